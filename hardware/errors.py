@@ -1,0 +1,55 @@
+"""Every error that this project raises on purpose.
+
+They live in the lowest room because each room above may raise them; `proxyless_strategy` re-exports them.
+Each message names the thing, its value and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class ProxylessError(Exception):
+    """Base of all errors that a user can mend; the command line prints its message alone and exits with 2."""
+
+
+class ConfigError(ProxylessError):
+    """A setting is unknown, missing or impossible."""
+
+
+class DataError(ProxylessError):
+    """A data set is missing, has another layout than expected, or is too small to be split."""
+
+
+class SpaceError(ProxylessError):
+    """A search space is unknown or its declaration is impossible."""
+
+
+class SubnetError(ProxylessError):
+    """A choice names an unknown edge or candidate, or leaves an edge out."""
+
+
+class UnsupportedSpaceError(SpaceError):
+    """A search space has a mutable that the strategy cannot search."""
+
+
+class TableError(ProxylessError):
+    """A latency table cannot be read, or belongs to another space, input size, batch or device."""
+
+
+class MissingOperatorError(TableError):
+    """A latency table has no entry for an operator."""
+
+
+class BackendError(ProxylessError):
+    """A measuring backend is unknown or not installed."""
+
+
+class TargetError(ProxylessError):
+    """A latency target cannot be reached by any subnet of the space."""
+
+
+class ExportError(ProxylessError):
+    """A subnet could not be exported, or its exported form differs from the model."""
+
+
+class ExperimentError(ProxylessError):
+    """An NNI experiment could not start, or one of its trials failed."""
