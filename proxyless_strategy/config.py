@@ -1,0 +1,212 @@
+"""The YAML schema of one search: space, data, hardware, objective, search and retraining settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hardware.errors import ConfigError
+
+Rule = Literal["gradient", "reinforce"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpaceConfig(_Section):
+    """A named search space, or the user's own as `module:function`, with the options it takes."""
+
+    name: str = "small_mbconv"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataConfig(_Section):
+    """Where images come from and how they are split.
+
+    `name` is `digits`, `imagefolder`, `torchvision:CLASS`, or `module:function`; the function takes
+    `(root, **options)` and returns three data sets: weights, architecture, test.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    architecture_fraction: float = Field(0.3, gt=0, lt=1)
+    """Share of the training images that architecture steps see (METHOD: the validation set)."""
+    architecture_per_class: int | None = Field(None, gt=0)
+    """Exact number of architecture images of each class; overrides the fraction."""
+    workers: int = Field(0, ge=0)
+    augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
+
+
+class HardwareConfig(_Section):
+    """The device: a backend and the latency table measured with it (built if the file is missing)."""
+
+    backend: str = "onnxruntime"
+    table: Path | None = None
+    threads: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1)
+
+
+class SearchSettings(_Section):
+    """Training of the supernet and of the architecture parameters."""
+
+    epochs: int = Field(40, ge=1)
+    """Epochs after the warm-up."""
+    warmup_epochs: int = Field(10, ge=0)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(0.05, gt=0)
+    warmup_learning_rate: float | None = Field(None, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(4e-5, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    architecture_learning_rate: float | None = Field(None, gt=0)
+    """None: derived from the planned number of architecture steps."""
+    steps_per_update: int = Field(5, ge=1)
+    """Weight steps between two architecture steps."""
+    samples: int = Field(10, ge=2)
+    """Subnets drawn in one REINFORCE step."""
+    estimator: Literal["paper", "unbiased"] = "paper"
+    paths: Literal["two", "all"] = "two"
+    precision: str = "32-true"
+    devices: int = Field(1, ge=1)
+    accelerator: str = "auto"
+    channels_last: bool = False
+
+
+class RetrainSettings(_Section):
+    """Training of the derived subnet from fresh weights; it never inherits the search's settings."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(64, ge=2)
+    optimizer: str = "sgd"
+    learning_rate: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(4e-5, ge=0)
+    scheduler: str = "cosine"
+    warmup_epochs: int = Field(0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(0.99, gt=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    rand_augment: str | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SearchConfig(_Section):
+    """One search from start to finished folder."""
+
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
+    input_size: int = Field(32, ge=8)
+    deploy_input_size: int | None = Field(None, ge=8)
+    """Input size of the deployed model and its table; None: `input_size`."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    hardware: HardwareConfig = Field(default_factory=HardwareConfig)
+    rule: Rule = "gradient"
+    target: float | None = Field(None, gt=0, le=1)
+    """Latency target as a fraction of the way from the space's fastest to its slowest subnet."""
+    target_ms: float | None = Field(None, gt=0)
+    """Latency target in (calibrated) milliseconds."""
+    objective: str = "target"
+    objective_options: dict[str, float] = Field(default_factory=dict)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    retrain: RetrainSettings | None = Field(default_factory=RetrainSettings)
+    seed: int = Field(0, ge=0)
+    out: Path = Path("runs/search")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> SearchConfig:
+        if self.target is not None and self.target_ms is not None:
+            raise ValueError(
+                f"target ({self.target}) and target_ms ({self.target_ms}) are both given; keep one of them"
+            )
+        return self
+
+    @property
+    def latency_input_size(self) -> int:
+        """Input size at which latencies are counted."""
+        return self.deploy_input_size or self.input_size
+
+
+def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> SearchConfig:
+    """Read a search config and lay `overrides` (dotted keys, as an NNI search space names them) over it.
+
+    Args:
+        path: A YAML file.
+        overrides: For example `{"rule": "reinforce", "search.epochs": 3, "target": 0.5}`.
+
+    Raises:
+        ConfigError: The file is missing or no mapping, a key is unknown, or a value is impossible.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the search config {path}: {error.strerror}; give an existing YAML file"
+        ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
+    for dotted, value in (overrides or {}).items():
+        _lay_over(values, dotted, value)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:
+    """Validate settings that are already a mapping; see `load_config` for the errors."""
+    if isinstance(values.get("space"), str):
+        values = {**values, "space": {"name": values["space"]}}
+    if isinstance(values.get("data"), str):
+        values = {**values, "data": {"name": values["data"]}}
+    try:
+        return SearchConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error)}") from error
+
+
+def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if isinstance(child, str) and parent in ("space", "data"):
+            child = node[parent] = {"name": child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"cannot set {dotted}: {parent} is {child!r}, not a section of settings")
+        node = child
+    if last in ("target", "target_ms") and not parents:
+        node.pop("target", None)
+        node.pop("target_ms", None)
+    node[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {where!r} ({_known_keys(item['loc'])})")
+        elif where:
+            parts.append(f"{where} = {item['input']!r}: {item['msg']}")
+        else:
+            parts.append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(parts)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    section: Any = SearchConfig
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part))
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if section is None:
+            return "remove it"
+    return "known keys: " + ", ".join(sorted(section.model_fields))
