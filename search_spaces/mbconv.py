@@ -1,0 +1,328 @@
+"""MBConv search spaces: one declaration each, built as NNI LayerChoices over timm's blocks.
+
+Equations and figures: ProxylessNAS, arXiv 1812.00332, and its public release.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from timm.layers import create_classifier, create_conv2d, get_act_layer
+from torch import nn
+
+from hardware.errors import SpaceError
+from hardware.op_spec import OpSpec
+
+from .blocks import (
+    SKIP,
+    BlockShape,
+    candidate_name,
+    check_width,
+    first_block,
+    mbconv,
+    mbconv_spec,
+    norm_layer,
+    parse_candidate,
+    skip_spec,
+)
+from .costs import SpaceCosts, check_choices
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`depth` blocks of `width` channels; the first one has `stride`, the others 1."""
+
+    width: int
+    depth: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One searchable block: its label, where it stands, and the candidates' names in order."""
+
+    label: str
+    stage: int
+    index: int
+    shape: BlockShape
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MBConvDeclaration:
+    """A MobileNetV2-like backbone whose blocks choose kernel and expansion, and whether they are there at all.
+
+    Attributes:
+        name: Name of the space.
+        stem_width: Channels of the 3x3 stem convolution.
+        stem_stride: Its stride, 1 or 2.
+        first_width: Channels of the fixed depthwise-separable block after the stem.
+        stages: The searchable stages.
+        kernels: Kernel sides of the candidates.
+        expansions: Expansions of the candidates.
+        head_width: Channels of the 1x1 convolution before pooling.
+        activation: timm's name of the activation.
+        bn_eps: Epsilon of batch norm.
+        bn_momentum: Momentum of batch norm.
+    """
+
+    name: str
+    stem_width: int
+    stem_stride: int
+    first_width: int
+    stages: tuple[Stage, ...]
+    kernels: tuple[int, ...] = (3, 5, 7)
+    expansions: tuple[int, ...] = (3, 6)
+    head_width: int = 1280
+    activation: str = "relu6"
+    bn_eps: float = 1e-3
+    bn_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.stem_stride not in (1, 2):
+            raise SpaceError(f"stem_stride = {self.stem_stride!r} of the space {self.name}; it must be 1 or 2")
+        if not self.stages or not self.kernels or not self.expansions:
+            raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
+        for stage in self.stages:
+            if stage.depth < 1 or stage.stride not in (1, 2):
+                raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 or more, stride 1 or 2")
+        for kernel in self.kernels:
+            if kernel < 1 or kernel % 2 == 0:
+                raise SpaceError(f"kernel {kernel} of the space {self.name}; kernels must be odd")
+        try:
+            get_act_layer(self.activation)
+        except (KeyError, AssertionError) as error:
+            raise SpaceError(
+                f"activation {self.activation!r} of the space {self.name} is unknown to timm; try relu6"
+            ) from error
+        for edge in self.edges():
+            for expansion in self.expansions:
+                check_width(edge.shape.in_width, expansion)
+
+    def scaled(self, width_mult: float) -> MBConvDeclaration:
+        """The same space with every width times `width_mult`, rounded as in the release; the last only for > 1.
+
+        Raises:
+            SpaceError: `width_mult` is not positive.
+        """
+        if not width_mult > 0:
+            raise SpaceError(f"width_mult = {width_mult!r} of the space {self.name}; it must be positive")
+        if width_mult == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}_w{width_mult:g}",
+            stem_width=make_divisible(self.stem_width * width_mult),
+            first_width=make_divisible(self.first_width * width_mult),
+            stages=tuple(replace(stage, width=make_divisible(stage.width * width_mult)) for stage in self.stages),
+            head_width=make_divisible(self.head_width * max(1.0, width_mult)),
+        )
+
+    def edges(self) -> tuple[Edge, ...]:
+        """Every searchable block from input to output; stages count from 1, as block 0's stage is fixed."""
+        return tuple(self._edges())
+
+    def _edges(self) -> Iterator[Edge]:
+        names = tuple(candidate_name(k, e) for k in self.kernels for e in self.expansions)
+        in_width = self.first_width
+        for number, stage in enumerate(self.stages, start=1):
+            for index in range(stage.depth):
+                shape = BlockShape(in_width, stage.width, stage.stride if index == 0 else 1)
+                candidates = (*names, SKIP) if shape.can_skip else names
+                yield Edge(f"stage{number}_block{index}", number, index, shape, candidates)
+                in_width = stage.width
+
+    def candidates(self) -> dict[str, tuple[str, ...]]:
+        """Candidates' names of every edge, by label."""
+        return {edge.label: edge.candidates for edge in self.edges()}
+
+    def build(self, *, num_classes: int = 1000, in_chans: int = 3) -> MBConvSpace:
+        """The space as an NNI ModelSpace, ready for `ProxylessStrategy`."""
+        return MBConvSpace(self, num_classes=num_classes, in_chans=in_chans)
+
+    def costs(self, input_size: int, *, num_classes: int = 1000, in_chans: int = 3) -> SpaceCosts:
+        """The operators of this space at `input_size x input_size` pixels."""
+        size = math.ceil(input_size / self.stem_stride)
+        order: list[OpSpec | str] = [
+            OpSpec(
+                kind="conv",
+                input_shape=(in_chans, input_size, input_size),
+                output_shape=(self.stem_width, size, size),
+                kernel=3,
+                stride=self.stem_stride,
+                activation=self.activation,
+            ),
+            mbconv_spec(
+                BlockShape(self.stem_width, self.first_width, 1),
+                3,
+                1,
+                size,
+                activation=self.activation,
+                residual=False,
+            ),
+        ]
+        edges: dict[str, dict[str, OpSpec]] = {}
+        for edge in self.edges():
+            edges[edge.label] = {
+                name: skip_spec(edge.shape, size)
+                if name == SKIP
+                else mbconv_spec(edge.shape, *parse_candidate(name), size, activation=self.activation)
+                for name in edge.candidates
+            }
+            order.append(edge.label)
+            size = math.ceil(size / edge.shape.stride)
+        order += [
+            OpSpec(
+                kind="conv",
+                input_shape=(self.stages[-1].width, size, size),
+                output_shape=(self.head_width, size, size),
+                activation=self.activation,
+            ),
+            OpSpec(kind="head", input_shape=(self.head_width, size, size), output_shape=(num_classes,)),
+        ]
+        return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> MBConvDeclaration:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SpaceError: A field is missing or unknown.
+        """
+        try:
+            fields = dict(values)
+            fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
+            fields["kernels"] = tuple(fields["kernels"])
+            fields["expansions"] = tuple(fields["expansions"])
+            return MBConvDeclaration(**fields)
+        except (KeyError, TypeError) as error:
+            raise SpaceError(f"not a declaration of an MBConv space: {error}; export the subnet again") from error
+
+
+class MBConvSpace(ModelSpace):
+    """The over-parameterised network of a declaration, with timm's attribute names.
+
+    Args:
+        declaration: What can be chosen.
+        num_classes: Classes of the linear classifier.
+        in_chans: Channels of the input image.
+
+    Input `B x in_chans x H x W`, output `B x num_classes`.
+    """
+
+    def __init__(self, declaration: MBConvDeclaration, num_classes: int = 1000, in_chans: int = 3):
+        super().__init__()
+        self.declaration = declaration
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        act = get_act_layer(declaration.activation)
+        norm = norm_layer(eps=declaration.bn_eps, momentum=declaration.bn_momentum)
+        self.conv_stem = create_conv2d(in_chans, declaration.stem_width, 3, stride=declaration.stem_stride)
+        self.bn1 = norm(declaration.stem_width, act_layer=act)
+        shape = BlockShape(declaration.stem_width, declaration.first_width, 1)
+        stages: list[list[nn.Module]] = [
+            [first_block(shape, activation=declaration.activation, norm=norm)],
+            *([] for _ in declaration.stages),
+        ]
+        for edge in declaration.edges():
+            candidates = {
+                name: nn.Identity()
+                if name == SKIP
+                else mbconv(edge.shape, *parse_candidate(name), activation=declaration.activation, norm=norm)
+                for name in edge.candidates
+            }
+            stages[edge.stage].append(LayerChoice(candidates, label=edge.label))
+        self.blocks = nn.Sequential(*(nn.Sequential(*blocks) for blocks in stages))
+        self.conv_head = create_conv2d(declaration.stages[-1].width, declaration.head_width, 1)
+        self.bn2 = norm(declaration.head_width, act_layer=act)
+        self.global_pool, self.classifier = create_classifier(declaration.head_width, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as the release does: convolutions N(0, sqrt(2 / (k * k * out))), not divided by groups."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+            elif isinstance(module, nn.Linear):
+                bound = 1.0 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.weight, -bound, bound)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv_stem(x))
+        x = self.blocks(x)
+        x = self.bn2(self.conv_head(x))
+        return self.classifier(self.global_pool(x))
+
+    def timm_state_dict(self, choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """The weights of one choice under timm's keys: skipped blocks are gone and later ones renumbered.
+
+        Args:
+            choices: A candidate for every edge; the network may be the plain space or the mutated supernet.
+
+        Raises:
+            SubnetError: An edge or candidate is unknown or missing.
+        """
+        check_choices(choices, self.declaration.candidates(), space=self.declaration.name)
+        weights = self.state_dict()
+        renamed = {
+            key: value for key, value in weights.items() if not key.startswith("blocks.") or key.startswith("blocks.0.")
+        }
+        for stage, index, edge in kept_blocks(self.declaration, choices):
+            old = f"blocks.{edge.stage}.{edge.index}.{choices[edge.label]}."
+            new = f"blocks.{stage}.{index}."
+            renamed.update({new + k.removeprefix(old): v for k, v in weights.items() if k.startswith(old)})
+        return renamed
+
+
+def kept_blocks(declaration: MBConvDeclaration, choices: Mapping[str, str]) -> Iterator[tuple[int, int, Edge]]:
+    """Blocks that are not skipped, as `(stage, index)` in the timm network and the edge that they come from."""
+    stage, index, previous = 0, 0, 0
+    for edge in declaration.edges():
+        if choices[edge.label] == SKIP:
+            continue
+        if edge.stage != previous:
+            stage, index, previous = stage + 1, 0, edge.stage
+        yield stage, index, edge
+        index += 1
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """`value` rounded to a multiple of `divisor`, never under 90 % of it, as in the release."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+IMAGENET_MBCONV = MBConvDeclaration(
+    name="imagenet_mbconv",
+    stem_width=32,
+    stem_stride=2,
+    first_width=16,
+    stages=(
+        Stage(24, 4, 2),
+        Stage(40, 4, 2),
+        Stage(80, 4, 2),
+        Stage(96, 4, 1),
+        Stage(192, 4, 2),
+        Stage(320, 1, 1),
+    ),
+)
+
+SMALL_MBCONV = MBConvDeclaration(
+    name="small_mbconv",
+    stem_width=16,
+    stem_stride=2,
+    first_width=16,
+    stages=(Stage(24, 2, 1), Stage(40, 2, 2), Stage(64, 2, 2)),
+    head_width=256,
+)
