@@ -1,0 +1,44 @@
+"""Backends by name; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hardware.backends.base import Backend
+from hardware.errors import BackendError
+
+
+def get_backend(name: str) -> Backend:
+    """A fresh backend.
+
+    Raises:
+        BackendError: The name is unknown, or the backend's package is not installed.
+    """
+    if name not in _FACTORIES:
+        raise BackendError(f"backend {name!r} is unknown; known are {', '.join(backend_names())}.")
+    return _FACTORIES[name]()
+
+
+def register_backend(name: str, factory: Callable[[], Backend]) -> None:
+    """Makes a backend known by name, in place of an earlier one of that name."""
+    _FACTORIES[name] = factory
+
+
+def backend_names() -> tuple[str, ...]:
+    """All names that `get_backend` knows."""
+    return tuple(sorted(_FACTORIES))
+
+
+def _onnxruntime() -> Backend:
+    from hardware.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend()
+
+
+def _torch() -> Backend:
+    from hardware.backends.torch import TorchBackend
+
+    return TorchBackend()
+
+
+_FACTORIES: dict[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "torch": _torch}

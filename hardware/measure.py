@@ -1,0 +1,391 @@
+"""Measuring operators and whole nets, and building a calibrated latency table from both.
+
+Everything is timed in the same interleaved rounds: a round takes one sample of each operator and each net, in a
+shuffled order of its own, so that a busy spell of the machine falls on all of them alike. A figure is a low quantile
+of its samples. The session's overhead (an empty graph on an input of the operator's shape) is subtracted from every
+operator and added once per net (METHOD.md section 3, DESIGN.md section 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import statistics
+from hardware.backends import Backend, Runnable, SharedBackend, get_backend
+from hardware.errors import BackendError, TableError
+from hardware.files import write_atomically
+from hardware.locks import load_or_build, measuring_lock, table_lock
+from hardware.op_spec import IDENTITY, OpSpec
+from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
+
+__all__ = [
+    "Measurement",
+    "build_table",
+    "load_or_build",
+    "measure",
+    "measure_model_file",
+    "measuring_lock",
+    "table_lock",
+]
+
+QUANTILE = 0.2
+MINIMUM_NETS = 8
+PARTIAL_SECONDS = 5.0
+_OVERHEAD = "overhead"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One operator's or net's time.
+
+    Attributes:
+        ms: The estimate: the low quantile of the samples, in ms.
+        median_ms: Their median.
+        p20_ms: Their 20th percentile.
+        spread: `median / low quantile - 1`.
+        samples: All samples in ms, in the order of the rounds.
+    """
+
+    ms: float
+    median_ms: float
+    p20_ms: float
+    spread: float
+    samples: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples: Sequence[float], *, quantile: float = QUANTILE) -> Measurement:
+        """Summarises samples in ms."""
+        low, p20, median = (float(v) for v in np.quantile(samples, [quantile, 0.2, 0.5]))
+        return cls(low, median, p20, median / low - 1.0 if low > 0 else 0.0, tuple(samples))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        rounds: Most rounds.
+        minimum_rounds: Rounds before `seconds` may end the measurement.
+        seconds: Time after which no further round starts.
+        sample_ms: A sample repeats a short operator until it lasts about this long.
+        quantile: Which quantile of the samples is the estimate.
+        noisy: Operators whose spread exceeds this get further rounds.
+        extra_rounds: Most further rounds for noisy operators.
+    """
+
+    rounds: int = 200
+    minimum_rounds: int = 20
+    seconds: float = 30.0
+    sample_ms: float = 0.5
+    quantile: float = QUANTILE
+    noisy: float = 0.15
+    extra_rounds: int = 50
+
+
+def measure(
+    chains: Mapping[str, Sequence[OpSpec]],
+    *,
+    backend: str | Backend = "onnxruntime",
+    batch: int = 1,
+    threads: int = 1,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Measurement]:
+    """Times chains of operators, overhead included.
+
+    Args:
+        chains: Name to operators in execution order.
+        backend: A backend or its name.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        rounds: Rounds; None takes the plan's.
+        seconds: Time limit; None takes the plan's.
+        plan: How long to measure otherwise.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Name to measurement.
+    """
+    plan = plan or Plan()
+    if rounds is not None:
+        plan = dataclasses.replace(plan, rounds=rounds, minimum_rounds=min(rounds, plan.minimum_rounds))
+    if seconds is not None:
+        plan = dataclasses.replace(plan, seconds=seconds)
+    with _opened(backend) as device, measuring_lock():
+        runnables = {name: device.prepare(chain, batch=batch, threads=threads) for name, chain in chains.items()}
+        samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress)
+    return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+
+
+def measure_model_file(
+    path: str | Path,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    backend: str | Backend = "onnxruntime",
+    plan: Plan | None = None,
+    progress: bool = False,
+) -> Measurement:
+    """Times a model file as it is deployed, by the loop that times operators.
+
+    Args:
+        path: The model file.
+        input_shape: `(C, H, W)`; None takes it from the file.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        backend: A backend or its name; it must be able to load model files.
+        plan: How long to measure.
+        progress: Whether to show a progress bar.
+    """
+    plan = plan or Plan(seconds=8.0)
+    with _opened(backend) as device, measuring_lock():
+        if not isinstance(device, SharedBackend):
+            raise BackendError(f"backend {device.name!r} cannot time a model file; use 'onnxruntime'.")
+        runnable = device.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
+        samples = _sample(device, {str(path): runnable}, plan=plan, seed=0, progress=progress)
+    return Measurement.of(samples[str(path)], quantile=plan.quantile)
+
+
+def build_table(
+    ops: Iterable[OpSpec],
+    nets: Sequence[Sequence[OpSpec]] = (),
+    *,
+    backend: str | Backend = "onnxruntime",
+    input_size: int,
+    batch: int = 1,
+    threads: int = 1,
+    space: str = "",
+    out: str | Path | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> LatencyTable:
+    """Measures every distinct operator and some whole nets, and calibrates the sum on the nets.
+
+    Args:
+        ops: Operators, repeated ones counted once and `identity` left out.
+        nets: Whole nets in execution order, 8 or more; none gives an uncalibrated table.
+        backend: A backend or its name.
+        input_size: Side of the network's input image.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        space: The search space in words.
+        out: Where to save the table; what is measured meanwhile is kept in `<out>.partial` and taken up again by
+            a build with the same settings. None saves nothing.
+        plan: How long to measure.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+    """
+    plan = plan or Plan(seconds=45.0)
+    distinct = {op.key: op for op in ops if op.kind != IDENTITY}
+    whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
+    if not distinct:
+        raise TableError("there is no operator to measure; give the operators of a space.")
+    if 0 < len(whole) < MINIMUM_NETS:
+        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {MINIMUM_NETS} or more.")
+    unmeasured = sorted({op.key for net in whole for op in net} - set(distinct))
+    if unmeasured:
+        raise TableError(f"the nets use operators that are not to be measured, first {unmeasured[0]}; add them.")
+    chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
+    chains |= {f"op {key}": (op,) for key, op in distinct.items()}
+    chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
+    first = next(iter(distinct.values()))
+    with _opened(backend) as device, measuring_lock():
+        name, versions = device.device(), device.versions()
+        settings = {
+            "backend": device.name,
+            "device": name,
+            "versions": versions,
+            "batch": batch,
+            "threads": threads,
+            "input_size": input_size,
+            "sample_ms": plan.sample_ms,
+        }
+        partial = _Partial(Path(f"{out}.partial"), settings) if out is not None else None
+        runnables = {
+            label: device.prepare(chain, batch=batch, threads=threads, input_shape=None if chain else first.input_shape)
+            for label, chain in chains.items()
+        }
+        samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+    overhead = round(figures[_OVERHEAD].ms, 7)
+    entries = {}
+    for key in distinct:
+        figure = figures[f"op {key}"]
+        net_ms = round(max(figure.ms - overhead, 0.0), 7)
+        entries[key] = LatencyEntry(net_ms, round(figure.spread, 4), len(figure.samples))
+    header = TableHeader(
+        device=name,
+        backend=device.name,
+        threads=threads,
+        batch=batch,
+        dtype=device.dtype,
+        input_size=input_size,
+        space=space,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        versions=versions,
+        repeats=min(len(values) for values in samples.values()),
+        quantile=plan.quantile,
+        load_average=load,
+        overhead_ms=overhead,
+    )
+    table = LatencyTable(header, entries)
+    if whole:
+        measured = [figures[name].ms for name in chains if name.startswith("net ")]
+        table = calibrated(table, whole, measured)
+    if out is not None:
+        table.save(out)
+        Path(f"{out}.partial").unlink(missing_ok=True)
+    return table
+
+
+def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
+    """The table with a calibration fitted on whole nets.
+
+    Args:
+        table: The table; an earlier calibration is replaced.
+        nets: Whole nets in execution order.
+        measured_ms: Their measured latencies.
+    """
+    raw = np.array([table.raw_ms(net) for net in nets])
+    measured = np.asarray(measured_ms, dtype=np.float64)
+    scale, offset = statistics.affine_fit(raw, measured)
+    figures = {
+        "raw": statistics.figures(raw, measured),
+        "calibrated": statistics.figures(scale * raw + offset, measured),
+    }
+    calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures)
+    return dataclasses.replace(table, header=dataclasses.replace(table.header, calibration=calibration))
+
+
+@contextmanager
+def _opened(backend: str | Backend) -> Iterator[Backend]:
+    """A backend that is closed at the end where its name was given, and left to the caller otherwise."""
+    if isinstance(backend, Backend):
+        yield backend
+        return
+    with get_backend(backend) as device:
+        yield device
+
+
+def _sample(
+    device: Backend,
+    runnables: Mapping[str, Runnable],
+    *,
+    plan: Plan,
+    seed: int,
+    progress: bool,
+    partial: _Partial | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, list[float]]:
+    """Samples in ms of every runnable, in interleaved rounds of shuffled order."""
+    names = list(runnables)
+    repeats = {name: _repeats(device, runnables[name], plan) for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    if partial is not None:
+        samples |= {name: values for name, values in partial.load().items() if name in samples}
+    order = random.Random(f"{seed}:{min(map(len, samples.values()), default=0)}")
+    start = saved = clock()
+    with _bar(progress, plan.rounds, len(names)) as advance:
+        while names:
+            done = min(map(len, samples.values()))
+            late = clock() - start > plan.seconds and done >= plan.minimum_rounds
+            due = [name for name in names if len(samples[name]) < plan.rounds] if not late else []
+            if not due:
+                due = _noisy(samples, plan, late=clock() - start > 1.5 * plan.seconds)
+            if not due:
+                break
+            order.shuffle(due)
+            for name in due:
+                samples[name].append(1e3 * device.time(runnables[name], repeats=repeats[name]))
+            advance(min(map(len, samples.values())), clock() - start, plan)
+            if partial is not None and clock() - saved > PARTIAL_SECONDS:
+                partial.save(samples)
+                saved = clock()
+    if partial is not None:
+        partial.save(samples)
+    return samples
+
+
+def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:
+    """Runs per sample, after a warm-up that is no part of any sample."""
+    device.time(runnable, repeats=2)
+    single_ms = 1e3 * min(device.time(runnable, repeats=1) for _ in range(3))
+    return max(1, round(plan.sample_ms / max(single_ms, plan.sample_ms / 1000)))
+
+
+def _noisy(samples: Mapping[str, list[float]], plan: Plan, *, late: bool) -> list[str]:
+    """Names whose spread asks for further rounds and that still may have them."""
+    if late:
+        return []
+    return [
+        name
+        for name, values in samples.items()
+        if len(values) < plan.rounds + plan.extra_rounds
+        and Measurement.of(values, quantile=plan.quantile).spread > plan.noisy
+    ]
+
+
+class _Partial:
+    """Samples of an interrupted build, taken up again only under the same settings."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+
+    def load(self) -> dict[str, list[float]]:
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            if document["settings"] != self.settings:
+                return {}
+            return {str(name): [float(v) for v in values] for name, values in document["samples"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def save(self, samples: Mapping[str, Sequence[float]]) -> None:
+        write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}))
+
+
+@contextmanager
+def _bar(progress: bool, rounds: int, count: int) -> Iterator[Callable[[int, float, Plan], None]]:
+    if not progress:
+        yield lambda done, elapsed, plan: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task(f"measuring {count} graphs", total=1.0)
+
+        def advance(done: int, elapsed: float, plan: Plan) -> None:
+            by_rounds = done / rounds
+            by_time = min(elapsed / plan.seconds, done / plan.minimum_rounds) if plan.seconds else 1.0
+            bar.update(task, completed=min(1.0, max(by_rounds, by_time)))
+
+        yield advance
+
+
+def _digest(chain: Sequence[OpSpec]) -> str:
+    import hashlib
+
+    return hashlib.sha256("\n".join(op.key for op in chain).encode()).hexdigest()[:12]

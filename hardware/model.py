@@ -1,0 +1,217 @@
+"""What the choices of a search space cost: in calibrated milliseconds, MACs, parameters or activation bytes.
+
+Let `L` be the number of edges and `N` the largest number of candidates. `F` (`costs`, `L x N`) holds the cost of
+each candidate and `mask` its used cells; a net costs `fixed + sum_l F[l, choice_l]` and its expectation under
+probabilities `P` (`L x N`) is `E = fixed + sum(P * F)` (METHOD.md section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hardware import primitives
+from hardware.errors import SpaceError, SubnetError
+from hardware.op_spec import IDENTITY, OpSpec
+from hardware.report import LatencyReport, ReportRow
+from hardware.table import LatencyTable
+
+
+class CostModel:
+    """Additive cost of a space's fixed operators and of every candidate of every edge.
+
+    Attributes:
+        labels: The `L` edges in order.
+        candidates: Candidate names of each edge, in the order of the columns of `costs`.
+        costs: `L x N` float64; 0 in unused cells.
+        mask: `L x N` bool; True where a candidate exists.
+        fixed: Cost of everything that is not chosen, constants included.
+        unit: What the numbers are in.
+    """
+
+    def __init__(
+        self,
+        cost: Callable[[OpSpec], float],
+        *,
+        fixed: Sequence[OpSpec],
+        edges: Mapping[str, Mapping[str, OpSpec]],
+        constant: float = 0.0,
+        unit: str,
+    ) -> None:
+        """
+        Args:
+            cost: From an operator to its cost; must be 0 for `identity`.
+            fixed: The operators that every subnet has.
+            edges: Edge label to candidate name to operator.
+            constant: What every subnet costs beside its operators.
+            unit: Name of the cost's unit.
+        """
+        for label, options in edges.items():
+            if not options:
+                raise SpaceError(f"edge {label!r} has no candidate, so no subnet has a cost; give it one.")
+        self.unit = unit
+        self.labels: tuple[str, ...] = tuple(edges)
+        self.candidates: tuple[tuple[str, ...], ...] = tuple(tuple(options) for options in edges.values())
+        width = max((len(options) for options in self.candidates), default=0)
+        self.costs: np.ndarray = np.zeros((len(self.labels), width), dtype=np.float64)
+        self.mask: np.ndarray = np.zeros((len(self.labels), width), dtype=bool)
+        for row, options in enumerate(edges.values()):
+            for column, op in enumerate(options.values()):
+                self.costs[row, column] = cost(op)
+                self.mask[row, column] = True
+        self.constant = float(constant)
+        self._fixed_ops = tuple(fixed)
+        self._fixed_costs = tuple(float(cost(op)) for op in fixed)
+        self._edges = {label: dict(options) for label, options in edges.items()}
+        self.fixed: float = self.constant + math.fsum(self._fixed_costs)
+        self._rows = {label: row for row, label in enumerate(self.labels)}
+        self._columns = [{name: i for i, name in enumerate(options)} for options in self.candidates]
+
+    def cost(self, choices: Mapping[str, str]) -> float:
+        """Cost of one subnet.
+
+        Args:
+            choices: Edge label to the chosen candidate's name, for every edge.
+        """
+        return self.fixed + math.fsum(self.costs[row, column] for row, column in self._cells(choices))
+
+    def expected(self, probabilities: Any) -> Any:
+        """Expected cost `fixed + sum(P * F)`; differentiable where `probabilities` is a torch tensor.
+
+        Args:
+            probabilities: `L x N` numpy array or torch tensor. With nested choices, rows already weighted by the
+                probability that the edge is reached.
+
+        Returns:
+            A scalar of the same library, type and device.
+        """
+        if tuple(probabilities.shape) != self.costs.shape:
+            raise SpaceError(
+                f"probabilities have shape {tuple(probabilities.shape)}, but the costs have {self.costs.shape}; "
+                "give one row per edge and one column per candidate."
+            )
+        costs = probabilities.new_tensor(self.costs) if hasattr(probabilities, "new_tensor") else self.costs
+        return (probabilities * costs).sum() + self.fixed
+
+    def minimum(self) -> tuple[float, dict[str, str]]:
+        """The cheapest subnet: its cost and its choices (first candidate on a tie)."""
+        return self._extreme(np.where(self.mask, self.costs, np.inf).argmin(axis=1))
+
+    def maximum(self) -> tuple[float, dict[str, str]]:
+        """The dearest subnet: its cost and its choices (first candidate on a tie)."""
+        return self._extreme(np.where(self.mask, self.costs, -np.inf).argmax(axis=1))
+
+    def report(self, choices: Mapping[str, str]) -> LatencyReport:
+        """Where the cost of one subnet goes."""
+        rows = [
+            ReportRow(f"fixed {i}: {op.kind}", op.kind, op.key, cost, predicted=self._predicted(op))
+            for i, (op, cost) in enumerate(zip(self._fixed_ops, self._fixed_costs, strict=True))
+        ]
+        for row, column in self._cells(choices):
+            label = self.labels[row]
+            op = self._edges[label][self.candidates[row][column]]
+            cost = float(self.costs[row, column])
+            rows.append(ReportRow(label, op.kind, op.key, cost, predicted=self._predicted(op)))
+        return LatencyReport(rows=tuple(rows), constant=self.constant, unit=self.unit)
+
+    def _predicted(self, op: OpSpec) -> bool:
+        return False
+
+    def _extreme(self, columns: np.ndarray) -> tuple[float, dict[str, str]]:
+        chosen = {label: self.candidates[row][columns[row]] for row, label in enumerate(self.labels)}
+        return self.cost(chosen), chosen
+
+    def _cells(self, choices: Mapping[str, str]) -> list[tuple[int, int]]:
+        unknown = [label for label in choices if label not in self._rows]
+        if unknown:
+            raise SubnetError(f"the choice names the unknown edge {unknown[0]!r}; edges are {_few(self.labels)}.")
+        cells = []
+        for row, label in enumerate(self.labels):
+            if label not in choices:
+                raise SubnetError(f"the choice leaves out edge {label!r}; choose one of its candidates.")
+            column = self._columns[row].get(choices[label])
+            if column is None:
+                raise SubnetError(
+                    f"edge {label!r} has no candidate {choices[label]!r}; it has {', '.join(self.candidates[row])}."
+                )
+            cells.append((row, column))
+        return cells
+
+
+class LatencyModel(CostModel):
+    """Calibrated latency in ms of a space's subnets on the device of one table.
+
+    A subnet takes `scale * (overhead + sum) + offset` ms; without a calibration in the table `scale` is 1, `offset`
+    is 0 and `calibrated` is False.
+
+    Attributes:
+        table: The table behind the figures.
+        calibrated: Whether the table has a calibration.
+        fixed_ms: `scale * (overhead + sum of the fixed operators) + offset`.
+    """
+
+    def __init__(
+        self, table: LatencyTable, *, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]
+    ) -> None:
+        calibration = table.header.calibration
+        self.table = table
+        self.calibrated = calibration is not None
+        scale = calibration.scale if calibration else 1.0
+        offset = calibration.offset_ms if calibration else 0.0
+        super().__init__(
+            lambda op: scale * table.latency_ms(op),
+            fixed=fixed,
+            edges=edges,
+            constant=scale * table.header.overhead_ms + offset,
+            unit="ms" if calibration else "ms (uncalibrated)",
+        )
+        self.fixed_ms = self.fixed
+
+    def latency(self, choices: Mapping[str, str]) -> float:
+        """Latency of one subnet in ms; `choices` maps every edge label to a candidate's name."""
+        return self.cost(choices)
+
+    def _predicted(self, op: OpSpec) -> bool:
+        return op.kind != IDENTITY and self.table.entry(op).predicted
+
+
+def macs_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
+    """Multiply-accumulates in millions."""
+    return CostModel(lambda op: primitives.macs(op) / 1e6, fixed=fixed, edges=edges, unit="M MACs")
+
+
+def params_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
+    """Convolution and linear weights in millions."""
+    return CostModel(lambda op: primitives.params(op) / 1e6, fixed=fixed, edges=edges, unit="M params")
+
+
+def activation_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
+    """Bytes of all activations of one float32 image, in MB (1e6 bytes)."""
+    return CostModel(lambda op: primitives.activation_bytes(op) / 1e6, fixed=fixed, edges=edges, unit="MB")
+
+
+def chain_report(table: LatencyTable, chain: Iterable[OpSpec]) -> LatencyReport:
+    """Where the calibrated latency of a net goes that is given by its operators.
+
+    Operators that the table lacks are listed by `missing()`, and `total()` then refuses to give a number.
+    """
+    calibration = table.header.calibration
+    scale, offset = (calibration.scale, calibration.offset_ms) if calibration else (1.0, 0.0)
+    rows = []
+    for index, op in enumerate(chain):
+        entry = table.entries.get(op.key)
+        cost = 0.0 if op.kind == IDENTITY else None if entry is None else scale * entry.ms
+        predicted = entry is not None and entry.predicted
+        rows.append(ReportRow(f"{index}: {op.kind}", op.kind, op.key, cost, predicted=predicted))
+    return LatencyReport(
+        rows=tuple(rows),
+        constant=scale * table.header.overhead_ms + offset,
+        unit="ms" if calibration else "ms (uncalibrated)",
+    )
+
+
+def _few(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

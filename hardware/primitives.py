@@ -1,0 +1,332 @@
+"""An operator as the few primitives that every backend can build, and the quantities that follow from them.
+
+Batch norm is folded into the convolution before it, as every deployed runtime does; padding is `kernel // 2` per
+side (times the dilation). Shapes are `C x H x W` without the batch dimension.
+
+>>> from hardware.op_spec import OpSpec
+>>> op = OpSpec("mbconv", (24, 56, 56), (24, 56, 56), kernel=5, hidden=72, residual=True)
+>>> [type(p).__name__ for p in decompose(op)]
+['Conv', 'Conv', 'Conv', 'Add']
+>>> params(op), macs(op)
+(5256, 16482816)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from hardware.errors import SpaceError
+from hardware.op_spec import IDENTITY, OpSpec
+
+Shape = tuple[int, ...]
+
+ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "sigmoid", "hard_sigmoid", "gelu")
+_SYNONYMS = {"swish": "silu", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
+_NO_ACTIVATION = ("", "none", "linear", "identity")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution with a folded batch norm, then an activation where one is named."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+    activation: str | None = None
+    dilation: int = 1
+
+    def output(self, shape: Shape) -> Shape:
+        self._expect(shape)
+        reach = self.dilation * (self.kernel - 1)
+        padding = self.padding
+        return (
+            self.out_channels,
+            *((side + 2 * padding - reach - 1) // self.stride + 1 for side in shape[1:]),
+        )
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
+
+    @property
+    def weights(self) -> int:
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel * self.kernel
+
+    @property
+    def params(self) -> int:
+        return self.weights + 2 * self.out_channels
+
+    def macs(self, shape: Shape) -> int:
+        _, height, width = self.output(shape)
+        return self.weights * height * width
+
+    def _expect(self, shape: Shape) -> None:
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise SpaceError(f"a convolution of {self.in_channels} channels was given a {shape} feature map.")
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm that no convolution comes before (pre-activation nets): scale and shift, then an activation."""
+
+    channels: int
+    activation: str | None = None
+
+    @property
+    def params(self) -> int:
+        return 2 * self.channels
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Average or maximum pooling, padded cells not counted."""
+
+    kernel: int
+    stride: int = 1
+    maximum: bool = False
+    padding: int = 0
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0], *((s + 2 * self.padding - self.kernel) // self.stride + 1 for s in shape[1:]))
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class ChannelShuffle:
+    """Channels of `groups` groups interleaved."""
+
+    groups: int
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Add:
+    """The operator's own input added to what its primitives have made of it so far."""
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool:
+    """Mean over height and width: `C x H x W` to `C`."""
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return shape[:1]
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Fully connected layer with bias."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def params(self) -> int:
+        return self.in_features * self.out_features + self.out_features
+
+    def output(self, shape: Shape) -> Shape:
+        if shape != (self.in_features,):
+            raise SpaceError(f"a linear layer of {self.in_features} features was given shape {shape}.")
+        return (self.out_features,)
+
+    def macs(self, shape: Shape) -> int:
+        return self.in_features * self.out_features
+
+
+Primitive = Conv | BatchNorm | Pool | ChannelShuffle | Add | GlobalAvgPool | Linear
+Decomposition = Callable[[OpSpec], tuple[Primitive, ...]]
+
+
+def decompose(op: OpSpec) -> tuple[Primitive, ...]:
+    """The primitives of an operator in execution order; none for `identity`.
+
+    Raises:
+        SpaceError: The kind is unknown, or the primitives do not lead to the operator's output shape.
+    """
+    if op.kind not in _KINDS:
+        known = ", ".join(sorted(_KINDS))
+        raise SpaceError(
+            f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.primitives.register_kind."
+        )
+    primitives = _KINDS[op.kind](op)
+    shape = op.input_shape
+    for primitive in primitives:
+        if isinstance(primitive, Add) and shape != op.input_shape:
+            raise SpaceError(f"operator {op.key} adds its {op.input_shape} input to a {shape} feature map.")
+        shape = primitive.output(shape)
+    if shape != op.output_shape:
+        raise SpaceError(f"operator {op.key} declares output {op.output_shape}, but its layers give {shape}.")
+    return primitives
+
+
+def register_kind(kind: str, function: Decomposition) -> None:
+    """Teaches every backend a new operator kind.
+
+    Args:
+        kind: The new kind; a known kind may only be registered again with the same function.
+        function: From an `OpSpec` of that kind to its primitives in execution order.
+    """
+    if _KINDS.get(kind, function) is not function:
+        raise SpaceError(f"operator kind {kind!r} is already registered; choose another name.")
+    _KINDS[kind] = function
+
+
+def macs(op: OpSpec) -> int:
+    """Multiply-accumulates of one image; convolutions and linear layers only."""
+    return sum(primitive.macs(shape) for primitive, shape in _with_input_shapes(op))
+
+
+def params(op: OpSpec) -> int:
+    """Trained parameters: convolutions, their batch norms' scale and shift, linear layers and their biases."""
+    return sum(primitive.params for primitive in decompose(op))
+
+
+def activation_bytes(op: OpSpec) -> int:
+    """Bytes of all tensors that the operator writes for one float32 image (additive over a net)."""
+    return 4 * sum(int(np.prod(primitive.output(shape))) for primitive, shape in _with_input_shapes(op))
+
+
+def activation_name(name: str | None) -> str | None:
+    """timm's name of an activation as the backends know it; None where there is none."""
+    if name is None or name in _NO_ACTIVATION:
+        return None
+    name = _SYNONYMS.get(name, name)
+    if name not in ACTIVATIONS:
+        raise SpaceError(f"activation {name!r} is unknown to the backends; known are {', '.join(ACTIVATIONS)}.")
+    return name
+
+
+def check_chain(chain: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
+    """The chain as a tuple, after checking that each operator takes what the one before it gives."""
+    chain = tuple(chain)
+    for before, after in pairwise(chain):
+        if before.output_shape != after.input_shape:
+            raise SpaceError(f"operator {after.key} cannot follow {before.key}: their shapes differ.")
+    return chain
+
+
+def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Weights for each primitive, equal on every backend: `{}` or `{"weight", "bias"}` (float32).
+
+    Scaled after He so that no activation overflows or becomes denormal, either of which would change the timing.
+    """
+    made: list[dict[str, np.ndarray]] = []
+    for index, primitive in enumerate(primitives):
+        generator = np.random.default_rng((seed, index))
+        if isinstance(primitive, Conv):
+            shape: Shape = (
+                primitive.out_channels,
+                primitive.in_channels // primitive.groups,
+                primitive.kernel,
+                primitive.kernel,
+            )
+        elif isinstance(primitive, Linear):
+            shape = (primitive.out_features, primitive.in_features)
+        elif isinstance(primitive, BatchNorm):
+            weight = generator.uniform(0.5, 1.5, primitive.channels).astype(np.float32)
+            bias = generator.uniform(-0.1, 0.1, primitive.channels).astype(np.float32)
+            made.append({"weight": weight, "bias": bias})
+            continue
+        else:
+            made.append({})
+            continue
+        scale = np.float32((2.0 / np.prod(shape[1:])) ** 0.5)
+        weight = generator.standard_normal(shape, dtype=np.float32) * scale
+        bias = generator.uniform(-0.1, 0.1, shape[0]).astype(np.float32)
+        made.append({"weight": weight, "bias": bias})
+    return made
+
+
+def _with_input_shapes(op: OpSpec) -> list[tuple[Primitive, Shape]]:
+    shape, pairs = op.input_shape, []
+    for primitive in decompose(op):
+        pairs.append((primitive, shape))
+        shape = primitive.output(shape)
+    return pairs
+
+
+def _conv(op: OpSpec) -> tuple[Primitive, ...]:
+    conv = Conv(op.input_shape[0], op.output_shape[0], op.kernel, op.stride, activation=activation_name(op.activation))
+    return _with_residual(op, (conv,))
+
+
+def _mbconv(op: OpSpec) -> tuple[Primitive, ...]:
+    if op.hidden < 1:
+        raise SpaceError(f"operator {op.key} has no hidden width; a block without expansion is a 'ds_conv'.")
+    act = activation_name(op.activation)
+    return _with_residual(
+        op,
+        (
+            Conv(op.input_shape[0], op.hidden, 1, activation=act),
+            Conv(op.hidden, op.hidden, op.kernel, op.stride, groups=op.hidden, activation=act),
+            Conv(op.hidden, op.output_shape[0], 1),
+        ),
+    )
+
+
+def _ds_conv(op: OpSpec) -> tuple[Primitive, ...]:
+    width = op.input_shape[0]
+    act = activation_name(op.activation)
+    return _with_residual(
+        op,
+        (
+            Conv(width, width, op.kernel, op.stride, groups=width, activation=act),
+            Conv(width, op.output_shape[0], 1),
+        ),
+    )
+
+
+def _head(op: OpSpec) -> tuple[Primitive, ...]:
+    return (GlobalAvgPool(), Linear(op.input_shape[0], op.output_shape[0]))
+
+
+def _identity(op: OpSpec) -> tuple[Primitive, ...]:
+    return ()
+
+
+def _with_residual(op: OpSpec, primitives: tuple[Primitive, ...]) -> tuple[Primitive, ...]:
+    return (*primitives, Add()) if op.residual else primitives
+
+
+_KINDS: dict[str, Decomposition] = {
+    "conv": _conv,
+    "mbconv": _mbconv,
+    "ds_conv": _ds_conv,
+    "head": _head,
+    IDENTITY: _identity,
+}

@@ -1,0 +1,350 @@
+"""`LatencyTable`: what each operator costs on one device, read from and written to YAML.
+
+A latency is in milliseconds. An operator's entry is net of the session's own overhead, which the header keeps: a
+net takes `overhead + sum of its operators` uncalibrated and `scale * (overhead + sum) + offset` calibrated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hardware.errors import MissingOperatorError, TableError
+from hardware.files import write_atomically
+from hardware.op_spec import IDENTITY, OpSpec
+
+FORMAT = "proxyless-latency-table"
+VERSION = 1
+UNIT = "ms"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The affine map from the sum of a table to a whole net's latency, fitted on whole nets.
+
+    Attributes:
+        scale: Factor of `overhead + sum`.
+        offset_ms: Constant in ms.
+        nets: Number of whole nets that it was fitted on.
+        figures: How well it fits (`rmse_ms`, `mape`, `spearman`, ... each `raw` and `calibrated`).
+    """
+
+    scale: float
+    offset_ms: float
+    nets: int
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, raw_ms: float) -> float:
+        return self.scale * raw_ms + self.offset_ms
+
+
+@dataclass(frozen=True)
+class TableHeader:
+    """Where, how and of what a table was measured.
+
+    Attributes:
+        device: The device in words.
+        backend: Name of the measuring backend.
+        threads: Threads that one inference may use.
+        batch: Images per inference.
+        dtype: Number format, `float32` for all backends here.
+        input_size: Side of the network's input image in pixels.
+        space: The search space in words; informative.
+        created: Date of the measurement, ISO 8601.
+        versions: Library name to version.
+        repeats: Samples per operator.
+        quantile: Which quantile of the samples an entry is.
+        load_average: The machine's 1-minute load while measuring, where known.
+        overhead_ms: What one call of the runtime costs without any operator.
+        calibration: The affine map to whole nets, or None for an uncalibrated table.
+        source: Where the figures come from.
+        checks: Figures of `hardware.checks.check_table` on held-out nets.
+    """
+
+    device: str
+    backend: str
+    threads: int
+    batch: int
+    dtype: str
+    input_size: int
+    space: str = ""
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    repeats: int = 0
+    quantile: float | None = None
+    load_average: float | None = None
+    overhead_ms: float = 0.0
+    calibration: Calibration | None = None
+    source: str = "measured"
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LatencyEntry:
+    """One operator's latency.
+
+    Attributes:
+        ms: Latency in ms, net of the session's overhead.
+        spread: Median of the samples over their low quantile, minus 1; 0 where unknown.
+        count: Samples behind the figure; 0 for a predicted one.
+        predicted: Whether a learned model filled the entry instead of a measurement.
+    """
+
+    ms: float
+    spread: float = 0.0
+    count: int = 0
+    predicted: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latencies of operators on one device, by `OpSpec.key`."""
+
+    header: TableHeader
+    entries: Mapping[str, LatencyEntry]
+
+    def __post_init__(self) -> None:
+        _check_header(self.header, "the latency table")
+        for key, entry in self.entries.items():
+            _check_number(entry.ms, f"the latency of {key} in the latency table")
+            _check_number(entry.spread, f"the spread of {key} in the latency table")
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Reads a table.
+
+        Raises:
+            TableError: The file is no table of this format and version, or a value in it is impossible.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise TableError(
+                f"there is no latency table at {path}; build one with `proxyless latency build`."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise TableError(f"the latency table {path} cannot be read ({error}); build it again.") from None
+        return _parse(_load_yaml(text, path), path)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table atomically; `load` gives it back equal."""
+        import yaml
+
+        header = {name: value for name, value in _plain(self.header).items() if value is not None}
+        entries = {}
+        for key, entry in self.entries.items():
+            entries[key] = {"ms": float(entry.ms), "spread": float(entry.spread), "count": int(entry.count)}
+            if entry.predicted:
+                entries[key]["predicted"] = True
+        head = yaml.safe_dump(
+            {"format": FORMAT, "version": VERSION, "unit": UNIT, "header": header},
+            sort_keys=False,
+            width=1000,
+        )
+        body = yaml.safe_dump({"entries": entries}, sort_keys=False, width=1000, default_flow_style=None)
+        write_atomically(Path(path), head + body)
+
+    def latency_ms(self, op: OpSpec) -> float:
+        """Uncalibrated latency of one operator in ms; 0 for `identity` by definition.
+
+        Raises:
+            MissingOperatorError: The table has no such operator; the message names the nearest that it has.
+        """
+        return 0.0 if op.kind == IDENTITY else self.entry(op).ms
+
+    def entry(self, op: OpSpec) -> LatencyEntry:
+        """The whole entry of an operator that is no `identity`."""
+        try:
+            return self.entries[op.key]
+        except KeyError:
+            nearest = ", ".join(self.nearest(op.key)) or "none, the table is empty"
+            raise MissingOperatorError(
+                f"operator {op.key} is not in the latency table of {self.header.device!r} "
+                f"({self.header.backend}); nearest are: {nearest}."
+            ) from None
+
+    def nearest(self, key: str, count: int = 3) -> list[str]:
+        """The `count` keys of the table that resemble `key` most, of its kind where there are any."""
+        kind = key.split("-", 1)[0]
+        of_kind = [k for k in self.entries if k.split("-", 1)[0] == kind]
+        return difflib.get_close_matches(key, of_kind or list(self.entries), n=count, cutoff=0.0)
+
+    def check(self, ops: Iterable[OpSpec], *, input_size: int, batch: int = 1) -> None:
+        """Raises where the table is not one of these operators at this input size and batch.
+
+        Raises:
+            TableError: The header says another input size or batch.
+            MissingOperatorError: Operators are missing; the message says how many and names the first.
+        """
+        header = self.header
+        if header.input_size != input_size:
+            raise TableError(
+                f"the latency table was measured at input size {header.input_size}, not {input_size}; "
+                f"build one with input size {input_size}."
+            )
+        if header.batch != batch:
+            raise TableError(
+                f"the latency table was measured at batch {header.batch}, not {batch}; build one with batch {batch}."
+            )
+        wanted = {op.key: op for op in ops if op.kind != IDENTITY}
+        missing = [key for key in wanted if key not in self.entries]
+        if missing:
+            first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            nearest = ", ".join(self.nearest(missing[0])) or "none, the table is empty"
+            raise MissingOperatorError(
+                f"{len(missing)} of {len(wanted)} operators are not in the latency table (space {header.space!r}): "
+                f"{first}; nearest to the first are: {nearest}."
+            )
+
+    def calibrated_ms(self, ops: Iterable[OpSpec]) -> float:
+        """Latency of a whole net: `scale * (overhead + sum) + offset`, or `overhead + sum` without calibration."""
+        raw = self.raw_ms(ops)
+        return self.header.calibration(raw) if self.header.calibration else raw
+
+    def raw_ms(self, ops: Iterable[OpSpec]) -> float:
+        """Uncalibrated latency of a whole net: `overhead + sum`."""
+        return self.header.overhead_ms + math.fsum(self.latency_ms(op) for op in ops)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML can hold it: dataclasses and mappings as dicts, numpy numbers as Python's."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def _load_yaml(text: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class UniqueKeyLoader(base):
+        pass
+
+    def construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        pairs = loader.construct_pairs(node, deep=True)
+        seen: dict[Any, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise TableError(f"the latency table {path} has the key {key!r} twice; remove one of them.")
+            seen[key] = value
+        return seen
+
+    UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
+    try:
+        document = yaml.load(text, Loader=UniqueKeyLoader)
+    except (yaml.YAMLError, TypeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f" at line {line + 1}" if line is not None else ""
+        raise TableError(
+            f"the latency table {path} is no valid YAML{place} (perhaps truncated); build it again."
+        ) from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise TableError(
+            f"{path} is no latency table of this project (no `format: {FORMAT}`); "
+            "released tables are read with hardware.formats."
+        )
+    return document
+
+
+def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
+    where = f"the latency table {path}"
+    if document.get("version") != VERSION:
+        raise TableError(
+            f"{where} has format version {document.get('version')!r}, this release reads {VERSION}; build it again."
+        )
+    if document.get("unit") != UNIT:
+        raise TableError(f"{where} has unit {document.get('unit')!r}, not {UNIT!r}; convert it to milliseconds.")
+    unknown = set(document) - {"format", "version", "unit", "header", "entries"}
+    if unknown:
+        raise TableError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}; remove them.")
+    header = _build(TableHeader, document.get("header"), f"the header of {where}")
+    raw_entries = document.get("entries")
+    if not isinstance(raw_entries, dict) or not raw_entries:
+        raise TableError(f"{where} has no entries (perhaps truncated); build it again.")
+    entries = {}
+    for key, value in raw_entries.items():
+        if not isinstance(key, str):
+            raise TableError(f"{where} has the key {key!r}, which is no operator; build it again.")
+        entries[key] = _build(LatencyEntry, value, f"the entry {key} of {where}")
+    try:
+        return LatencyTable(header, entries)
+    except TableError as error:
+        raise TableError(str(error).replace("the latency table", where, 1)) from None
+
+
+def _build(kind: type, value: Any, where: str) -> Any:
+    """A dataclass from a mapping, refusing unknown and missing fields and values of another type."""
+    if not isinstance(value, dict):
+        raise TableError(f"{where} is missing or no mapping (perhaps truncated); build the table again.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise TableError(f"{where} has an unknown field {name!r}; remove it.")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise TableError(f"{where} has no field {name!r} (perhaps truncated); build the table again.")
+    made = {name: _convert(str(fields[name].type), v, f"the field {name!r} of {where}") for name, v in value.items()}
+    return kind(**made)
+
+
+def _convert(annotation: str, value: Any, where: str) -> Any:
+    if value is None and "None" in annotation:
+        return None
+    if "Calibration" in annotation:
+        return _build(Calibration, value, where)
+    if annotation.startswith("Mapping"):
+        if not isinstance(value, dict):
+            raise TableError(f"{where} is {value!r}, not a mapping.")
+        return value
+    if annotation.startswith("bool"):
+        if not isinstance(value, bool):
+            raise TableError(f"{where} is {value!r}, not true or false.")
+        return value
+    if annotation.startswith("int"):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TableError(f"{where} is {value!r}, not a whole number.")
+        return value
+    if annotation.startswith("float"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TableError(f"{where} is {value!r}, not a number.")
+        return float(value)
+    if not isinstance(value, str):
+        return str(value) if re.match(r"\d{4}-\d{2}-\d{2}", str(value)) else _refuse_text(value, where)
+    return value
+
+
+def _refuse_text(value: Any, where: str) -> Any:
+    raise TableError(f"{where} is {value!r}, not a text.")
+
+
+def _check_header(header: TableHeader, where: str) -> None:
+    for name in ("threads", "batch", "input_size"):
+        if getattr(header, name) < 1:
+            raise TableError(f"{where} has {name} {getattr(header, name)}; it must be at least 1.")
+    _check_number(header.overhead_ms, f"overhead_ms in {where}")
+    calibration = header.calibration
+    if calibration is not None:
+        if not (math.isfinite(calibration.scale) and calibration.scale > 0):
+            raise TableError(f"the calibration's scale in {where} is {calibration.scale}; it must be positive.")
+        if not math.isfinite(calibration.offset_ms):
+            raise TableError(f"the calibration's offset in {where} is {calibration.offset_ms}; it must be finite.")
+
+
+def _check_number(value: float, what: str) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise TableError(f"{what} is {value}; a time must be finite and not negative.")

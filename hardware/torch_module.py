@@ -1,0 +1,121 @@
+"""A chain of primitives as a torch module, with the same random weights as the ONNX graph of the same chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hardware.primitives import (
+    Add,
+    BatchNorm,
+    ChannelShuffle,
+    Conv,
+    GlobalAvgPool,
+    Linear,
+    Pool,
+    Primitive,
+    activation_name,
+    random_weights,
+)
+
+_ACTIVATIONS = {
+    "relu": functional.relu_,
+    "relu6": lambda x: functional.relu6(x, inplace=True),
+    "hard_swish": lambda x: functional.hardswish(x, inplace=True),
+    "hard_sigmoid": lambda x: functional.hardsigmoid(x, inplace=True),
+    "silu": lambda x: functional.silu(x, inplace=True),
+    "sigmoid": torch.sigmoid_,
+    "gelu": functional.gelu,
+}
+
+
+class Chain(nn.Module):
+    """Operators one after another; each operator is a group of primitives that `Add` reaches back to the start of.
+
+    Args:
+        groups: The primitives of each operator.
+        seed: Seed of the random weights.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Primitive]], *, seed: int = 0) -> None:
+        super().__init__()
+        weights = iter(random_weights([p for group in groups for p in group], seed=seed))
+        self.layers = nn.ModuleList(_module(p, next(weights)) for group in groups for p in group)
+        self._sizes = [len(group) for group in groups]
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = iter(self.layers)
+        for size in self._sizes:
+            start = x
+            for module in islice(layers, size):
+                x = x + start if isinstance(module, _Add) else module(x)
+        return x
+
+
+class _Add(nn.Module):
+    pass
+
+
+class _Activated(nn.Module):
+    def __init__(self, layer: nn.Module, activation: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.act = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.layer(x))
+
+
+class _Shuffle(nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.shuffle_groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.channel_shuffle(x, self.shuffle_groups)
+
+
+def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
+    if isinstance(primitive, Conv):
+        conv = nn.Conv2d(
+            primitive.in_channels,
+            primitive.out_channels,
+            primitive.kernel,
+            primitive.stride,
+            primitive.padding,
+            dilation=primitive.dilation,
+            groups=primitive.groups,
+        )
+        return _activated(_filled(conv, arrays), primitive.activation)
+    if isinstance(primitive, BatchNorm):
+        norm = nn.BatchNorm2d(primitive.channels, eps=1e-3).eval()
+        return _activated(_filled(norm, arrays), primitive.activation)
+    if isinstance(primitive, Pool):
+        if primitive.maximum:
+            return nn.MaxPool2d(primitive.kernel, primitive.stride, primitive.padding)
+        return nn.AvgPool2d(primitive.kernel, primitive.stride, primitive.padding, count_include_pad=False)
+    if isinstance(primitive, ChannelShuffle):
+        return _Shuffle(primitive.groups)
+    if isinstance(primitive, GlobalAvgPool):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    if isinstance(primitive, Linear):
+        return _filled(nn.Linear(primitive.in_features, primitive.out_features), arrays)
+    assert isinstance(primitive, Add)
+    return _Add()
+
+
+def _filled(module: nn.Module, arrays: dict[str, np.ndarray]) -> nn.Module:
+    with torch.no_grad():
+        for name, array in arrays.items():
+            getattr(module, name).copy_(torch.from_numpy(array))
+    return module
+
+
+def _activated(module: nn.Module, activation: str | None) -> nn.Module:
+    name = activation_name(activation)
+    return module if name is None else _Activated(module, name)
