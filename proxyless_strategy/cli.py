@@ -1,0 +1,97 @@
+"""The command line, `proxyless`. Heavy imports wait until a command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hardware.errors import ConfigError, ProxylessError
+from proxyless_strategy._nni import silence_false_alarms
+
+app = typer.Typer(
+    help="Hardware-aware neural architecture search that ends in a timm model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _proxyless() -> None:
+    """Keeps the commands' names even while there is only one of them."""
+
+
+@app.command()
+def search(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The search config.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, for example search.epochs=3."),
+    ] = None,
+) -> None:
+    """Search once: supernet, subnet, retraining, export, measured latency."""
+    from proxyless_strategy.search import check, run_search
+    from proxyless_strategy.trial import read_config
+
+    loaded = read_config(config, _overrides(settings or []))
+    check(loaded)
+    row = run_search(loaded).row()
+    for name, value in row.items():
+        typer.echo(f"{name}: {value}")
+
+
+@app.command()
+def experiment(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The nnictl config.")],
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of NNI's web page (default: 8080, or a free one)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results instead of the search config's `out`.")
+    ] = None,
+) -> None:
+    """Run an NNI experiment to its end, on loopback, and gather its models."""
+    from proxyless_strategy.experiment import run_experiment
+
+    run_experiment(config, port=port, out=out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0, 2 for what the user can mend, 130 after Ctrl-C.
+
+    Typer itself turns a wrong command line and Ctrl-C into exit statuses.
+
+    Raises:
+        SystemExit: Always.
+    """
+    silence_false_alarms()
+    try:
+        app(arguments, prog_name="proxyless")
+    except ProxylessError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+
+
+def _overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys and their values, which are read as YAML."""
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--set {setting} names no value; write it as key=value")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: {value!r} is not valid YAML") from error
+    return overrides
+
+
+if __name__ == "__main__":
+    main()

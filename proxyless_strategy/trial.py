@@ -1,0 +1,173 @@
+"""One search as an NNI trial: `python -m proxyless_strategy.trial CONFIG.yml`.
+
+The trial asks NNI once for its parameters, lays them over the config (their names are the config's dotted keys),
+searches, and reports every epoch and the final result. Without NNI (no `NNI_PLATFORM` in the environment) it runs the
+config as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hardware.errors import ExperimentError, ProxylessError
+from hardware.files import write_atomically
+from proxyless_strategy._nni import silence_false_alarms
+from proxyless_strategy.config import SearchConfig, load_config
+
+RESULT = "result.json"
+OUT_VARIABLE = "PROXYLESS_OUT"
+"""Environment variable that replaces the config's `out`; `proxyless experiment --out` sets it."""
+PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
+"""Environment variable in which the launching process hands its parameters to the ranks that it starts."""
+
+
+def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> SearchConfig:
+    """Reads a search config whose relative paths count from its own folder, as NNI's own configs do.
+
+    A search therefore writes to the same place whether NNI, a shell in another folder or a test starts it. Paths in
+    `overrides`, and the default `out`, count from the current folder.
+
+    Args:
+        path: A YAML file.
+        overrides: Dotted keys, for example `{"rule": "reinforce", "hardware.table": "phone.yaml"}`.
+
+    Raises:
+        ConfigError: See `proxyless_strategy.config.load_config`.
+    """
+    overrides = overrides or {}
+    config = load_config(path, overrides)
+    folder = Path(path).absolute().parent
+
+    def resolved(value: Path, section: Any, *key: str) -> Path:
+        overridden = any(".".join(key[:depth]) in overrides for depth in range(1, len(key) + 1))
+        from_file = key[-1] in section.model_fields_set and not overridden
+        start = folder if from_file else Path.cwd()
+        return Path(os.path.normpath(start / value.expanduser()))
+
+    hardware, data = config.hardware, config.data
+    if hardware.table is not None:
+        hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
+    if data.root is not None:
+        data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
+    out = resolved(config.out, config, "out")
+    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
+
+
+def run_trial(path: Path | str) -> dict[str, Any]:
+    """Runs the trial that this process is, and returns the row that it wrote to `result.json`.
+
+    Raises:
+        ProxylessError: A setting is impossible, or the search failed in a way that a user can mend.
+    """
+    import nni
+
+    under_nni = os.environ.get("NNI_PLATFORM") is not None
+    with _parameters(under_nni=under_nni) as (parameters, reports):
+        config = read_config(path, parameters)
+        if OUT_VARIABLE in os.environ:
+            config = config.model_copy(update={"out": Path(os.environ[OUT_VARIABLE]).absolute()})
+        if under_nni:
+            config = config.model_copy(update={"out": config.out / nni.get_trial_id()})
+
+        from proxyless_strategy import search
+
+        search.check(config)
+        result = search.run_search(config, on_epoch=_report_epoch if reports else None)
+        row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
+        if reports:
+            write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n")
+            nni.report_final_result(_final_metrics(row))
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of a trial; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m proxyless_strategy.trial", description="Run one search as an NNI trial."
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="the search's own settings")
+    path = parser.parse_args(arguments).config
+    silence_false_alarms()
+    try:
+        run_trial(path)
+    except ProxylessError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def _parameters(*, under_nni: bool) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yields this trial's parameters and whether this process is the one that reports.
+
+    NNI hands parameters out once, so the launching process asks and leaves them in the environment for its ranks.
+    """
+    import nni
+
+    trial = nni.get_trial_id()
+    handed = json.loads(os.environ.get(PARAMETERS_VARIABLE, "{}"))
+    if handed.get("trial") == trial:
+        yield handed["parameters"], False
+        return
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    if under_nni and rank != "0":
+        raise ExperimentError(
+            f"rank {rank} of trial {trial} was not started by its rank 0; let trialCommand start one process and set "
+            "search.devices, which starts the other ranks"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Running trial code without runtime")
+        parameters = nni.get_next_parameter()
+    if parameters is None:
+        raise ExperimentError(f"NNI's tuner has no parameters for trial {trial}; lower maxTrialNumber")
+    os.environ[PARAMETERS_VARIABLE] = json.dumps({"trial": trial, "parameters": parameters})
+    try:
+        yield parameters, True
+    finally:
+        del os.environ[PARAMETERS_VARIABLE]
+
+
+def _report_epoch(metrics: dict[str, Any]) -> None:
+    import nni
+
+    nni.report_intermediate_result(_plain(metrics))
+
+
+def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
+    if row["accuracy"] is None:
+        raise ExperimentError(
+            f"trial {row['trial']} has no finite test accuracy to report; keep `retrain` in the search config and "
+            "look for a diverging loss in its log"
+        )
+    return {
+        "default": row["accuracy"],
+        "latency_ms": row["latency_ms"],
+        "table_ms": row["table_ms"],
+        "target_ms": row["target_ms"],
+    }
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The same values as JSON types; a number that JSON lacks (nan, infinity) becomes None."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "item"):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in metrics.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
