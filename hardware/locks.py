@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,33 +54,34 @@ def load_or_build(path: str | Path, builder: Callable[[], LatencyTable]) -> Late
         return LatencyTable.load(path)
 
 
-_depth: dict[Path, int] = {}
+_depth: dict[tuple[int, Path], int] = {}
 
 
 @contextmanager
 def _held(path: Path, reason: str) -> Iterator[None]:
-    """Holds the lock file at `path`; a process that holds it already may enter again."""
+    """Holds the lock file at `path`; a thread that holds it already may enter again."""
     import filelock
 
-    if _depth.get(path):
-        _depth[path] += 1
+    mine = (threading.get_ident(), path)
+    if _depth.get(mine):
+        _depth[mine] += 1
         try:
             yield
         finally:
-            _depth[path] -= 1
+            _depth[mine] -= 1
         return
-    lock = filelock.FileLock(path)
     _make_shareable(path)
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0.05)
     except filelock.Timeout:
         print(f"waiting: {reason} (lock {path})", file=sys.stderr, flush=True)
         lock.acquire()
-    _depth[path] = 1
+    _depth[mine] = 1
     try:
         yield
     finally:
-        _depth[path] = 0
+        del _depth[mine]
         lock.release()
 
 

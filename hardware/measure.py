@@ -40,7 +40,7 @@ __all__ = [
     "table_lock",
 ]
 
-QUANTILE = 0.2
+QUANTILE = 0.05
 MINIMUM_NETS = 8
 PARTIAL_SECONDS = 5.0
 _OVERHEAD = "overhead"
@@ -304,25 +304,33 @@ def _sample(
         samples |= {name: values for name, values in partial.load().items() if name in samples}
     order = random.Random(f"{seed}:{min(map(len, samples.values()), default=0)}")
     start = saved = clock()
-    with _bar(progress, plan.rounds, len(names)) as advance:
-        while names:
-            done = min(map(len, samples.values()))
-            late = clock() - start > plan.seconds and done >= plan.minimum_rounds
-            due = [name for name in names if len(samples[name]) < plan.rounds] if not late else []
-            if not due:
-                due = _noisy(samples, plan, late=clock() - start > 1.5 * plan.seconds)
-            if not due:
-                break
-            order.shuffle(due)
-            for name in due:
-                samples[name].append(1e3 * device.time(runnables[name], repeats=repeats[name]))
-            advance(min(map(len, samples.values())), clock() - start, plan)
-            if partial is not None and clock() - saved > PARTIAL_SECONDS:
-                partial.save(samples)
-                saved = clock()
-    if partial is not None:
-        partial.save(samples)
+    try:
+        with _bar(progress, plan.rounds, len(names)) as advance:
+            while names:
+                done, elapsed = min(map(len, samples.values())), clock() - start
+                due = _due(samples, plan, done=done, elapsed=elapsed)
+                if not due:
+                    break
+                order.shuffle(due)
+                for name in due:
+                    samples[name].append(1e3 * device.time(runnables[name], repeats=repeats[name]))
+                advance(done + 1, elapsed, plan)
+                if partial is not None and clock() - saved > PARTIAL_SECONDS:
+                    partial.save(samples)
+                    saved = clock()
+    finally:
+        if partial is not None:
+            partial.save(samples)
     return samples
+
+
+def _due(samples: Mapping[str, list[float]], plan: Plan, *, done: int, elapsed: float) -> list[str]:
+    """Names that take a sample in the next round: all until time or rounds are up, then the noisy ones."""
+    if elapsed <= plan.seconds or done < plan.minimum_rounds:
+        due = [name for name, values in samples.items() if len(values) < plan.rounds]
+        if due:
+            return due
+    return _noisy(samples, plan) if elapsed <= 1.5 * plan.seconds else []
 
 
 def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:
@@ -332,15 +340,13 @@ def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:
     return max(1, round(plan.sample_ms / max(single_ms, plan.sample_ms / 1000)))
 
 
-def _noisy(samples: Mapping[str, list[float]], plan: Plan, *, late: bool) -> list[str]:
+def _noisy(samples: Mapping[str, list[float]], plan: Plan) -> list[str]:
     """Names whose spread asks for further rounds and that still may have them."""
-    if late:
-        return []
+    most = plan.rounds + plan.extra_rounds
     return [
         name
         for name, values in samples.items()
-        if len(values) < plan.rounds + plan.extra_rounds
-        and Measurement.of(values, quantile=plan.quantile).spread > plan.noisy
+        if len(values) < most and Measurement.of(values, quantile=plan.quantile).spread > plan.noisy
     ]
 
 

@@ -55,7 +55,7 @@ class CostModel:
         self.unit = unit
         self.labels: tuple[str, ...] = tuple(edges)
         self.candidates: tuple[tuple[str, ...], ...] = tuple(tuple(options) for options in edges.values())
-        width = max((len(options) for options in self.candidates), default=0)
+        width = max((len(options) for options in self.candidates), default=1)
         self.costs: np.ndarray = np.zeros((len(self.labels), width), dtype=np.float64)
         self.mask: np.ndarray = np.zeros((len(self.labels), width), dtype=bool)
         for row, options in enumerate(edges.values()):

@@ -8,7 +8,7 @@ side (times the dilation). Shapes are `C x H x W` without the batch dimension.
 >>> [type(p).__name__ for p in decompose(op)]
 ['Conv', 'Conv', 'Conv', 'Add']
 >>> params(op), macs(op)
-(5256, 16482816)
+(5592, 16482816)
 """
 
 from __future__ import annotations

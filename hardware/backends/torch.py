@@ -6,6 +6,7 @@ in again, which swings one net between 13 and 19 ms (DESIGN.md section 4); the s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -66,10 +67,9 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait(timeout=30)
-            self._process = None
+            process, self._process = self._process, None
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate(timeout=30)
 
     def _ask(self, verb: str, **arguments: Any) -> Any:
         if self._process is None:
