@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -166,13 +167,18 @@ class RunningExperiment:
         self.plan = plan
         self.port = port
         self.id = ""
+        self._server: psutil.Process | None = None
+        self._tuner_log = Path()
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.TemporaryDirectory(prefix="proxyless-")
 
     def __enter__(self) -> RunningExperiment:
         try:
             self._create()
-            self.id = self._get("/experiment")["id"]
+            metadata = self._get("/experiment-metadata")
+            self.id = metadata["id"]
+            self._server = psutil.Process(metadata["pid"])
+            self._tuner_log = Path(metadata["logDir"], self.id, "log", "dispatcher.log")
         except BaseException:
             self.stop()
             raise
@@ -183,10 +189,28 @@ class RunningExperiment:
     ) -> None:
         self.stop()
 
-    def status(self) -> tuple[str, list[str]]:
-        """NNI's word for the state of the experiment, and the errors of its tuner."""
+    def is_done(self) -> bool:
+        """Whether every trial has ended and the tuner wants no more.
+
+        Raises:
+            ExperimentError: The tuner failed.
+        """
         answer = self._get("/check-status")
-        return answer["status"], [str(error) for error in answer.get("errors", [])]
+        reasons = [str(error) for error in answer["errors"]] or self._tuner_errors()
+        if answer["status"] == "ERROR" or reasons:
+            reason = " ".join(" ".join(reasons).split()) or "NNI gives no reason"
+            raise ExperimentError(
+                f"the tuner of {self.plan.path} failed: {reason}; mend `tuner` or `searchSpace` (its log is "
+                f"{self._tuner_log})"
+            )
+        return answer["status"] in ("DONE", "STOPPED")
+
+    def _tuner_errors(self) -> list[str]:
+        """Exceptions that ended one of the tuner's threads; NNI logs them and then waits for ever."""
+        if not self._tuner_log.exists():
+            return []
+        log = self._tuner_log.read_text(encoding="utf-8", errors="replace")
+        return re.findall(r" ERROR \(nni\.runtime\.msg_dispatcher_base/.*?\) (.*)", log)
 
     def trials(self) -> list[dict[str, Any]]:
         """Every trial as NNI describes it, in the order in which they were started."""
@@ -216,18 +240,18 @@ class RunningExperiment:
             if self.id:
                 with contextlib.suppress(OSError, ValueError):
                     self._request("/experiment", method="DELETE")
-                    self._wait_for_end(_SHUTDOWN_SECONDS)
+                    self._wait_for_end([self._server] if self._server else [], _SHUTDOWN_SECONDS)
             for action in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
                 for process in self.processes():
                     with contextlib.suppress(psutil.Error):
                         action(process)
-                self._wait_for_end(3)
+                self._wait_for_end(self.processes(), 3)
             self._folder.cleanup()
 
-    def _wait_for_end(self, seconds: float) -> None:
-        """Waits for the processes to go; `psutil.wait_procs` would wait for a zombie that is another's child."""
+    def _wait_for_end(self, processes: Sequence[psutil.Process], seconds: float) -> None:
+        """Waits until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
         deadline = time.monotonic() + seconds
-        while self.processes() and time.monotonic() < deadline:
+        while time.monotonic() < deadline and set(processes) & set(self.processes()):
             time.sleep(0.1)
 
     def _create(self) -> None:
@@ -333,7 +357,7 @@ def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, A
     states: dict[str, str] = {}
     printed: dict[str, tuple[int, float]] = {}
     while True:
-        status, errors = experiment.status()
+        done = experiment.is_done()
         trials = experiment.trials()
         results = experiment.intermediate_results()
         now = time.monotonic()
@@ -349,13 +373,8 @@ def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, A
             if number > last_number and now - last_time >= _PROGRESS_SECONDS:
                 console.print(f"{_title(trial)}: {_progress(metrics)}")
                 printed[name] = (number, now)
-        if status in ("DONE", "STOPPED"):
+        if done:
             return trials
-        if status == "ERROR":
-            reason = " ".join(" ".join(errors).split()) or "it gives no reason"
-            raise ExperimentError(
-                f"NNI's tuner failed: {reason}; mend `tuner` and `searchSpace` in {experiment.plan.path}"
-            )
         time.sleep(_POLL_SECONDS)
 
 
