@@ -36,10 +36,11 @@ def search(
     ] = None,
 ) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
-    from proxyless_strategy.search import check, run_search
     from proxyless_strategy.trial import read_config
 
     loaded = read_config(config, _overrides(settings or []))
+    from proxyless_strategy.search import check, run_search
+
     check(loaded)
     row = run_search(loaded).row()
     for name, value in row.items():

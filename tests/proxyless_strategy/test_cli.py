@@ -1,0 +1,91 @@
+"""The `proxyless` command: what it accepts, what it says, and its exit statuses."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hardware.errors import ConfigError
+from proxyless_strategy import cli
+
+
+def status_of(*arguments: str) -> Any:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    return exit_.value.code or 0
+
+
+@pytest.mark.parametrize("command", ["search", "experiment"])
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert status_of("--help") == 0
+    assert command in capsys.readouterr().out
+    assert status_of(command, "--help") == 0
+    assert "CONFIG.yml" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; import proxyless_strategy.cli;"
+        "print(sorted({'torch', 'nni', 'timm', 'pytorch_lightning', 'onnxruntime', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["serach"], ["search"], ["experiment"], ["experiment", "a.yml", "--port", "70000"], ["search", "a", "--no"]],
+)
+def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
+    assert status_of(*arguments) == 2
+
+
+@pytest.mark.parametrize("command", ["search", "experiment"])
+def test_a_missing_config_is_one_sentence_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    assert status_of(command, str(tmp_path / "none.yml")) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert len(error.splitlines()) == 1
+    assert "none.yml" in error
+
+
+def test_settings_are_read_as_yaml() -> None:
+    settings = ["search.epochs=3", "target=0.5", "rule=reinforce", "retrain=null", "data.options={a: 1}"]
+    assert cli._overrides(settings) == {
+        "search.epochs": 3,
+        "target": 0.5,
+        "rule": "reinforce",
+        "retrain": None,
+        "data.options": {"a": 1},
+    }
+
+
+@pytest.mark.parametrize("setting", ["epochs", "=3", "a={"])
+def test_a_setting_without_a_value_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"--set {setting}"):
+        cli._overrides([setting])
+
+
+def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", interrupted)
+    assert status_of("experiment", "a.yml") == 130
+
+
+def test_an_error_of_ours_is_its_message_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ConfigError("port 80 is in use; free it")
+
+    monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", refused)
+    assert status_of("experiment", "a.yml", "--port", "80") == 2
+    assert capsys.readouterr().err == "port 80 is in use; free it\n"

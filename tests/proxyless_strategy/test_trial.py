@@ -1,0 +1,263 @@
+"""A trial on its own, and as one of NNI's processes; NNI itself runs in test_experiment.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nni
+import pytest
+
+from hardware.errors import ConfigError, ExperimentError, TargetError
+from proxyless_strategy import trial
+from proxyless_strategy._nni import FALSE_ALARMS, import_nni
+from proxyless_strategy.trial import OUT_VARIABLE, PARAMETERS_VARIABLE, main, read_config, run_trial
+
+
+class Nni:
+    """Stands for NNI's side of a trial: hands parameters out once, keeps what is reported."""
+
+    def __init__(self, parameters: dict[str, Any] | None) -> None:
+        self.parameters = parameters
+        self.asked = 0
+        self.intermediate: list[dict[str, Any]] = []
+        self.final: list[dict[str, Any]] = []
+
+    def get_next_parameter(self) -> dict[str, Any] | None:
+        self.asked += 1
+        assert self.asked == 1, "NNI hands a trial's parameters out once"
+        return self.parameters
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The fake search module, where the real one would be imported."""
+    path = Path(__file__).parent / "fake_search" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("fake_search", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "proxyless_strategy.search", module)
+    monkeypatch.setattr("proxyless_strategy.search", module, raising=False)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "search.yml"
+    path.write_text("{rule: gradient, target: 0.3, out: runs}")
+    return path
+
+
+def as_trial(monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any] | None, *, identifier: str = "abcde") -> Nni:
+    side = Nni(parameters)
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setattr(nni, "get_trial_id", lambda: identifier)
+    monkeypatch.setattr(nni, "get_next_parameter", side.get_next_parameter)
+    monkeypatch.setattr(nni, "report_intermediate_result", side.intermediate.append)
+    monkeypatch.setattr(nni, "report_final_result", side.final.append)
+    return side
+
+
+def test_without_nni_the_config_runs_as_it_is(search: Any, config: Path) -> None:
+    row = run_trial(config)
+    assert (row["trial"], row["rule"], row["accuracy"]) == (None, "gradient", 0.3)
+    assert json.loads((config.parent / "runs" / "result.json").read_text()) == row
+
+
+def test_parameters_are_laid_over_the_config(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = as_trial(monkeypatch, {"rule": "reinforce", "target": 0.6})
+    row = run_trial(config)
+    assert (row["rule"], row["target_ms"]) == ("reinforce", 6.0)
+    assert json.loads((config.parent / "runs" / "abcde" / "result.json").read_text()) == row
+    assert row["trial"] == "abcde"
+    assert [(step["phase"], step["epoch"]) for step in side.intermediate] == [("search", epoch) for epoch in range(3)]
+    assert side.final == [
+        {
+            "default": row["accuracy"],
+            "latency_ms": row["latency_ms"],
+            "table_ms": row["table_ms"],
+            "target_ms": 6.0,
+        }
+    ]
+
+
+def test_what_json_lacks_is_reported_as_none(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = as_trial(monkeypatch, {})
+    run_trial(config)
+    assert [step["loss"] for step in side.intermediate] == [None] * 3
+    json.dumps(side.intermediate, allow_nan=False)
+
+
+def test_numbers_of_other_libraries_become_plain() -> None:
+    number = SimpleNamespace(item=lambda: 0.5)
+    assert trial._plain({"a": number, "b": Path("c"), "d": "e", "f": 1}) == {"a": 0.5, "b": "c", "d": "e", "f": 1}
+
+
+def test_the_folder_of_the_experiment_replaces_the_config(
+    search: Any, config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    as_trial(monkeypatch, {})
+    monkeypatch.setenv(OUT_VARIABLE, str(tmp_path / "elsewhere"))
+    run_trial(config)
+    assert (tmp_path / "elsewhere" / "abcde" / "result.json").exists()
+
+
+def test_other_ranks_neither_ask_nor_report(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = as_trial(monkeypatch, {"target": 0.6})
+    run_search = search.run_search
+
+    def with_a_second_rank(loaded: Any, *, on_epoch: Any) -> Any:
+        if on_epoch is not None:
+            assert json.loads(os.environ[PARAMETERS_VARIABLE])["parameters"] == {"target": 0.6}
+            monkeypatch.setenv("LOCAL_RANK", "1")
+            assert run_trial(config)["target_ms"] == 6.0
+            monkeypatch.delenv("LOCAL_RANK")
+        return run_search(loaded, on_epoch=on_epoch)
+
+    monkeypatch.setattr(search, "run_search", with_a_second_rank)
+    run_trial(config)
+    assert (side.asked, len(side.intermediate), len(side.final)) == (1, 3, 1)
+    assert PARAMETERS_VARIABLE not in os.environ
+
+
+def test_parameters_of_another_trial_are_not_taken(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = as_trial(monkeypatch, {"target": 0.6})
+    monkeypatch.setenv(PARAMETERS_VARIABLE, json.dumps({"trial": "other", "parameters": {"target": 0.1}}))
+    assert run_trial(config)["target_ms"] == 6.0
+    assert side.asked == 1
+
+
+def test_a_rank_that_its_launcher_did_not_start_is_refused(
+    search: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = as_trial(monkeypatch, {})
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ExperimentError, match=r"rank 1 of trial abcde .* search\.devices"):
+        run_trial(config)
+    assert side.asked == 0
+
+
+def test_a_tuner_without_parameters_is_told(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_trial(monkeypatch, None)
+    with pytest.raises(ExperimentError, match="no parameters for trial abcde; lower maxTrialNumber"):
+        run_trial(config)
+
+
+def test_a_trial_without_an_accuracy_is_a_failure(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = as_trial(monkeypatch, {})
+    monkeypatch.setitem(search.RULES, "gradient", float("nan"))
+    with pytest.raises(ExperimentError, match="trial abcde has no finite test accuracy"):
+        run_trial(config)
+    assert side.final == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{rul: gradient}", "unknown key 'rul'"),
+        ("{rule: gradiend}", "rule = 'gradiend'"),
+        ("{rule: reinforce, target: 0.3}", "target 0.3 is refused; choose another"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence_and_status_2(
+    search: Any,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("FAKE_REFUSED_RULE", "reinforce")
+    config.write_text(text)
+    assert main([str(config)]) == 2
+    output, error = capsys.readouterr()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert output == ""
+
+
+def test_the_search_is_checked_before_it_runs(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_REFUSED_RULE", "gradient")
+    monkeypatch.setattr(search, "run_search", None)
+    with pytest.raises(TargetError):
+        run_trial(config)
+
+
+def test_a_trial_is_a_module_that_python_runs(config: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "proxyless_strategy.trial", str(config)],
+        env={
+            **os.environ,
+            "HOME": str(config.parent),
+            "FAKE_SEARCH": "1",
+            "PYTHONPATH": str(Path(__file__).parent / "fake_search"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (config.parent / "runs" / "result.json").exists()
+
+
+def test_paths_in_a_config_count_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    (folder / "a.yml").write_text("{out: ../runs, hardware: {table: t.yaml}, data: {root: /images}}")
+    monkeypatch.chdir(tmp_path)
+    for path in ("examples/a.yml", folder / "a.yml"):
+        config = read_config(path)
+        assert config.out == tmp_path / "runs"
+        assert config.hardware.table == folder / "t.yaml"
+        assert config.data.root == Path("/images")
+
+
+def test_paths_in_overrides_and_defaults_count_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    (folder / "a.yml").write_text("{hardware: {table: t.yaml}}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    overrides = {"hardware.table": "u.yaml", "data": {"name": "imagefolder", "root": "~/images"}}
+    config = read_config(folder / "a.yml", overrides)
+    assert config.out == tmp_path / "runs" / "search"
+    assert config.hardware.table == tmp_path / "u.yaml"
+    assert config.data.root == Path("/home/someone/images")
+    assert read_config(folder / "a.yml").data.root is None
+
+
+def test_a_missing_config_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the search config"):
+        read_config(tmp_path / "none.yml")
+
+
+def test_nni_is_imported_without_its_two_false_alarms() -> None:
+    program = (
+        "import warnings; warnings.simplefilter('always')\n"
+        "from proxyless_strategy._nni import import_nni; import_nni()\n"
+        "warnings.warn('another', RuntimeWarning)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "is found to be not a nn.Module" not in finished.stderr
+    assert "RuntimeWarning: another" in finished.stderr
+
+
+def test_only_the_two_false_alarms_are_silenced() -> None:
+    assert import_nni().__name__ == "nni.nas.nn.pytorch"
+    assert len(FALSE_ALARMS) == 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trial.silence_false_alarms()
+        for name in ("parameter.Buffer", "modules.linear_cross_entropy_options.LinearCrossEntropyOptions", "New"):
+            warnings.warn(f"<class 'torch.nn.{name}'> is found to be not a nn.Module, which", RuntimeWarning)
+    assert [str(warning.message) for warning in caught] == [
+        "<class 'torch.nn.New'> is found to be not a nn.Module, which"
+    ]
