@@ -100,24 +100,25 @@ def read_plan(path: Path | str, *, out: Path | None = None) -> Plan:
     """
     path = Path(path).absolute()
     config = _mapping(path)
-    platform = (config.get("trainingService") or {}).get("platform")
+    service = config.get("trainingService")
+    platform = service.get("platform") if isinstance(service, dict) else service
     if platform != "local":
         raise ConfigError(
             f"{path}: trainingService.platform is {platform!r}, but only the results of local trials can be gathered "
             "here; set it to local, or start the experiment with nnictl"
         )
-    command = shlex.split(str(config.get("trialCommand", "")))
+    command = str(config.get("trialCommand", ""))
     try:
-        name = command[command.index("proxyless_strategy.trial") + 1]
+        words = shlex.split(command)
+        name = words[words.index("proxyless_strategy.trial") + 1]
     except (ValueError, IndexError):
         raise ConfigError(
-            f"{path}: trialCommand is {shlex.join(command)!r}; it must run "
-            "`python -m proxyless_strategy.trial CONFIG.yml`"
+            f"{path}: trialCommand is {command!r}; it must run `python -m proxyless_strategy.trial CONFIG.yml`"
         ) from None
-    search_path = path.parent / Path(config.get("trialCodeDirectory", ".")).expanduser() / name
+    search_path = path.parent / Path(str(config.get("trialCodeDirectory", "."))).expanduser() / name
     space = config.get("searchSpace")
     if space is None and "searchSpaceFile" in config:
-        space = _mapping(path.parent / Path(config["searchSpaceFile"]).expanduser())
+        space = _mapping(path.parent / Path(str(config["searchSpaceFile"])).expanduser())
     if not isinstance(space, dict):
         raise ConfigError(f"{path}: searchSpace is {space!r}; it must name the settings that the trials sweep")
     if "out" in space:

@@ -263,8 +263,10 @@ def test_a_folder_that_cannot_be_written_is_refused(sandbox: Sandbox) -> None:
     [
         ({"trainingService": {"platform": "remote"}}, "trainingService.platform is 'remote'"),
         ({"trainingService": None}, "trainingService.platform is None"),
+        ({"trainingService": [{"platform": "local"}]}, r"trainingService.platform is \[{'platform': 'local'}\]"),
         ({"trialCommand": "python train.py"}, "trialCommand is 'python train.py'; it must run"),
         ({"trialCommand": "python -m proxyless_strategy.trial"}, "trialCommand is"),
+        ({"trialCommand": "python -m 'proxyless_strategy.trial"}, "trialCommand is"),
         ({"trialCommand": "python -m proxyless_strategy.trial none.yml"}, "cannot read the search config .*none.yml"),
         ({"searchSpace": None}, "searchSpace is None"),
         ({"searchSpace": None, "searchSpaceFile": "none.json"}, "cannot read .*none.json"),
