@@ -95,6 +95,8 @@ class RetrainSettings(_Section):
     mixup: float = Field(0.0, ge=0)
     rand_augment: str | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = True
+    """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""
 
 
 class SearchConfig(_Section):
@@ -114,7 +116,7 @@ class SearchConfig(_Section):
     objective: str = "target"
     objective_options: dict[str, float] = Field(default_factory=dict)
     search: SearchSettings = Field(default_factory=SearchSettings)
-    retrain: RetrainSettings | None = Field(default_factory=RetrainSettings)
+    retrain: RetrainSettings | None = Field(default_factory=lambda: RetrainSettings())
     seed: int = Field(0, ge=0)
     out: Path = Path("runs/search")
 

@@ -732,7 +732,7 @@ def _from_pictures(
         seed=(seed, 0),
         class_names=class_names,
     )
-    both = np.sort(np.concatenate([weights, architecture]))
+    both = np.arange(len(train_labels))
     geometry: dict[str, Any] = {
         "size": input_size,
         "interpolation": options.interpolation,

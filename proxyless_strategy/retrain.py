@@ -1,0 +1,328 @@
+"""Training of a derived subnet from fresh weights, with timm's optimisers, schedules and weight averaging."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn import functional
+
+from hardware.errors import ConfigError, DataError
+from hardware.files import write_atomically
+from proxyless_strategy.config import RetrainSettings
+from proxyless_strategy.data import EpochBatches, ImageData, seeded
+
+FORMAT = "proxyless-retrain/1"
+
+
+@dataclass(frozen=True, eq=False)
+class RetrainResult:
+    """A trained subnet.
+
+    Attributes:
+        model: The network with the (averaged) weights of the last epoch, on the CPU, in evaluation mode.
+        test_accuracy: Share of test images that it classifies correctly, 0..1; measured once.
+        test_loss: Mean cross-entropy on the test images, without label smoothing.
+        epochs: Epochs trained.
+        seconds: Training time, of earlier interrupted runs too.
+    """
+
+    model: nn.Module
+    test_accuracy: float
+    test_loss: float
+    epochs: int
+    seconds: float
+
+
+def retrain(
+    build: Callable[[], nn.Module],
+    data: ImageData,
+    settings: RetrainSettings,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+) -> RetrainResult:
+    """Trains a network from fresh weights on the weight and architecture images together, and tests it once.
+
+    Every epoch is a function of (seed, epoch) and of the state at its start. So a run that was killed continues from
+    its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. The random numbers
+    of the caller stay as they are.
+
+    Args:
+        build: Makes the network; called once, under the seed.
+        data: Images; the test part is read after the last epoch only.
+        settings: Recipe. Mixup replaces the hard labels, weight decay spares biases and norms, and the weights'
+            moving average has a warm-up, so that it is of use in a short training too.
+        seed: Seed of the fresh weights, the order of images, augmentation and dropout.
+        checkpoint: File that is written after each epoch and continued from if it exists.
+        on_epoch: Called after each epoch with epoch (1, 2, ...), epochs, loss, accuracy (of the training images as
+            they were augmented), learning_rate and seconds.
+        progress: Show a progress bar on standard error.
+        device: Where to train; None: a GPU if there is one.
+
+    Raises:
+        ConfigError: A setting is impossible, the loss is no longer finite, or the checkpoint is of another training.
+        DataError: There are too few images for one batch.
+    """
+    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    with seeded(seed):
+        if where.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
+        model = build()
+    training = _Training(model, data, settings, seed=seed, device=where)
+    if checkpoint is not None:
+        training.resume(checkpoint)
+    with _progress_bar(shown=progress) as bar:
+        task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
+        while training.epoch < settings.epochs:
+            report = training.run_epoch()
+            if checkpoint is not None:
+                training.save(checkpoint)
+            bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
+            if on_epoch is not None:
+                on_epoch(report)
+    trained = training.averaged
+    accuracy, loss = evaluate(trained, data.loader("test", batch_size=max(settings.batch_size, 256)))
+    trained = trained.to("cpu").to(memory_format=torch.contiguous_format).eval()
+    return RetrainResult(trained, accuracy, loss, training.epoch, training.seconds)
+
+
+def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
+    """The accuracy (0..1) and the mean cross-entropy of a network, in evaluation mode and float32.
+
+    Args:
+        model: The network; it is left in the mode in which it was.
+        loader: Gives (`B x C x H x W` images, `B` class numbers).
+
+    Raises:
+        DataError: The loader gives no batch.
+    """
+    device = next(model.parameters()).device
+    correct, loss, count = 0, 0.0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for images, labels in loader:
+                labels = labels.to(device, non_blocking=True)
+                logits = model(images.to(device, non_blocking=True)).float()
+                correct += int((logits.argmax(dim=1) == labels).sum())
+                loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+                count += len(labels)
+    finally:
+        model.train(was_training)
+    if not count:
+        raise DataError("there are no images to evaluate on; give a loader with at least one batch")
+    return correct / count, loss / count
+
+
+class _Training:
+    """Everything that changes during a training, saved after each epoch."""
+
+    def __init__(
+        self, model: nn.Module, data: ImageData, settings: RetrainSettings, *, seed: int, device: torch.device
+    ):
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.epoch = 0
+        self.seconds = 0.0
+        self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.model = model.to(device).to(memory_format=self.memory_format)
+        mixing = settings.mixup > 0
+        if mixing and settings.batch_size % 2:
+            raise ConfigError(f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one")
+        self.loader = data.loader(
+            "training",
+            batch_size=settings.batch_size,
+            shuffle=True,
+            seed=seed,
+            drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
+            rand_augment=settings.rand_augment,
+        )
+        self.mixup = (
+            Mixup(mixup_alpha=settings.mixup, label_smoothing=settings.label_smoothing, num_classes=data.num_classes)
+            if mixing
+            else None
+        )
+        self.criterion: nn.Module = (
+            SoftTargetCrossEntropy() if mixing else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+        )
+        self.optimizer = _optimizer(self.model, settings)
+        self.scheduler = _scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
+        self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+        self.identity = {
+            "format": FORMAT,
+            "seed": seed,
+            "images": len(data.training),  # type: ignore[arg-type]
+            "input_size": data.input_size,
+            **settings.model_dump(),
+        }
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network with the weights to keep."""
+        return self.model if self.ema is None else self.ema.module
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Trains one epoch and reports on it."""
+        started = time.perf_counter()
+        cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch)
+        loss, correct, count = 0.0, 0, 0
+        self.model.train()
+        with seeded(self.seed, self.epoch):
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed_all(self.seed + self.epoch)
+            for step, (images, labels) in enumerate(self.loader, start=1):
+                batch_loss, batch_correct = self._update(images, labels, number=self.epoch * len(self.loader) + step)
+                loss += batch_loss * len(labels)
+                correct += batch_correct
+                count += len(labels)
+        self.epoch += 1
+        self.seconds += time.perf_counter() - started
+        return {
+            "epoch": self.epoch,
+            "epochs": self.settings.epochs,
+            "loss": loss / count,
+            "accuracy": correct / count,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.seconds,
+        }
+
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, *, number: int) -> tuple[float, int]:
+        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        labels = labels.to(self.device, non_blocking=True)
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        precision = getattr(torch, self.settings.precision)
+        with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
+            logits = self.model(images)
+            loss = self.criterion(logits, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the training loss became {value} in epoch {self.epoch + 1}, update {number}, at learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:.4g}; lower retrain.learning_rate "
+                f"(now {self.settings.learning_rate})"
+            )
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model, step=number)
+        if self.scheduler is not None:
+            self.scheduler.step_update(number)
+        return value, int((logits.argmax(dim=1) == labels).sum())
+
+    def save(self, path: Path) -> None:
+        """Writes the state after an epoch."""
+        state = {
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
+        try:
+            write_atomically(path, content.getvalue())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the checkpoint {path}: {error.strerror}; give a path that can be written"
+            ) from error
+
+    def resume(self, path: Path) -> None:
+        """Continues from a checkpoint, if there is one."""
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            found = state["identity"]
+            different = [key for key in self.identity if found.get(key) != self.identity[key]]
+        except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+            raise ConfigError(f"{path} is no checkpoint of a retraining; delete it, or give another path") from error
+        if different:
+            key = different[0]
+            raise ConfigError(
+                f"the checkpoint {path} is of another retraining ({key} = {found.get(key)!r} there, "
+                f"{self.identity[key]!r} here); delete it, or give another path"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the checkpoint {path} is of another network; delete it, or give another path"
+            ) from error
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+
+
+def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+    except (ValueError, AssertionError, ImportError) as error:
+        raise ConfigError(f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's") from error
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, settings: RetrainSettings, *, updates_per_epoch: int
+) -> Scheduler | None:
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.scheduler,
+            num_epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"retrain.scheduler = {settings.scheduler!r}: {error}; use one of timm's, such as cosine"
+        ) from error
+    return scheduler
+
+
+def _progress_bar(*, shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)
