@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from hardware import statistics
+from hardware import primitives, statistics
 from hardware.backends import Backend, Runnable, SharedBackend, get_backend
 from hardware.errors import BackendError, TableError
 from hardware.files import write_atomically
 from hardware.locks import load_or_build, measuring_lock, table_lock
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
+from hardware.table import Calibration, LatencyEntry, LatencyTable, Reference, TableHeader
 
 __all__ = [
     "Measurement",
@@ -42,6 +42,7 @@ __all__ = [
 
 QUANTILE = 0.05
 MINIMUM_NETS = 8
+REFERENCES = 3
 PARTIAL_SECONDS = 5.0
 _OVERHEAD = "overhead"
 
@@ -56,6 +57,7 @@ class Measurement:
         p20_ms: Their 20th percentile.
         spread: `median / low quantile - 1`.
         samples: All samples in ms, in the order of the rounds.
+        drift: How much slower the machine was than when a table was built; 1 where no table was given.
     """
 
     ms: float
@@ -63,6 +65,12 @@ class Measurement:
     p20_ms: float
     spread: float
     samples: tuple[float, ...]
+    drift: float = 1.0
+
+    @property
+    def settled_ms(self) -> float:
+        """What `ms` would have been in the state of the machine in which the table was built: `ms / drift`."""
+        return self.ms / self.drift
 
     @classmethod
     def of(cls, samples: Sequence[float], *, quantile: float = QUANTILE) -> Measurement:
@@ -140,10 +148,14 @@ def measure_model_file(
     batch: int = 1,
     threads: int = 1,
     backend: str | Backend = "onnxruntime",
+    table: LatencyTable | None = None,
     plan: Plan | None = None,
     progress: bool = False,
 ) -> Measurement:
     """Times a model file as it is deployed, by the loop that times operators.
+
+    With a table, its reference nets are timed in the same rounds: the ratio of their latencies now and then is the
+    measurement's `drift`, and `settled_ms` is to be compared with the table's predictions.
 
     Args:
         path: The model file.
@@ -151,16 +163,45 @@ def measure_model_file(
         batch: Images per inference.
         threads: Threads that one inference may use.
         backend: A backend or its name; it must be able to load model files.
+        table: The table that predicted the net, measured with the same backend, threads and batch.
         plan: How long to measure.
         progress: Whether to show a progress bar.
     """
-    plan = plan or Plan(seconds=8.0)
+    plan = plan or Plan(rounds=2000, seconds=4.0)
     with _opened(backend) as device, measuring_lock():
         if not isinstance(device, SharedBackend):
             raise BackendError(f"backend {device.name!r} cannot time a model file; use 'onnxruntime'.")
         runnable = device.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
-        samples = _sample(device, {str(path): runnable}, plan=plan, seed=0, progress=progress)
-    return Measurement.of(samples[str(path)], quantile=plan.quantile)
+        references = _references(table, device, batch=batch, threads=threads) if table else {}
+        runnables = {str(path): runnable, **{name: r for name, (_, r) in references.items()}}
+        samples = _sample(device, runnables, plan=plan, seed=0, progress=progress)
+    figure = Measurement.of(samples[str(path)], quantile=plan.quantile)
+    return dataclasses.replace(figure, drift=_drift(references, samples, plan))
+
+
+def _references(table: LatencyTable, device: Backend, *, batch: int, threads: int) -> dict[str, tuple[float, Runnable]]:
+    """A table's reference nets: their latency then, and the prepared net."""
+    header = table.header
+    for name, there, here in (
+        ("backend", header.backend, device.name),
+        ("batch", header.batch, batch),
+        ("threads", header.threads, threads),
+    ):
+        if there != here:
+            raise TableError(f"the latency table has {name} {there!r}, but this measurement {here!r}; use the table's.")
+    nets = header.calibration.references if header.calibration else ()
+    prepared = {}
+    for index, net in enumerate(nets):
+        chain = [OpSpec.from_key(key) for key in net.ops]
+        prepared[f"reference {index}"] = (net.ms, device.prepare(chain, batch=batch, threads=threads))
+    return prepared
+
+
+def _drift(
+    references: Mapping[str, tuple[float, Runnable]], samples: Mapping[str, Sequence[float]], plan: Plan
+) -> float:
+    ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
+    return float(np.median(ratios)) if ratios else 1.0
 
 
 def build_table(
@@ -193,7 +234,7 @@ def build_table(
         seed: Seed of the rounds' orders.
         progress: Whether to show a progress bar.
     """
-    plan = plan or Plan(seconds=45.0)
+    plan = plan or Plan(rounds=300, seconds=40.0)
     distinct = {op.key: op for op in ops if op.kind != IDENTITY}
     whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
     if not distinct:
@@ -250,11 +291,44 @@ def build_table(
     table = LatencyTable(header, entries)
     if whole:
         measured = [figures[name].ms for name in chains if name.startswith("net ")]
-        table = calibrated(table, whole, measured)
+        table = in_context(table, whole, measured)
     if out is not None:
         table.save(out)
         Path(f"{out}.partial").unlink(missing_ok=True)
     return table
+
+
+def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
+    """The table of operators measured alone, as they behave inside a net, and calibrated.
+
+    Every entry becomes `ms + (per_operator_ms + per_mparam_ms * params / 1e6) / scale`, so that a net still takes
+    `scale * (overhead + sum) + offset`; see `hardware.statistics.context_fit`.
+
+    Args:
+        table: The table of operators alone.
+        nets: Whole nets in execution order.
+        measured_ms: Their measured latencies.
+    """
+    raw = [table.raw_ms(net) for net in nets]
+    weights = {op.key: primitives.params(op) for net in nets for op in net}
+    weights |= {key: primitives.params(OpSpec.from_key(key)) for key in table.entries if key not in weights}
+    fit = statistics.context_fit(
+        raw,
+        [len(net) for net in nets],
+        [sum(weights[op.key] for op in net) for net in nets],
+        measured_ms,
+        least_ms=min(entry.ms for entry in table.entries.values()),
+    )
+    entries = {
+        key: dataclasses.replace(
+            entry,
+            ms=round(max(entry.ms + (fit.per_operator_ms + fit.per_param_ms * weights[key]) / fit.scale, 0.0), 7),
+        )
+        for key, entry in table.entries.items()
+    }
+    context = {"per_operator_ms": fit.per_operator_ms, "per_mparam_ms": 1e6 * fit.per_param_ms}
+    settled = LatencyTable(dataclasses.replace(table.header, context=context), entries)
+    return _with_calibration(settled, nets, measured_ms, fit.scale, fit.offset_ms, raw)
 
 
 def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
@@ -265,14 +339,28 @@ def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
         nets: Whole nets in execution order.
         measured_ms: Their measured latencies.
     """
-    raw = np.array([table.raw_ms(net) for net in nets])
+    raw = [table.raw_ms(net) for net in nets]
+    scale, offset = statistics.affine_fit(raw, measured_ms)
+    return _with_calibration(table, nets, measured_ms, scale, offset, raw)
+
+
+def _with_calibration(
+    table: LatencyTable,
+    nets: Sequence[Sequence[OpSpec]],
+    measured_ms: Sequence[float],
+    scale: float,
+    offset: float,
+    alone_ms: Sequence[float],
+) -> LatencyTable:
     measured = np.asarray(measured_ms, dtype=np.float64)
-    scale, offset = statistics.affine_fit(raw, measured)
+    predicted = [scale * table.raw_ms(net) + offset for net in nets]
     figures = {
-        "raw": statistics.figures(raw, measured),
-        "calibrated": statistics.figures(scale * raw + offset, measured),
+        "raw": statistics.figures(alone_ms, measured),
+        "calibrated": statistics.figures(predicted, measured),
     }
-    calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures)
+    spread = np.argsort(measured)[np.linspace(0, len(nets) - 1, REFERENCES).round().astype(int)]
+    references = tuple(Reference(float(measured[i]), tuple(op.key for op in nets[i])) for i in dict.fromkeys(spread))
+    calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures, references=references)
     return dataclasses.replace(table, header=dataclasses.replace(table.header, calibration=calibration))
 
 
@@ -330,7 +418,7 @@ def _due(samples: Mapping[str, list[float]], plan: Plan, *, done: int, elapsed: 
         due = [name for name, values in samples.items() if len(values) < plan.rounds]
         if due:
             return due
-    return _noisy(samples, plan) if elapsed <= 1.5 * plan.seconds else []
+    return _noisy(samples, plan) if elapsed <= 1.25 * plan.seconds else []
 
 
 def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:

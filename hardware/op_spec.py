@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hardware.errors import TableError
+
 IDENTITY = "identity"
 
 
@@ -55,3 +57,32 @@ class OpSpec:
                 parts.append(f"hidden:{self.hidden}")
             parts += [f"res:{int(self.residual)}", f"act:{self.activation}"]
         return "-".join(parts)
+
+    @classmethod
+    def from_key(cls, key: str) -> OpSpec:
+        """The operator that has this key.
+
+        The activation of a `head` or an `identity`, of which the key says nothing, is the default one.
+
+        Raises:
+            TableError: No operator has this key.
+        """
+        try:
+            parts = dict(part.split(":", 1) for part in f"kind:{key}".split("-"))
+            op = cls(
+                kind=parts["kind"],
+                input_shape=tuple(int(side) for side in parts["in"].split("x")),
+                output_shape=tuple(int(side) for side in parts["out"].split("x")),
+                kernel=int(parts.get("k", 1)),
+                stride=int(parts.get("s", 1)),
+                hidden=int(parts.get("hidden", 0)),
+                residual=parts.get("res", "0") == "1",
+                activation=parts.get("act", "relu6"),
+            )
+        except (KeyError, ValueError):
+            op = None
+        if op is None or op.key != key:
+            raise TableError(
+                f"{key!r} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6."
+            )
+        return op

@@ -201,6 +201,8 @@ def register_kind(kind: str, function: Decomposition) -> None:
         kind: The new kind; a known kind may only be registered again with the same function.
         function: From an `OpSpec` of that kind to its primitives in execution order.
     """
+    if not kind or set(kind) & set("-:"):
+        raise SpaceError(f"operator kind {kind!r} cannot be part of a table's key; leave out '-' and ':'.")
     if _KINDS.get(kind, function) is not function:
         raise SpaceError(f"operator kind {kind!r} is already registered; choose another name.")
     _KINDS[kind] = function

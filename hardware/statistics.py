@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +29,63 @@ def affine_fit(raw: Sequence[float] | np.ndarray, measured: Sequence[float] | np
             f"the measured nets get faster as their sum grows (scale {scale:.3g}); measure on a quieter machine."
         )
     return float(scale), float(offset)
+
+
+@dataclass(frozen=True)
+class ContextFit:
+    """`net = scale * sum + operators * per_operator_ms + params * per_param_ms + offset_ms`, in ms."""
+
+    scale: float
+    per_operator_ms: float
+    per_param_ms: float
+    offset_ms: float
+
+
+def context_fit(
+    raw: Sequence[float] | np.ndarray,
+    operators: Sequence[int] | np.ndarray,
+    params: Sequence[int] | np.ndarray,
+    measured: Sequence[float] | np.ndarray,
+    *,
+    least_ms: float,
+) -> ContextFit:
+    """How operators differ inside a net from operators alone, from a few whole nets.
+
+    Alone, an operator pays for taking its input and giving its output in the runtime's outer memory layout
+    (`per_operator_ms`, negative, as a net pays for it once), and it finds its weights in a nearer cache than it does
+    inside a net (`per_param_ms`, positive). Relative least squares; as a few nets determine four numbers badly, each
+    is held near its neutral value as if it had been observed there once, with the deviations of `_PRIORS`.
+
+    Args:
+        raw: Overhead and sum of the operators of each net, measured alone, in ms.
+        operators: Number of operators of each net.
+        params: Weights of each net.
+        measured: Latency of each net in ms.
+        least_ms: Latency of the cheapest operator, which must stay positive.
+
+    Raises:
+        TableError: The nets do not determine the scale.
+    """
+    from scipy.optimize import lsq_linear
+
+    affine_fit(raw, measured)
+    y = np.asarray(measured, dtype=np.float64)
+    columns = np.stack([np.asarray(c, dtype=np.float64) for c in (raw, operators, params, np.ones_like(y))], axis=1)
+    design = columns / y[:, None]
+    held = np.diag(_RESIDUAL / np.array([deviation for _, deviation in _PRIORS]) * design.mean(axis=0))
+    neutral = held @ np.array([value for value, _ in _PRIORS])
+    stacked = np.vstack([design, held])
+    norms = np.linalg.norm(stacked, axis=0)
+    low = np.array([0.0, -0.9 * least_ms, 0.0, -np.inf]) * norms
+    solution = lsq_linear(stacked / norms, np.concatenate([np.ones_like(y), neutral]), bounds=(low, np.inf))
+    return ContextFit(*(float(v) for v in solution.x / norms))
+
+
+_RESIDUAL = 0.007
+"""Relative error of a net that remains when all is fitted."""
+
+_PRIORS = ((1.0, 0.2), (0.0, 0.1), (0.0, 0.1), (0.0, 0.01))
+"""Neutral value of scale, per_operator_ms, per_param_ms and offset_ms, and deviation in units of a net's latency."""
 
 
 def figures(predicted: Sequence[float] | np.ndarray, measured: Sequence[float] | np.ndarray) -> dict[str, float]:

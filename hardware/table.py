@@ -25,6 +25,19 @@ UNIT = "ms"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A whole net and its measured latency, to tell later how the machine's state has changed since.
+
+    Attributes:
+        ms: Latency while the table was built.
+        ops: Keys of its operators in execution order.
+    """
+
+    ms: float
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The affine map from the sum of a table to a whole net's latency, fitted on whole nets.
 
@@ -33,12 +46,14 @@ class Calibration:
         offset_ms: Constant in ms.
         nets: Number of whole nets that it was fitted on.
         figures: How well it fits (`rmse_ms`, `mape`, `spearman`, ... each `raw` and `calibrated`).
+        references: Some of the nets, with their latencies.
     """
 
     scale: float
     offset_ms: float
     nets: int
     figures: Mapping[str, Any] = field(default_factory=dict)
+    references: tuple[Reference, ...] = ()
 
     def __call__(self, raw_ms: float) -> float:
         return self.scale * raw_ms + self.offset_ms
@@ -63,6 +78,8 @@ class TableHeader:
         load_average: The machine's 1-minute load while measuring, where known.
         overhead_ms: What one call of the runtime costs without any operator.
         calibration: The affine map to whole nets, or None for an uncalibrated table.
+        context: What an operator costs more inside a net than alone, already in the entries: `per_operator_ms` and
+            `per_mparam_ms` (per million weights), in calibrated ms.
         source: Where the figures come from.
         checks: Figures of `hardware.checks.check_table` on held-out nets.
     """
@@ -81,6 +98,7 @@ class TableHeader:
     load_average: float | None = None
     overhead_ms: float = 0.0
     calibration: Calibration | None = None
+    context: Mapping[str, float] = field(default_factory=dict)
     source: str = "measured"
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -305,6 +323,12 @@ def _build(kind: type, value: Any, where: str) -> Any:
 def _convert(annotation: str, value: Any, where: str) -> Any:
     if value is None and "None" in annotation:
         return None
+    if annotation.startswith("tuple"):
+        if not isinstance(value, list):
+            raise TableError(f"{where} is {value!r}, not a list.")
+        if "Reference" in annotation:
+            return tuple(_build(Reference, item, where) for item in value)
+        return tuple(_convert("str", item, where) for item in value)
     if "Calibration" in annotation:
         return _build(Calibration, value, where)
     if annotation.startswith("Mapping"):
@@ -343,6 +367,8 @@ def _check_header(header: TableHeader, where: str) -> None:
             raise TableError(f"the calibration's scale in {where} is {calibration.scale}; it must be positive.")
         if not math.isfinite(calibration.offset_ms):
             raise TableError(f"the calibration's offset in {where} is {calibration.offset_ms}; it must be finite.")
+        for reference in calibration.references:
+            _check_number(reference.ms, f"the latency of a reference net in {where}")
 
 
 def _check_number(value: float, what: str) -> None:

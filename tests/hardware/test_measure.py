@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from hardware import measure, statistics
+from hardware.backends import Runnable, SharedBackend
 from hardware.errors import BackendError, TableError
 from hardware.measure import Measurement, Plan, build_table
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.table import LatencyTable
-from tests.hardware.conftest import OVERHEAD_S, draw_nets, operator_ms
+from tests.hardware.conftest import OVERHEAD_S, FakeBackend, alone_ms, draw_nets, net_ms, operator_ms
 
 PLAN = Plan(rounds=6, minimum_rounds=2, seconds=60.0, extra_rounds=0)
 
 
 def test_measure_gives_the_clock_back(fake_backend, tiny_ops):
     got = measure.measure({"a": tiny_ops[:1], "b": tiny_ops[:2]}, backend=fake_backend(), rounds=3, progress=False)
-    assert got["a"].ms == pytest.approx(operator_ms(tiny_ops[0]) + 1e3 * OVERHEAD_S)
+    assert got["a"].ms == pytest.approx(alone_ms(tiny_ops[:1]))
     assert len(got["b"].samples) == 3
     assert got["b"].spread == 0.0
 
@@ -49,7 +50,7 @@ def test_the_overhead_is_subtracted_once_per_operator(fake_backend, tiny_ops):
     assert table.header.calibration is None
     for op in tiny_ops:
         if op.kind != IDENTITY:
-            assert table.latency_ms(op) == pytest.approx(operator_ms(op), abs=1e-6)
+            assert table.latency_ms(op) == pytest.approx(operator_ms(op) + 2e-3, abs=1e-6)
     assert not any(key.startswith(IDENTITY) for key in table.entries)
 
 
@@ -57,14 +58,14 @@ def test_the_calibration_recovers_the_device(fake_backend, tiny_space, tiny_ops)
     nets, held_out = draw_nets(*tiny_space, 8, seed=1), draw_nets(*tiny_space, 5, seed=2)
     table = build_table(tiny_ops, nets, backend=fake_backend(), input_size=32, plan=PLAN, progress=False)
     calibration = table.header.calibration
-    overhead_ms = 1e3 * OVERHEAD_S
     assert calibration.nets == 8
-    assert calibration.scale == pytest.approx(1.1, rel=1e-3)
-    assert calibration.offset_ms == pytest.approx(0.003 + overhead_ms - 1.1 * overhead_ms, abs=1e-5)
+    assert table.header.context["per_operator_ms"] == pytest.approx(-1.05 * 2e-3, rel=0.1)
     assert calibration.figures["calibrated"]["mape"] < 1e-3 < calibration.figures["raw"]["mape"]
     for net in held_out:
-        device_ms = 1.1 * sum(map(operator_ms, net)) + 0.003 + overhead_ms
-        assert table.calibrated_ms(net) == pytest.approx(device_ms, rel=1e-3)
+        assert table.calibrated_ms(net) == pytest.approx(net_ms(net), rel=5e-3)
+    assert [r.ms for r in calibration.references] == pytest.approx(
+        [net_ms([OpSpec.from_key(key) for key in r.ops]) for r in calibration.references]
+    )
 
 
 def test_the_header_says_how_it_was_measured(fake_backend, tiny_ops, tmp_path):
@@ -151,13 +152,54 @@ def test_short_operators_are_repeated_in_a_sample(fake_backend, tiny_ops):
 
     plan = Plan(rounds=1, minimum_rounds=1, sample_ms=1.0)
     measure.measure({"a": tiny_ops[:1]}, backend=Counting(), plan=plan, progress=False)
-    single = operator_ms(tiny_ops[0]) + 1e3 * OVERHEAD_S
-    assert seen[-1] == round(1.0 / single)
+    assert seen[-1] == round(1.0 / alone_ms(tiny_ops[:1]))
 
 
 def test_a_backend_without_model_files_is_named(fake_backend, tmp_path):
     with pytest.raises(BackendError, match="'fake' cannot time a model file"):
         measure.measure_model_file(tmp_path / "net.onnx", backend=fake_backend())
+
+
+class FileBackend(SharedBackend, FakeBackend):
+    """The fake device, which since the table was built has become `slower` times as slow."""
+
+    slower = 1.0
+
+    def prepare_model_file(self, path, *, batch=1, threads=1, input_shape=None):
+        return Runnable(lambda: None, handle=(self.slower * 7e-3, "file"))
+
+    def prepare(self, chain, **options):
+        made = super().prepare(chain, **options)
+        return Runnable(made.call, handle=(self.slower * made.handle[0], made.handle[1]))
+
+
+def test_a_model_file_is_compared_in_the_tables_conditions(tiny_space, tiny_ops, tmp_path):
+    backend = FileBackend()
+    nets = draw_nets(*tiny_space, 8, seed=1)
+    table = build_table(tiny_ops, nets, backend=backend, input_size=32, plan=PLAN, progress=False)
+    backend.slower = 1.25
+    figure = measure.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, plan=PLAN)
+    assert figure.ms == pytest.approx(1.25 * 7.0)
+    assert figure.drift == pytest.approx(1.25)
+    assert figure.settled_ms == pytest.approx(7.0)
+    with pytest.raises(TableError, match="has threads 1, but this measurement 2"):
+        measure.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, threads=2, plan=PLAN)
+
+
+def test_the_context_fit_finds_what_made_the_nets():
+    rng = np.random.default_rng(0)
+    raw, operators = rng.uniform(0.05, 0.2, 30), rng.integers(6, 14, 30)
+    params = rng.uniform(5e4, 3e5, 30)
+    measured = 1.02 * raw - 1e-3 * operators + 5e-8 * params
+    fit = statistics.context_fit(raw, operators, params, measured, least_ms=0.002)
+    np.testing.assert_allclose(
+        [fit.scale, fit.per_operator_ms, fit.per_param_ms, fit.offset_ms],
+        [1.02, -1e-3, 5e-8, 0.0],
+        rtol=0.02,
+        atol=1e-4,
+    )
+    bounded = statistics.context_fit(raw, operators, params, measured, least_ms=0.0005)
+    assert bounded.per_operator_ms >= -0.9 * 0.0005
 
 
 def test_affine_fit_and_figures():

@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from hardware import primitives
-from hardware.errors import SpaceError
+from hardware.errors import SpaceError, TableError
 from hardware.model import activation_model, macs_model, params_model
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.primitives import Add, Conv, GlobalAvgPool, Linear, Pool, decompose
@@ -65,6 +65,8 @@ def test_a_new_kind_can_be_registered_once(monkeypatch):
     assert primitives.activation_bytes(op) == 4 * 8 * 16
     with pytest.raises(SpaceError, match="already registered"):
         primitives.register_kind("pool", lambda op: ())
+    with pytest.raises(SpaceError, match="leave out '-'"):
+        primitives.register_kind("max-pool", pooled)
 
 
 def test_odd_sizes_round_up_with_stride_2():
@@ -104,6 +106,18 @@ def test_keys_are_unique(imagenet_space):
     fixed, edges = imagenet_space
     ops = {*fixed, *(op for options in edges.values() for op in options.values())}
     assert len({op.key for op in ops}) == len(ops)
+
+
+def test_keys_can_be_read_back(imagenet_space):
+    fixed, edges = imagenet_space
+    for op in {*fixed, *(op for options in edges.values() for op in options.values())}:
+        assert OpSpec.from_key(op.key) == op
+
+
+@pytest.mark.parametrize("key", ["", "conv", "conv-in:3x8x8", "conv-in:axb-out:1", "head-in:8x4x4-out:10-k:3-s:1"])
+def test_no_operator_has_a_strange_key(key):
+    with pytest.raises(TableError, match="no operator's key"):
+        OpSpec.from_key(key)
 
 
 def test_weights_depend_on_seed_and_position_only(tiny_ops):
