@@ -323,6 +323,6 @@ SMALL_MBCONV = MBConvDeclaration(
     stem_width=16,
     stem_stride=2,
     first_width=16,
-    stages=(Stage(24, 2, 1), Stage(40, 2, 2), Stage(64, 2, 2)),
+    stages=(Stage(24, 2, 2), Stage(40, 2, 2), Stage(64, 2, 1)),
     head_width=256,
 )

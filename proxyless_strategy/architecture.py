@@ -1,0 +1,128 @@
+"""The architecture parameters: one `L x N` matrix, its mask, and what its rows and columns stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import gates
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One decision of a search space.
+
+    Attributes:
+        label: Its label in NNI's space; layers that share a label share the decision.
+        candidates: What it chooses from, in order.
+        parent: `(edge index, candidate indices)`: this edge matters only where that edge chooses one of these
+            candidates (a nested choice, or a block behind a searched depth); None where it always matters.
+        as_list: Whether NNI's sample holds the choice as a list (an InputChoice).
+    """
+
+    label: str
+    candidates: tuple[Hashable, ...]
+    parent: tuple[int, frozenset[int]] | None = None
+    as_list: bool = False
+
+
+class ArchitectureParameters(nn.Module):
+    """Architecture parameters of all edges as a single parameter `alpha`.
+
+    Args:
+        edges: The decisions, parents before their children.
+        seed: Seed of the initial values.
+        init_std: Standard deviation of the initial values, N(0, 1e-3) as in the release.
+    """
+
+    mask: Tensor
+
+    def __init__(self, edges: Sequence[Edge], *, seed: int = 0, init_std: float = 1e-3):
+        super().__init__()
+        self.edges = tuple(edges)
+        width = max((len(edge.candidates) for edge in self.edges), default=1)
+        mask = torch.zeros(len(self.edges), width, dtype=torch.bool)
+        for row, edge in enumerate(self.edges):
+            mask[row, : len(edge.candidates)] = True
+        u = gates.uniforms(seed, gates.Phase.INITIAL, 0, tuple(mask.shape))
+        normal = torch.special.ndtri(u) * init_std
+        self.alpha = nn.Parameter(torch.where(mask, normal, torch.zeros_like(normal)))
+        self.register_buffer("mask", mask)
+        self.host_mask = mask.clone()
+        self.nested = any(edge.parent for edge in self.edges)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the edges, in the order of the rows."""
+        return tuple(edge.label for edge in self.edges)
+
+    def host_alpha(self) -> Tensor:
+        """A copy of alpha on the host, float64: the one transfer of a step."""
+        return self.alpha.detach().to("cpu", torch.float64, copy=True)
+
+    def probabilities(self) -> Tensor:
+        """`p`, `L x N`, on the host."""
+        return gates.probabilities(self.host_alpha(), self.host_mask)
+
+    def export(self, choice: Tensor | Sequence[int]) -> dict[str, Any]:
+        """NNI's sample of one candidate index per edge."""
+        sample: dict[str, Any] = {}
+        for edge, index in zip(self.edges, choice, strict=True):
+            value = edge.candidates[int(index)]
+            sample[edge.label] = [value] if edge.as_list else value
+        return sample
+
+    def indices(self, sample: Mapping[str, Any]) -> list[int]:
+        """Candidate index per edge of NNI's sample."""
+        values = ((edge, sample[edge.label]) for edge in self.edges)
+        return [edge.candidates.index(value[0] if edge.as_list else value) for edge, value in values]
+
+    def argmax(self) -> list[int]:
+        """The most probable candidate of each edge, the first on a tie."""
+        masked = gates.logits(self.host_alpha(), self.host_mask)
+        return [int(index) for index in masked.argmax(-1)]
+
+    def reach(self, p: Tensor) -> Tensor:
+        """Probability that each edge matters, shape `L`: the product along its ancestors."""
+        reach = torch.ones(len(self.edges), dtype=p.dtype)
+        if self.nested:
+            for row, edge in enumerate(self.edges):
+                if edge.parent is not None:
+                    parent, allowed = edge.parent
+                    reach[row] = reach[parent] * p[parent, sorted(allowed)].sum()
+        return reach
+
+    def reached(self, samples: Tensor) -> Tensor | None:
+        """Which edges matter in each sampled subnet, `M x L` bool; None if all always do."""
+        if not self.nested:
+            return None
+        active = torch.ones_like(samples, dtype=torch.bool)
+        for row, edge in enumerate(self.edges):
+            if edge.parent is not None:
+                parent, allowed = edge.parent
+                active[:, row] = active[:, parent] & torch.isin(samples[:, parent], torch.tensor(sorted(allowed)))
+        return active
+
+    def total_costs(self, p: Tensor, costs: Tensor) -> Tensor:
+        """Cost of each candidate with the expected cost of the choices nested in it, `L x N`.
+
+        Args:
+            p: `L x N`.
+            costs: Each candidate's own cost, `L x N`.
+        """
+        if not self.nested:
+            return costs
+        total = costs.clone()
+        for row in range(len(self.edges) - 1, -1, -1):
+            parent = self.edges[row].parent
+            if parent is not None:
+                total[parent[0], sorted(parent[1])] += (p[row] * total[row]).sum()
+        return total
+
+    def expected_cost(self, p: Tensor, costs: Tensor) -> float:
+        """`E = sum over edges of reach * p.F`."""
+        return float((self.reach(p) * (p * costs).sum(-1)).sum())

@@ -1,0 +1,145 @@
+"""From path probabilities to one subnet: argmax, or the most probable subnet within a latency budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from hardware.errors import TargetError
+
+from .architecture import Edge
+
+_LOG_FLOOR = -700.0
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A derived subnet.
+
+    Attributes:
+        choice: Candidate index per edge; for edges that the subnet does not reach, the most probable one.
+        cost: Its cost, the fixed part included.
+        log_probability: Sum of `log p` over the edges that it reaches.
+    """
+
+    choice: tuple[int, ...]
+    cost: float
+    log_probability: float
+
+
+class Deriver:
+    """Derives subnets from one matrix of path probabilities.
+
+    Args:
+        edges: The decisions, parents before their children.
+        log_p: `log p`, `L x N`; -inf in unused cells.
+        costs: Each candidate's own cost, `L x N`; None where nothing is known of costs.
+        fixed: Cost of what every subnet has.
+    """
+
+    def __init__(self, edges: Sequence[Edge], log_p: np.ndarray, costs: np.ndarray | None = None, fixed: float = 0.0):
+        self.edges = tuple(edges)
+        self.log_p = np.asarray(log_p, dtype=np.float64)
+        self.costs = np.zeros_like(self.log_p) if costs is None else np.asarray(costs, dtype=np.float64)
+        self.fixed = fixed
+        self.sizes = [len(edge.candidates) for edge in self.edges]
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(int)
+
+    def argmax(self) -> Derived:
+        """The most probable candidate of each edge, the first on a tie."""
+        return self._finish([int(self.log_p[row, :size].argmax()) for row, size in enumerate(self.sizes)])
+
+    def fastest(self) -> Derived:
+        """The subnet of least cost."""
+        return self._solve(self._flat(-self.costs), None)
+
+    def slowest(self) -> Derived:
+        """The subnet of greatest cost."""
+        return self._solve(self._flat(self.costs), None)
+
+    def within(self, budget: float) -> Derived:
+        """The most probable subnet whose cost is at most `budget`: a multiple-choice knapsack, solved exactly.
+
+        Raises:
+            TargetError: No subnet is within the budget.
+        """
+        argmax = self.argmax()
+        if argmax.cost <= budget:
+            return argmax
+        fastest = self.fastest()
+        if fastest.cost > budget:
+            raise TargetError(
+                f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
+            )
+        found = self._solve(self._flat(np.maximum(self.log_p, _LOG_FLOOR)), budget)
+        return found if found is not None else fastest
+
+    def curve(self, points: int = 20) -> list[Derived]:
+        """The trade-off of one search: the most probable subnet at `points` budgets from fastest to most probable."""
+        low, high = self.fastest().cost, self.argmax().cost
+        found: dict[tuple[int, ...], Derived] = {}
+        for budget in np.linspace(low, max(low, high), points):
+            derived = self.within(float(budget) * (1 + 1e-12))
+            found[derived.choice] = derived
+        return sorted(found.values(), key=lambda derived: derived.cost)
+
+    def _flat(self, values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[row, :size] for row, size in enumerate(self.sizes)])
+
+    def _solve(self, gain: np.ndarray, budget: float | None) -> Derived:
+        count = int(self._starts[-1])
+        rows, columns, values, right = [], [], [], []
+        for row, edge in enumerate(self.edges):
+            for column in range(self._starts[row], self._starts[row + 1]):
+                rows.append(row)
+                columns.append(column)
+                values.append(1.0)
+            if edge.parent is None:
+                right.append(1.0)
+            else:
+                parent, allowed = edge.parent
+                for index in allowed:
+                    rows.append(row)
+                    columns.append(int(self._starts[parent]) + index)
+                    values.append(-1.0)
+                right.append(0.0)
+        one_each = LinearConstraint(csr_array((values, (rows, columns)), shape=(len(self.edges), count)), right, right)
+        constraints = [one_each]
+        flat_costs = self._flat(self.costs)
+        if budget is not None:
+            constraints.append(LinearConstraint(flat_costs[None, :], -np.inf, budget - self.fixed))
+        result = milp(
+            -gain,
+            integrality=np.ones(count),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            raise TargetError(f"no subnet is within {budget!r} ({result.message}); raise the target")
+        derived = self._finish(self._choice(result.x))
+        if budget is not None and derived.cost > budget:
+            return self._solve(gain, budget - (derived.cost - budget) - 1e-9 * abs(budget))
+        return derived
+
+    def _choice(self, x: np.ndarray) -> list[int]:
+        choice = []
+        for row, size in enumerate(self.sizes):
+            cells = x[self._starts[row] : self._starts[row + 1]]
+            choice.append(int(cells.argmax()) if cells.max() > 0.5 else int(self.log_p[row, :size].argmax()))
+        return choice
+
+    def _finish(self, choice: list[int]) -> Derived:
+        cost, log_probability, reached = self.fixed, 0.0, [True] * len(self.edges)
+        for row, edge in enumerate(self.edges):
+            if edge.parent is not None:
+                parent, allowed = edge.parent
+                reached[row] = reached[parent] and choice[parent] in allowed
+            if reached[row]:
+                cost += float(self.costs[row, choice[row]])
+                log_probability += float(self.log_p[row, choice[row]])
+        return Derived(tuple(choice), cost, log_probability)

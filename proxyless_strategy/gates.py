@@ -1,0 +1,213 @@
+"""Binary gates as pure functions of the architecture matrix: sampling, gradients and the pair rescale.
+
+Shapes: `L` edges, `N` the largest number of candidates; `alpha` is `L x N` float64, `mask` `L x N` bool marks the
+cells in use, `p = softmax(alpha)` over the cells in use. Equations are those of ProxylessNAS, arXiv 1812.00332.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Estimator = Literal["paper", "unbiased"]
+
+
+class Phase(enum.IntEnum):
+    """What a random draw is for; each phase has its own counter, so that no phase disturbs another."""
+
+    INITIAL = 0
+    WARMUP = 1
+    WEIGHTS = 2
+    PAIR = 3
+    ACTIVE = 4
+    REINFORCE = 5
+
+
+def uniforms(seed: int, phase: Phase, step: int, shape: tuple[int, ...], *, sample: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1) that depend on the arguments alone (Philox, a counter-based generator).
+
+    Args:
+        seed: The search's seed.
+        phase: What they are for.
+        step: That phase's own counter.
+        shape: Shape of the result.
+        sample: Index among several draws of one step.
+
+    Returns:
+        float64 tensor of `shape` on the host.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, int(phase)], counter=[0, 0, sample, step]))
+    return torch.from_numpy(generator.random(shape)).clamp_(1e-300, 1 - 1e-16)
+
+
+def logits(alpha: Tensor, mask: Tensor) -> Tensor:
+    """`alpha` with -inf in unused cells."""
+    return alpha.masked_fill(~mask, -math.inf)
+
+
+def probabilities(alpha: Tensor, mask: Tensor) -> Tensor:
+    """Path probabilities `p = softmax(alpha)` (Eq. 2); 0 in unused cells."""
+    return torch.softmax(logits(alpha, mask), dim=-1)
+
+
+def log_probabilities(alpha: Tensor, mask: Tensor) -> Tensor:
+    """`log p`, -inf in unused cells."""
+    return torch.log_softmax(logits(alpha, mask), dim=-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy of each edge in nats, shape `L`, with `0 ln 0 = 0`."""
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def _gumbel(u: Tensor) -> Tensor:
+    return -torch.log(-torch.log(u))
+
+
+def sample_paths(alpha: Tensor, mask: Tensor, u: Tensor) -> Tensor:
+    """One candidate per edge, drawn from `p` by the Gumbel-max trick.
+
+    Args:
+        alpha: `L x N`.
+        mask: `L x N`.
+        u: Uniform numbers, `L x N`.
+
+    Returns:
+        Candidate indices, `L`.
+    """
+    return (logits(alpha, mask) + _gumbel(u)).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two distinct candidates per edge, of which `active` runs; `second` is -1 where an edge has one candidate."""
+
+    active: Tensor
+    second: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Edges that take part, `L` bool."""
+        return self.second >= 0
+
+
+def sample_pairs(alpha: Tensor, mask: Tensor, u: Tensor, v: Tensor) -> Pairs:
+    """Two candidates per edge without replacement from `p` (Gumbel top-2), the active one drawn from their softmax.
+
+    Args:
+        alpha: `L x N`.
+        mask: `L x N`.
+        u: Uniform numbers for the pair, `L x N`.
+        v: Uniform numbers for the active one, `L`.
+    """
+    if alpha.shape[1] == 1:
+        first = torch.zeros(alpha.shape[0], dtype=torch.long)
+        return Pairs(first, torch.full_like(first, -1))
+    top = (logits(alpha, mask) + _gumbel(u)).topk(2, dim=-1).indices
+    pair_logits = alpha.gather(1, top)
+    keep = v < torch.softmax(pair_logits, -1)[:, 0]
+    active = torch.where(keep, top[:, 0], top[:, 1])
+    second = torch.where(keep, top[:, 1], top[:, 0])
+    single = mask.sum(-1) == 1
+    only = mask.to(torch.uint8).argmax(-1)
+    return Pairs(torch.where(single, only, active), second.masked_fill(single, -1))
+
+
+def pair_weight(alpha: Tensor, mask: Tensor, pairs: Pairs, *, estimator: Estimator) -> Tensor:
+    """The factor of `G_a - G_b` in the gradient of `alpha_a`, shape `L`; 0 for edges with one candidate.
+
+    `paper`: `q_a q_b` with `q = softmax([alpha_a, alpha_b])` (Eq. 4 on the pair). `unbiased`:
+    `(1 - p_a)(1 - p_b) / (2 - p_a - p_b)`, whose product with the pair's probability is `p_a p_b`, so that the
+    expectation over pairs is the gradient of the full softmax.
+    """
+    second = pairs.second.clamp(min=0)
+    rows = torch.arange(alpha.shape[0], device=alpha.device)
+    if estimator == "paper":
+        q = torch.sigmoid(alpha[rows, pairs.active] - alpha[rows, second])
+        weight = q * (1 - q)
+    else:
+        p = probabilities(alpha, mask)
+        rest_a = p.sum(-1) - p[rows, pairs.active]
+        rest_b = p.sum(-1) - p[rows, second]
+        weight = rest_a * rest_b / (rest_a + rest_b).clamp(min=torch.finfo(p.dtype).tiny)
+    return torch.where(pairs.valid, weight, torch.zeros_like(weight))
+
+
+def pair_gradient(
+    alpha: Tensor, mask: Tensor, pairs: Pairs, difference: Tensor, *, estimator: Estimator = "paper"
+) -> Tensor:
+    """Gradient of alpha from the gate gradients of a pair: `dL/dalpha_a = w (G_a - G_b) = -dL/dalpha_b`.
+
+    Args:
+        alpha: `L x N`.
+        mask: `L x N`.
+        pairs: The sampled candidates, a = active and b = second.
+        difference: `G_a - G_b`, shape `L`.
+        estimator: See `pair_weight`.
+
+    Returns:
+        `L x N`; every row sums to 0.
+    """
+    value = pair_weight(alpha, mask, pairs, estimator=estimator) * torch.where(
+        pairs.valid, difference.to(alpha.dtype), torch.zeros_like(difference, dtype=alpha.dtype)
+    )
+    gradient = torch.zeros_like(alpha)
+    gradient.scatter_add_(1, pairs.active[:, None], value[:, None])
+    gradient.scatter_add_(1, pairs.second.clamp(min=0)[:, None], -value[:, None])
+    return gradient
+
+
+def rescale_pairs(before: Tensor, after: Tensor, pairs: Pairs) -> Tensor:
+    """Shift the moved pair so that all other candidates keep their probabilities.
+
+    Subtracts `ln((e^a' + e^b') / (e^a + e^b))` from both (paper, section 3.2.1).
+
+    Args:
+        before: alpha before the optimiser's step, `L x N`.
+        after: alpha after it.
+        pairs: The pair that moved.
+
+    Returns:
+        The rescaled alpha.
+    """
+    index = torch.stack([pairs.active, pairs.second.clamp(min=0)], dim=1)
+    shift = torch.logsumexp(after.gather(1, index), 1) - torch.logsumexp(before.gather(1, index), 1)
+    shift = torch.where(pairs.valid, shift, torch.zeros_like(shift))
+    return after.scatter_add(1, index, -shift[:, None].expand(-1, 2))
+
+
+def pair_probability(p: Tensor, a: int, b: int) -> Tensor:
+    """Probability that `sample_pairs` draws the unordered pair: `p_a p_b (1/(1 - p_a) + 1/(1 - p_b))`, shape `L`."""
+    p_a, p_b = p[:, a], p[:, b]
+    return p_a * p_b * (1 / (1 - p_a) + 1 / (1 - p_b))
+
+
+def softmax_gradient(p: Tensor, costs: Tensor) -> Tensor:
+    """Gradient of `sum_i p_i c_i` with respect to alpha: `p (c - p.c)` for each edge, `L x N` (Eq. 4 in full)."""
+    return p * (costs - (p * costs).sum(-1, keepdim=True))
+
+
+def reinforce_gradient(p: Tensor, samples: Tensor, advantages: Tensor, active: Tensor | None = None) -> Tensor:
+    """Gradient that descends towards higher reward: `(1/M) sum_j (R_j - b) (p - onehot_j)` (Eq. 6).
+
+    Args:
+        p: `L x N`.
+        samples: Candidate of each edge in each of `M` subnets, `M x L`.
+        advantages: `R_j - b`, shape `M`.
+        active: Which edges each subnet reaches, `M x L` bool; None where all are always reached.
+
+    Returns:
+        `L x N`.
+    """
+    weights = advantages.to(p.dtype)[:, None].expand(samples.shape)
+    if active is not None:
+        weights = weights * active.to(p.dtype)
+    taken = torch.zeros_like(p)
+    taken.scatter_add_(1, samples.t(), weights.t())
+    return (p * weights.sum(0)[:, None] - taken) / samples.shape[0]

@@ -1,0 +1,205 @@
+"""Loaders whose order is a function of (seed, epoch), and whose position can be saved and restored."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from hardware.errors import DataError
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers."""
+    words = np.random.SeedSequence([part & 0xFFFFFFFFFFFFFFFF for part in parts]).generate_state(2, np.uint32)
+    return int(words[0]) | (int(words[1]) & 0x7FFFFFFF) << 32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' augmentations draw from the global generator
+    random.seed(seed)
+
+
+@contextmanager
+def isolated_seed(seed: int) -> Iterator[None]:
+    """Seed every generator, and give back their states on exit."""
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
+    try:
+        seed_everything(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+class SeededLoader:
+    """Wraps a loader so that batch `i` of epoch `e` is the same in every run with the same seed.
+
+    Args:
+        loader: Any iterable of batches; a `DataLoader`'s samplers are told the epoch.
+        seed: The search's seed.
+        stream: Distinguishes the loaders of one search.
+        process: Gives rank and number of processes; a plain DataLoader is divided among them.
+    """
+
+    def __init__(self, loader: Any, *, seed: int, stream: int, process: Callable[[], tuple[int, int]] = lambda: (0, 1)):
+        self._whole = loader
+        self._share: Any = None
+        self.seed = seed
+        self.stream = stream
+        self.process = process
+        self.epoch = 0
+        self.position = 0
+        self._resumed = False
+
+    @property
+    def loader(self) -> Any:
+        """This process's share of the wrapped loader."""
+        if self._share is None:
+            rank, world_size = self.process()
+            self._share = _distributed(self._whole, self.seed, rank, world_size) if world_size > 1 else self._whole
+        return self._share
+
+    def twin(self, *, stream: int) -> SeededLoader:
+        """A second reading of the same data from its epoch 0; it leaves this one and its workers alone."""
+        return SeededLoader(_without_workers(self._whole), seed=self.seed, stream=stream, process=self.process)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.position and not (self._resumed and self.position < self._length()):
+            self.finish_epoch()
+        self._resumed = False
+        epoch, skip, loader = self.epoch, self.position, self.loader
+        _tell_epoch(loader, epoch)
+        rank = self.process()[0]
+        with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank)):
+            iterator = iter(loader)
+        for index in itertools.count():
+            try:
+                with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank, index)):
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            if index >= skip:
+                self.position = index + 1
+                yield batch
+
+    def _length(self) -> float:
+        return len(self.loader) if hasattr(self.loader, "__len__") else math.inf
+
+    def finish_epoch(self) -> None:
+        """The next reading starts the next epoch."""
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches have been handed out."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch after the saved position."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._resumed = True
+
+
+class ArchitectureBatches:
+    """An endless stream of validation batches for architecture steps.
+
+    Args:
+        factory: Makes the loader when the first batch is asked for.
+    """
+
+    def __init__(self, factory: Callable[[], SeededLoader]):
+        self._factory = factory
+        self._loader: SeededLoader | None = None
+        self._iterator: Iterator[Any] | None = None
+        self._state: dict[str, int] | None = None
+
+    def next(self) -> Any:
+        """The next batch.
+
+        Raises:
+            DataError: The loader has no batch at all.
+        """
+        if self._loader is None:
+            self._loader = self._factory()
+            if self._state is not None:
+                self._loader.load_state_dict(self._state)
+        for _ in range(2):
+            if self._iterator is None:
+                self._iterator = iter(self._loader)
+            try:
+                return next(self._iterator)
+            except StopIteration:
+                self._iterator = None
+        raise DataError("the validation loader of the evaluator gave no batch; architecture steps need one")
+
+    def state_dict(self) -> dict[str, int]:
+        """Position of the stream."""
+        if self._loader is not None:
+            return self._loader.state_dict()
+        return self._state or {"epoch": 0, "position": 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the saved position."""
+        self._state, self._loader, self._iterator = dict(state), None, None
+
+
+def _tell_epoch(loader: Any, epoch: int) -> None:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for item in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        if item is not None and hasattr(item, "set_epoch"):
+            item.set_epoch(epoch)
+
+
+def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
+    if not isinstance(loader, DataLoader) or isinstance(loader.sampler, DistributedSampler):
+        return loader
+    sampler: DistributedSampler = DistributedSampler(
+        loader.dataset,
+        num_replicas=world_size,
+        rank=rank,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        seed=seed & 0x7FFFFFFF,
+        drop_last=loader.drop_last,
+    )
+    return _rebuilt(loader, sampler=sampler)
+
+
+def _without_workers(loader: Any) -> Any:
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
+        return loader
+    return _rebuilt(loader, sampler=loader.sampler, workers=0)
+
+
+def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) -> DataLoader:
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+        raise DataError(
+            "a DataLoader with its own batch_sampler cannot be divided among processes; give it a DistributedSampler"
+        )
+    count = loader.num_workers if workers is None else workers
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        num_workers=count,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        timeout=loader.timeout if count else 0,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if count else None,
+        persistent_workers=loader.persistent_workers and count > 0,
+    )

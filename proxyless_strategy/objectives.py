@@ -1,0 +1,257 @@
+"""How latency enters the search: losses for the gradient rule, rewards for REINFORCE, and the target controller.
+
+`E` is the expected latency under the path probabilities, `T` the target, `LAT` the latency of one subnet, all in
+calibrated ms (or the unit of the cost model).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from hardware.errors import ConfigError
+
+
+@runtime_checkable
+class LatencyLoss(Protocol):
+    """An objective for the gradient rule."""
+
+    needs_task_loss: bool
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        """`(dL/dCE, dL/dE)` at the present point."""
+        ...
+
+    def update(self, expected: float) -> None:
+        """Called once after each architecture step with the step's `E`."""
+        ...
+
+
+@runtime_checkable
+class LatencyReward(Protocol):
+    """An objective for REINFORCE."""
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        """Reward of each of `M` subnets, shape `M`."""
+        ...
+
+    def update(self, expected: float) -> None:
+        """Called once after each architecture step with the step's `E`."""
+        ...
+
+
+class _Stateless:
+    needs_task_loss = False
+
+    def update(self, expected: float) -> None:
+        """Nothing to update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+@dataclass
+class AccuracyOnly(_Stateless):
+    """No latency term: the task loss alone, or the accuracy alone as reward."""
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        return accuracy
+
+
+@dataclass
+class AddLinear(_Stateless):
+    """`CE + lambda (E - T) / T`."""
+
+    target: float
+    weight: float = 0.1
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        return 1.0, self.weight / self.target
+
+
+@dataclass
+class Expected(_Stateless):
+    """The paper's text: `CE + lambda2 E[LAT]` (Eq. 5; its lambda1 |w|^2 is the optimiser's weight decay)."""
+
+    target: float
+    weight: float = 0.01
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        return 1.0, self.weight
+
+
+@dataclass
+class MulLog(_Stateless):
+    """The release's `alpha CE (ln E / ln T)^beta`; defined only where `T` and every latency exceed 1 ms."""
+
+    target: float
+    alpha: float = 0.2
+    beta: float = 0.3
+    needs_task_loss = True
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        ratio = math.log(expected) / math.log(self.target)
+        scale = self.alpha * ratio**self.beta
+        slope = self.alpha * task_loss * self.beta * ratio ** (self.beta - 1) / (expected * math.log(self.target))
+        return scale, slope
+
+
+@dataclass
+class PaperReward(_Stateless):
+    """`ACC * (T / LAT)^w` (the paper writes `ACC * (LAT / T)^w` with w = -0.1... of MnasNet)."""
+
+    target: float
+    exponent: float = 0.1
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        return accuracy * (self.target / latency) ** self.exponent
+
+
+@dataclass
+class AbsoluteReward(_Stateless):
+    """TuNAS's `ACC + beta |LAT / T - 1|`, beta < 0."""
+
+    target: float
+    beta: float = -0.07
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        return accuracy + self.beta * (latency / self.target - 1).abs()
+
+
+@dataclass
+class HardReward(_Stateless):
+    """`ACC * max(1, LAT / T)^w`, w < 0: only subnets over the target pay."""
+
+    target: float
+    exponent: float = -0.07
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        return accuracy * (latency / self.target).clamp(min=1.0) ** self.exponent
+
+
+class TargetController:
+    """An augmented Lagrangian that lands E on T without tuning, for both rules.
+
+    `lambda_t = lambda_(t-1) + eta (E - T)/T`; the multiplier that applies is `lambda_t + rho (E - T)/T`, on
+    `(E - T)/T` in the loss and on `-(LAT/T - 1)` in the reward.
+
+    Args:
+        target: `T`.
+        rho: Weight of the quadratic term.
+        eta: Rate of the multiplier.
+    """
+
+    needs_task_loss = False
+
+    def __init__(self, target: float, *, rho: float = 10.0, eta: float = 0.05):
+        self.target = target
+        self.rho = rho
+        self.eta = eta
+        self.multiplier = 0.0
+
+    def gap(self, expected: float) -> float:
+        """`(E - T) / T`."""
+        return (expected - self.target) / self.target
+
+    def applied(self, expected: float) -> float:
+        """`lambda_t + rho (E - T)/T`."""
+        return self.multiplier + self.rho * self.gap(expected)
+
+    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
+        return 1.0, self.applied(expected) / self.target
+
+    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
+        return accuracy - self.applied(expected) * (latency / self.target - 1)
+
+    def update(self, expected: float) -> None:
+        """Move the multiplier by the step's gap."""
+        self.multiplier += self.eta * self.gap(expected)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The multiplier."""
+        return {"multiplier": self.multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the multiplier."""
+        self.multiplier = float(state["multiplier"])
+
+
+class MovingBaseline:
+    """Exponential moving average of *earlier* steps' mean reward.
+
+    In the first step each sample is held against the mean of the others.
+
+    Args:
+        decay: Share of the old value that is kept.
+    """
+
+    def __init__(self, decay: float = 0.9):
+        self.decay = decay
+        self.value: float | None = None
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """`R_j - b` for each of `M` rewards; then moves the average."""
+        count = rewards.numel()
+        mean = rewards.mean()
+        base = (rewards.sum() - rewards) / (count - 1) if self.value is None else torch.tensor(self.value)
+        self.value = float(mean) if self.value is None else self.decay * self.value + (1 - self.decay) * float(mean)
+        return rewards - base
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the average."""
+        self.value = state["value"]
+
+
+_LOSSES = {"target": TargetController, "add_linear": AddLinear, "mul_log": MulLog, "expected": Expected}
+_REWARDS = {"target": TargetController, "paper": PaperReward, "absolute": AbsoluteReward, "hard": HardReward}
+
+
+def make_objective(
+    name: str, *, rule: str, target: float | None, minimum: float | None = None, **options: float
+) -> Any:
+    """The objective of a rule.
+
+    Args:
+        name: `target`, or for the gradient rule `add_linear`, `mul_log`, `expected`, and for REINFORCE `paper`,
+            `absolute`, `hard`; `none` leaves latency out.
+        rule: `gradient` or `reinforce`.
+        target: `T`; None leaves latency out where the objective is `target` or `none`.
+        minimum: Latency of the space's fastest subnet.
+        **options: The objective's own coefficients.
+
+    Raises:
+        ConfigError: The objective does not exist for this rule, an option is unknown, or `mul_log` is not defined.
+    """
+    known: dict[str, Any] = dict(_LOSSES if rule == "gradient" else _REWARDS)
+    if name == "none" or (name == "target" and target is None):
+        if options:
+            raise ConfigError(f"objective options {sorted(options)} have no effect without a target; give one")
+        return AccuracyOnly()
+    if name not in known:
+        raise ConfigError(f"objective {name!r} does not exist for the {rule} rule; it has {', '.join(known)}, none")
+    if target is None:
+        raise ConfigError(f"objective {name!r} needs a latency target; give target_ms or target")
+    if name == "mul_log" and (target <= 1 or minimum is None or minimum <= 1):
+        raise ConfigError(
+            f"objective mul_log takes logarithms of milliseconds and turns its sign under 1 ms, but the target is "
+            f"{target:.4g} and the fastest subnet {0 if minimum is None else minimum:.4g} ms; use 'target'"
+        )
+    try:
+        return known[name](target, **options)
+    except TypeError as error:
+        raise ConfigError(f"unknown option for the objective {name!r}: {error}") from error

@@ -1,0 +1,404 @@
+"""The over-parameterised network: NNI's choices, each running the one path that it is told to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from nni.mutable import Categorical, CategoricalMultiple
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, Repeat
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hardware.errors import UnsupportedSpaceError
+
+from .architecture import Edge
+
+
+class RunPlan:
+    """What the network runs: one candidate per edge, and which other candidates are measured beside it.
+
+    Attributes:
+        active: Candidate index per edge.
+        others: Candidates per edge whose outputs are compared with the active one's; empty where nothing is.
+        differences: After the backward pass, for each edge and each of its others k, `<dL/dy, o_active - o_k>`
+            (a scalar tensor on the device), summed over the layers that share the edge.
+        saved_bytes: Bytes of the differences that wait for the backward pass.
+    """
+
+    def __init__(self, active: Sequence[int], others: Sequence[Sequence[int]] | None = None):
+        self.active = active
+        self.others = others
+        self.differences: dict[int, list[Tensor]] = {}
+        self.measuring = others is not None
+        self.saved_bytes = 0
+
+    def record(self, edge: int, values: list[Tensor]) -> None:
+        """Add the inner products of one layer."""
+        found = self.differences.get(edge)
+        self.differences[edge] = values if found is None else [a + b for a, b in zip(found, values, strict=True)]
+
+    @contextmanager
+    def not_measuring(self) -> Iterator[None]:
+        """Run a path for its output alone: no graph, and nested choices are not measured."""
+        before, self.measuring = self.measuring, False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.measuring = before
+
+
+class PathSelector:
+    """Holds the plan of the run that is under way; shared by all layers of one supernet."""
+
+    def __init__(self) -> None:
+        self.plan: RunPlan | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
+        return self
+
+    def current(self, label: str) -> RunPlan:
+        """The plan.
+
+        Raises:
+            RuntimeError: The network runs outside `Supernet.running`.
+        """
+        if self.plan is None:
+            raise RuntimeError(
+                f"the choice {label!r} was run with no path chosen; run the supernet inside "
+                "`with supernet.running(paths):`, or freeze the space first"
+            )
+        return self.plan
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (tuple, list)) and all(isinstance(item, Tensor) for item in value):
+        return tuple(value)
+    raise UnsupportedSpaceError(
+        f"a candidate returned {type(value).__name__}; candidates must return a tensor or a tuple of tensors"
+    )
+
+
+def _inner(gradients: Sequence[Tensor], differences: Sequence[Tensor]) -> Tensor:
+    """`<dL/dy, d>` in float32 or better."""
+    total: Tensor | None = None
+    for gradient, difference in zip(gradients, differences, strict=True):
+        if gradient.dtype in (torch.float16, torch.bfloat16):
+            gradient, difference = gradient.float(), difference.float()
+        product = (gradient * difference).sum()
+        total = product if total is None else total + product
+    return cast(Tensor, total)
+
+
+class _Tap:
+    """Collects the gradients of one layer's outputs and turns them into gate-gradient differences."""
+
+    def __init__(self, plan: RunPlan, edge: int, count: int, compare: Callable[[], list[Sequence[Tensor]]]):
+        self.plan = plan
+        self.edge = edge
+        self.gradients: list[Tensor | None] = [None] * count
+        self.missing = count
+        self.compare = compare
+
+    def hook(self, position: int) -> Callable[[Tensor], None]:
+        def collect(gradient: Tensor) -> None:
+            self.gradients[position] = gradient
+            self.missing -= 1
+            if self.missing == 0:
+                with torch.no_grad():
+                    gradients = cast("list[Tensor]", self.gradients)
+                    self.plan.record(self.edge, [_inner(gradients, d) for d in self.compare()])
+                self.gradients = []
+
+        return collect
+
+
+def gated(
+    plan: RunPlan,
+    edge: int,
+    run: Callable[[int], Any],
+    *,
+    eager_limit: int = 1,
+) -> Any:
+    """Run an edge's active candidate and, where the plan measures, prepare the comparison with its others.
+
+    Args:
+        plan: What to run.
+        edge: The edge's index.
+        run: Gives the output of a candidate index.
+        eager_limit: Up to so many others run in the forward pass, keeping `o_active - o_k`; more of them re-run in
+            the backward pass, keeping only what `run` holds.
+
+    Returns:
+        The active candidate's output.
+    """
+    active = plan.active[edge]
+    output = run(active)
+    others = plan.others[edge] if plan.measuring and plan.others is not None else ()
+    if not others:
+        return output
+    outputs = _tensors(output)
+    detached = [tensor.detach() for tensor in outputs]
+
+    def difference(candidate: int) -> list[Tensor]:
+        with plan.not_measuring():
+            return [a - b for a, b in zip(detached, _tensors(run(candidate)), strict=True)]
+
+    if len(others) <= eager_limit:
+        ready = [difference(candidate) for candidate in others]
+        detached.clear()
+        plan.saved_bytes += sum(d.numel() * d.element_size() for ds in ready for d in ds)
+        tap = _Tap(plan, edge, len(outputs), lambda: ready)  # type: ignore[arg-type,return-value]
+    else:
+        tap = _Tap(plan, edge, len(outputs), lambda: [difference(candidate) for candidate in others])
+    gated_outputs = []
+    for position, tensor in enumerate(outputs):
+        if tensor.requires_grad:
+            tapped = tensor.view_as(tensor)
+        else:
+            tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+        tapped.register_hook(tap.hook(position))
+        gated_outputs.append(tapped)
+    return gated_outputs[0] if isinstance(output, Tensor) else type(output)(gated_outputs)
+
+
+class _GatedModule(BaseSuperNetModule):
+    """What the gated forms of NNI's choices share."""
+
+    def _attach(self, edge: int, selector: PathSelector) -> None:
+        self.edge = edge
+        self._selector = selector
+
+    def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: paths are given by `Supernet.running`, never drawn by a layer."""
+        return {}
+
+    def export(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the strategy exports from the architecture matrix."""
+        return {}
+
+    def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: see `ArchitectureParameters.probabilities`."""
+        return {}
+
+
+class BinaryGateLayer(LayerChoice, _GatedModule):
+    """A LayerChoice that runs the path it is told to, and measures others beside it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        plan = self._selector.current(self.label)
+
+        def run(candidate: int) -> Any:
+            return self._modules[str(self.names[candidate])](*args, **kwargs)
+
+        return gated(plan, self.edge, run)
+
+
+class BinaryGateInput(InputChoice, _GatedModule):
+    """An InputChoice of one input that passes on the input it is told to."""
+
+    def forward(self, candidate_inputs: list[Tensor]) -> Tensor:
+        plan = self._selector.current(self.label)
+        return gated(plan, self.edge, lambda candidate: candidate_inputs[candidate], eager_limit=1)
+
+
+class BinaryGateRepeat(Repeat, _GatedModule):
+    """A Repeat whose depth is one choice: block `d` runs exactly where the depth is greater than `d`."""
+
+    def forward(self, x: Any) -> Any:
+        plan = self._selector.current(self.label or "depth")
+        depths = cast(Categorical, self.depth_choice).values
+
+        def run(candidate: int) -> Any:
+            y = x
+            for block in list(self.blocks)[: depths[candidate]]:
+                y = block(y)
+            return y
+
+        return gated(plan, self.edge, run)
+
+
+class Supernet:
+    """A model space whose choices run under an explicit plan.
+
+    Build it with `Supernet.mutate_hooks` through NNI's traversal (see `ProxylessStrategy.mutate_model`).
+    """
+
+    def __init__(self) -> None:
+        self.selector = PathSelector()
+        self.edges: list[Edge] = []
+        self._index: dict[str, int] = {}
+        self._paths: dict[str, tuple[int, frozenset[int]]] = {}
+
+    def add_edge(self, label: str, candidates: Sequence[Any], name: str, *, as_list: bool = False) -> int:
+        """Register a layer's decision, or find the one that it shares.
+
+        Args:
+            label: The decision's label.
+            candidates: What it chooses from.
+            name: Dotted name of the layer in the space; finds the choice that the layer is nested in.
+            as_list: Whether NNI's sample holds a list.
+
+        Raises:
+            UnsupportedSpaceError: The label exists with other candidates.
+        """
+        parent = self._parent_of(name)
+        if label in self._index:
+            index = self._index[label]
+            known = self.edges[index]
+            if known.candidates != tuple(candidates):
+                raise UnsupportedSpaceError(
+                    f"the label {label!r} is shared by choices with different candidates: {list(known.candidates)} "
+                    f"and {list(candidates)} (at {name}); give one of them another label"
+                )
+            if known.parent != parent:
+                self.edges[index] = Edge(label, known.candidates, None, as_list)
+            return index
+        index = self._index[label] = len(self.edges)
+        self.edges.append(Edge(label, tuple(candidates), parent, as_list))
+        return index
+
+    def _parent_of(self, name: str) -> tuple[int, frozenset[int]] | None:
+        parts = name.split(".")
+        for end in range(len(parts), 0, -1):
+            found = self._paths.get(".".join(parts[:end]))
+            if found is not None:
+                return found
+        return None
+
+    def add_path(self, name: str, edge: int, candidates: Sequence[int]) -> None:
+        """Note that the module `name` runs only where `edge` chooses one of `candidates`."""
+        self._paths[name] = (edge, frozenset(candidates))
+
+    def hook(self, module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+        """NNI mutation hook: replaces a choice by its gated form."""
+        if isinstance(module, _GatedModule):
+            return True
+        if type(module) is LayerChoice:
+            return self._layer(module, name)
+        if type(module) is InputChoice:
+            return self._input(module, name)
+        if type(module) is Repeat and not isinstance(module.depth_choice, int):
+            return self._repeat(module, name)
+        return None
+
+    def _layer(self, module: LayerChoice, name: str) -> BinaryGateLayer:
+        gated_layer = BinaryGateLayer(module.candidates, label=module.label)
+        edge = self.add_edge(module.label, module.names, name)
+        gated_layer._attach(edge, self.selector)
+        for index, candidate in enumerate(module.names):
+            self.add_path(f"{name}.{candidate}", edge, [index])
+        return gated_layer
+
+    def _input(self, module: InputChoice, name: str) -> BinaryGateInput:
+        if module.n_chosen not in (1, None):
+            raise UnsupportedSpaceError(
+                f"the InputChoice {module.label!r} (at {name}) chooses {module.n_chosen} inputs; "
+                "one path is active at a time, so declare n_chosen=1"
+            )
+        if module.reduction not in ("sum", "mean"):
+            raise UnsupportedSpaceError(
+                f"the InputChoice {module.label!r} (at {name}) reduces by {module.reduction!r}; use 'sum' or 'mean'"
+            )
+        gated_input = BinaryGateInput(module.n_candidates, module.n_chosen, module.reduction, label=module.label)
+        edge = self.add_edge(module.label, range(module.n_candidates), name, as_list=True)
+        gated_input._attach(edge, self.selector)
+        return gated_input
+
+    def _repeat(self, module: Repeat, name: str) -> BinaryGateRepeat:
+        depth = module.depth_choice
+        if not isinstance(depth, Categorical):
+            raise UnsupportedSpaceError(
+                f"the depth of the Repeat at {name} is {depth!r}; declare a plain choice of integers"
+            )
+        gated_repeat = BinaryGateRepeat(list(module.blocks), depth)
+        edge = self.add_edge(depth.label, depth.values, name)
+        gated_repeat._attach(edge, self.selector)
+        for block in range(module.min_depth, module.max_depth):
+            longer = [index for index, value in enumerate(depth.values) if value > block]
+            self.add_path(f"{name}.blocks.{block}", edge, longer)
+        return gated_repeat
+
+    @contextmanager
+    def running(self, active: Sequence[int], others: Sequence[Sequence[int]] | None = None) -> Iterator[RunPlan]:
+        """Run the network along one path per edge.
+
+        Args:
+            active: Candidate index per edge.
+            others: Candidates per edge to measure beside the active one.
+
+        Yields:
+            The plan, which holds the measured differences after the backward pass.
+        """
+        if len(active) != len(self.edges):
+            raise ValueError(f"{len(active)} paths for {len(self.edges)} edges")
+        before, plan = self.selector.plan, RunPlan(active, others)
+        self.selector.plan = plan
+        try:
+            yield plan
+        finally:
+            self.selector.plan = before
+
+
+def check_mutables(space: ModelSpace) -> None:
+    """Refuse what cannot be searched, before the space is changed.
+
+    Raises:
+        UnsupportedSpaceError: A mutable is neither a LayerChoice, an InputChoice of one, nor a Repeat's depth.
+    """
+    for label, mutable in space.simplify().items():
+        if not isinstance(mutable, (Categorical, CategoricalMultiple)):
+            raise UnsupportedSpaceError(
+                f"the space has {label!r}, a {type(mutable).__name__}; ProxylessStrategy searches LayerChoice, "
+                "InputChoice of one input and Repeat"
+            )
+
+
+class ArchitectureStepMode:
+    """Context in which a forward and backward pass touches nothing but the gates.
+
+    Batch norm uses batch statistics and writes no buffer (one that was frozen in evaluation mode stays so);
+    everything else is in evaluation mode (no dropout, no drop-path); weights do not require grad, so that their
+    gradients are never computed.
+
+    Args:
+        module: The network.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._norms: list[_BatchNorm] = []
+        self._others: list[nn.Module] = []
+        for child in module.modules():
+            if isinstance(child, _BatchNorm):
+                self._norms.append(child)
+            else:
+                self._others.append(child)
+        self._parameters = list(module.parameters())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Enter the mode; every flag is restored on any exit."""
+        trainable = [parameter for parameter in self._parameters if parameter.requires_grad]
+        training = [module for module in self._others if module.training]
+        norms = [(norm, norm.track_running_stats) for norm in self._norms if norm.training]
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            for module in training:
+                module.__dict__["training"] = False
+            for norm, _ in norms:
+                norm.__dict__["track_running_stats"] = False
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            for module in training:
+                module.__dict__["training"] = True
+            for norm, tracked in norms:
+                norm.__dict__["track_running_stats"] = tracked

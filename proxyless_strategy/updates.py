@@ -1,0 +1,272 @@
+"""The two update rules of the architecture parameters: two-path gradient (Proxyless-G) and REINFORCE (Proxyless-R)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from . import gates
+from .architecture import ArchitectureParameters
+from .objectives import MovingBaseline
+from .supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an update works on.
+
+    Attributes:
+        supernet: Runs paths.
+        architecture: Holds alpha.
+        costs: Own cost of each candidate, `L x N` float64 on the host.
+        fixed: Cost of what every subnet has.
+        objective: A `LatencyLoss` or `LatencyReward`.
+        seed: The search's seed.
+        reduce: Averages a host tensor over all processes.
+    """
+
+    supernet: Supernet
+    architecture: ArchitectureParameters
+    costs: Tensor
+    fixed: float
+    objective: Any
+    seed: int
+    reduce: Callable[[Tensor], Tensor] = field(default=lambda value: value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one architecture step found.
+
+    Attributes:
+        gradient: Gradient of alpha, `L x N` float64 on the host; None where it was not finite.
+        expected: E[LAT] before the step.
+        entropy: Mean entropy of the edges in nats.
+        pairs: The pairs to be rescaled after the optimiser's step; None where no rescale applies.
+        task: Task loss (gradient rule) or mean accuracy (REINFORCE) of the step; NaN where it was not transferred.
+    """
+
+    gradient: Tensor | None
+    expected: float
+    entropy: float
+    pairs: gates.Pairs | None
+    task: float
+
+
+class Update(Protocol):
+    """A rule that gives alpha's gradient from one validation batch."""
+
+    def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
+        """One architecture step's gradient.
+
+        Args:
+            problem: What to work on.
+            task: Runs the network on the step's batch under the plan in force: the task loss (gradient rule) or the
+                accuracy in 0..1 (REINFORCE), a scalar tensor.
+            step: Number of the architecture step.
+            scale: Loss scale of mixed precision, a scalar on the device; None where there is none.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        ...
+
+
+class GradientUpdate:
+    """Gate gradients of two sampled paths per edge (Proxyless-G).
+
+    Args:
+        estimator: `paper` or `unbiased`, see `gates.pair_weight`.
+        paths: `two`, or `all`: one active path and all others measured.
+    """
+
+    metric = "loss"
+
+    def __init__(self, *, estimator: gates.Estimator = "paper", paths: Literal["two", "all"] = "two"):
+        self.estimator: gates.Estimator = estimator
+        self.paths = paths
+
+    def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
+        """See `Update.compute`."""
+        architecture, objective = problem.architecture, problem.objective
+        alpha, mask = architecture.host_alpha(), architecture.host_mask
+        p = gates.probabilities(alpha, mask)
+        expected = problem.fixed + architecture.expected_cost(p, problem.costs)
+        shape = tuple(alpha.shape)
+        if self.paths == "two":
+            pairs = gates.sample_pairs(
+                alpha,
+                mask,
+                gates.uniforms(problem.seed, gates.Phase.PAIR, step, shape),
+                gates.uniforms(problem.seed, gates.Phase.ACTIVE, step, shape[:1]),
+            )
+            others = [[int(k)] if k >= 0 else [] for k in pairs.second]
+        else:
+            active = gates.sample_paths(alpha, mask, gates.uniforms(problem.seed, gates.Phase.PAIR, step, shape))
+            pairs = gates.Pairs(active, torch.full_like(active, -1))
+            others = [
+                [k for k in range(len(edge.candidates)) if k != a]
+                for edge, a in zip(architecture.edges, active.tolist(), strict=True)
+            ]
+        with problem.supernet.running(pairs.active.tolist(), others) as plan:
+            loss = task()
+            (loss if scale is None else loss * scale).backward()
+        measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
+        entropy = float(gates.entropy(p).mean())
+        reached = torch.tensor([row in plan.differences for row in range(shape[0])])
+        task_scale, slope = objective.coefficients(expected, task_loss)
+        total = architecture.total_costs(p, problem.costs)
+        if self.paths == "two":
+            pairs = gates.Pairs(pairs.active, pairs.second.masked_fill(~reached, -1))
+            gradient = self._two(alpha, mask, p, pairs, task_scale * measured[:, 0], slope * total, problem)
+        else:
+            gradient = self._all(p, pairs.active, others, task_scale * measured, slope * total, problem, reached)
+        finite = bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(measured).all())
+        rescaled = pairs if self.paths == "two" and self.estimator == "paper" else None
+        return Outcome(gradient if finite else None, expected, entropy, rescaled, task_loss)
+
+    def _transfer(
+        self,
+        differences: dict[int, list[Tensor]],
+        others: list[list[int]],
+        loss: Tensor,
+        scale: Tensor | None,
+        problem: Problem,
+        shape: tuple[int, ...],
+    ) -> tuple[Tensor, float]:
+        """All inner products and the loss in one transfer; `L x K` of them, with K others at most."""
+        width = max((len(options) for options in others), default=1) or 1
+        measured = torch.zeros(shape[0], width, dtype=torch.float64)
+        rows = sorted(differences)
+        scalars = [value.double() for row in rows for value in differences[row]] + [loss.detach().double()]
+        host = torch.stack(scalars + ([scale.double()] if scale is not None else [])).cpu()
+        divisor = float(host[-1]) if scale is not None else 1.0
+        values, task_loss = host[: len(scalars) - 1] / divisor, float(host[len(scalars) - 1])
+        start = 0
+        for row in rows:
+            count = len(differences[row])
+            measured[row, :count] = values[start : start + count]
+            start += count
+        return problem.reduce(measured), task_loss
+
+    def _two(
+        self,
+        alpha: Tensor,
+        mask: Tensor,
+        p: Tensor,
+        pairs: gates.Pairs,
+        difference: Tensor,
+        latency: Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        rows = torch.arange(alpha.shape[0])
+        if self.estimator == "paper":
+            gap = latency[rows, pairs.active] - latency[rows, pairs.second.clamp(min=0)]
+            return gates.pair_gradient(alpha, mask, pairs, difference + gap, estimator="paper")
+        dense = gates.softmax_gradient(p, latency) * problem.architecture.reach(p)[:, None]
+        return gates.pair_gradient(alpha, mask, pairs, difference, estimator="unbiased") + dense
+
+    def _all(
+        self,
+        p: Tensor,
+        active: Tensor,
+        others: list[list[int]],
+        measured: Tensor,
+        latency: Tensor,
+        problem: Problem,
+        reached: Tensor,
+    ) -> Tensor:
+        relative = torch.zeros_like(p)
+        for row, options in enumerate(others):
+            for position, candidate in enumerate(options):
+                relative[row, candidate] = -measured[row, position]
+        gate = relative + latency
+        return gates.softmax_gradient(p, gate) * reached[:, None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class ReinforceUpdate:
+    """REINFORCE over sampled subnets (Proxyless-R).
+
+    Args:
+        samples: Subnets per step, `M`.
+        baseline_decay: See `MovingBaseline`.
+    """
+
+    metric = "accuracy"
+
+    def __init__(self, *, samples: int = 10, baseline_decay: float = 0.9):
+        self.samples = samples
+        self.baseline = MovingBaseline(baseline_decay)
+
+    def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
+        """See `Update.compute`."""
+        architecture, objective = problem.architecture, problem.objective
+        alpha, mask = architecture.host_alpha(), architecture.host_mask
+        p = gates.probabilities(alpha, mask)
+        expected = problem.fixed + architecture.expected_cost(p, problem.costs)
+        drawn = torch.stack(
+            [
+                gates.sample_paths(
+                    alpha,
+                    mask,
+                    gates.uniforms(problem.seed, gates.Phase.REINFORCE, step, tuple(alpha.shape), sample=index),
+                )
+                for index in range(self.samples)
+            ]
+        )
+        accuracies = []
+        with torch.no_grad():
+            for paths in drawn:
+                with problem.supernet.running(paths.tolist()):
+                    accuracies.append(task().double())
+        accuracy = problem.reduce(torch.stack(accuracies).cpu())
+        active = architecture.reached(drawn)
+        cells = problem.costs.expand(self.samples, -1, -1).gather(2, drawn[:, :, None])[:, :, 0]
+        latency = problem.fixed + (cells if active is None else cells * active).sum(1)
+        rewards = objective.reward(accuracy, latency, expected)
+        entropy = float(gates.entropy(p).mean())
+        if not bool(torch.isfinite(rewards).all()):
+            return Outcome(None, expected, entropy, None, float("nan"))
+        gradient = gates.reinforce_gradient(p, drawn, self.baseline.advantages(rewards), active)
+        return Outcome(gradient, expected, entropy, None, float(accuracy.mean()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The baseline."""
+        return self.baseline.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the baseline."""
+        self.baseline.load_state_dict(state)
+
+
+def derived_learning_rate(rule: str, steps: int, candidates: int, *, dense: bool = False, travel: float = 8.0) -> float:
+    """Adam's rate such that an alpha can move by `travel` over the search.
+
+    With pairs an alpha takes part in about `2 S / N` of `S` steps, otherwise in all of them; Adam with beta1 = 0 moves
+    it by at most the rate each time: `rate = travel N / (2 S)` or `travel / S`.
+
+    Args:
+        rule: `gradient` or `reinforce`.
+        steps: Planned architecture steps, `S`.
+        candidates: `N`.
+        dense: Whether each gradient step moves every candidate (`paths="all"`, or the unbiased estimator's latency).
+        travel: Distance in logits.
+    """
+    updates = steps if rule == "reinforce" or dense else max(1.0, 2 * steps / candidates)
+    return travel / updates
