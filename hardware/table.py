@@ -141,21 +141,19 @@ class LatencyTable:
             TableError: The file is no table of this format and version, or a value in it is impossible.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        document = load_yaml(path)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise TableError(
-                f"there is no latency table at {path}; build one with `proxyless latency build`."
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise TableError(f"the latency table {path} cannot be read ({error}); build it again.") from None
-        return _parse(_load_yaml(text, path), path)
+                f"{path} is no latency table of this project (no `format: {FORMAT}`); "
+                "released tables are read with hardware.formats."
+            )
+        return _parse(document, path)
 
     def save(self, path: str | Path) -> None:
         """Writes the table atomically; `load` gives it back equal."""
         import yaml
 
-        header = {name: value for name, value in _plain(self.header).items() if value is not None}
+        header = {name: value for name, value in _plain(self.header).items() if value not in (None, "", {}, [])}
         entries = {}
         for key, entry in self.entries.items():
             entries[key] = {"ms": float(entry.ms), "spread": float(entry.spread), "count": int(entry.count)}
@@ -244,9 +242,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _load_yaml(text: str, path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds, read safely.
+
+    Raises:
+        TableError: The file is missing, no text or no YAML, or has a key twice.
+    """
     import yaml
 
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TableError(f"there is no latency table at {path}; build one with `proxyless latency build`.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"the latency table {path} cannot be read ({error}); build it again.") from None
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     class UniqueKeyLoader(base):
@@ -263,19 +272,13 @@ def _load_yaml(text: str, path: Path) -> dict[str, Any]:
 
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
     try:
-        document = yaml.load(text, Loader=UniqueKeyLoader)
+        return yaml.load(text, Loader=UniqueKeyLoader)
     except (yaml.YAMLError, TypeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f" at line {line + 1}" if line is not None else ""
         raise TableError(
             f"the latency table {path} is no valid YAML{place} (perhaps truncated); build it again."
         ) from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise TableError(
-            f"{path} is no latency table of this project (no `format: {FORMAT}`); "
-            "released tables are read with hardware.formats."
-        )
-    return document
 
 
 def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
