@@ -36,6 +36,7 @@ __all__ = [
     "load_or_build",
     "measure",
     "measure_model_file",
+    "measure_nets",
     "measuring_lock",
     "table_lock",
 ]
@@ -202,6 +203,54 @@ def _drift(
 ) -> float:
     ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
     return float(np.median(ratios)) if ratios else 1.0
+
+
+def measure_nets(
+    nets: Sequence[Sequence[OpSpec]],
+    *,
+    backend: str | Backend = "onnxruntime",
+    batch: int = 1,
+    threads: int = 1,
+    table: LatencyTable | None = None,
+    plan: Plan | None = None,
+    group: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Measurement]:
+    """Times many whole nets, a group at a time, each in the state of the machine in which the first group was timed.
+
+    Args:
+        nets: Whole nets in execution order.
+        backend: A backend or its name.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        table: Its reference nets are timed with every group, and `drift` is relative to the time of its building;
+            without a table, three of the nets play that part and `drift` is relative to the first group.
+        plan: How long to measure each group.
+        group: Nets that are prepared at once.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+    """
+    plan = plan or Plan(rounds=100, minimum_rounds=15, seconds=8.0, extra_rounds=0)
+    figures: list[Measurement] = []
+    anchors = {f"anchor {i}": tuple(net) for i, net in enumerate(nets[:REFERENCES])} if table is None else {}
+    then: dict[str, float] = {}
+    with _opened(backend) as device, measuring_lock():
+        for first in range(0, len(nets), group):
+            part = {f"net {i}": tuple(net) for i, net in enumerate(nets[first : first + group])}
+            references = _references(table, device, batch=batch, threads=threads) if table else {}
+            runnables = {
+                name: device.prepare(chain, batch=batch, threads=threads) for name, chain in {**part, **anchors}.items()
+            }
+            runnables |= {name: runnable for name, (_, runnable) in references.items()}
+            samples = _sample(device, runnables, plan=plan, seed=seed + first, progress=progress)
+            now = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+            if table is None:
+                then = then or {name: now[name].ms for name in anchors}
+                references = {name: (then[name], runnables[name]) for name in anchors}
+            drift = _drift(references, samples, plan)
+            figures += [dataclasses.replace(now[name], drift=drift) for name in part]
+    return figures
 
 
 def build_table(

@@ -1,0 +1,192 @@
+"""How far a latency table can be trusted: predictions against whole nets that it has never seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import measure, statistics
+from hardware.backends import Backend
+from hardware.errors import TableError
+from hardware.op_spec import OpSpec
+from hardware.table import LatencyTable
+
+TOGETHER = "together"
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """Predicted against measured latencies of held-out nets.
+
+    Attributes:
+        table: The table with these figures in its header (and, where it had none, the calibration fitted here).
+        groups: Group of each net.
+        raw_ms: `overhead + sum` of each net.
+        calibrated_ms: Its calibrated latency.
+        measured_ms: Its measured latency, in the state of the machine in which the table was built.
+        drift: How much slower the machine was than then (1 where the table has no reference nets).
+        noisy: Entries whose spread is large.
+        unordered: Pairs of entries of which the first does less work (a smaller kernel or expansion) in more time.
+    """
+
+    table: LatencyTable
+    groups: tuple[str, ...]
+    raw_ms: tuple[float, ...]
+    calibrated_ms: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+    drift: float
+    noisy: tuple[str, ...]
+    unordered: tuple[tuple[str, str], ...]
+
+    def figures(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Group (and `together`) to `raw` and `calibrated` to RMSE, MAPE, bias, Spearman and Kendall."""
+        names = list(dict.fromkeys(self.groups))
+        made = {}
+        for name in [*names, TOGETHER] if len(names) > 1 else [TOGETHER]:
+            chosen = [i for i, group in enumerate(self.groups) if name in (group, TOGETHER)]
+            measured = [self.measured_ms[i] for i in chosen]
+            made[name] = {
+                "raw": statistics.figures([self.raw_ms[i] for i in chosen], measured),
+                "calibrated": statistics.figures([self.calibrated_ms[i] for i in chosen], measured),
+            }
+        return made
+
+    def render(self) -> Any:
+        """The figures as a `rich.table.Table`."""
+        from rich.table import Table
+
+        table = Table("nets", "", "RMSE ms", "MAPE", "bias ms", "Spearman", "Kendall")
+        for group, kinds in self.figures().items():
+            for kind, f in kinds.items():
+                table.add_row(
+                    group,
+                    kind,
+                    f"{f['rmse_ms']:.4f}",
+                    f"{100 * f['mape']:.2f} %",
+                    f"{f['bias_ms']:+.4f}",
+                    f"{f['spearman']:.3f}",
+                    f"{f['kendall']:.3f}",
+                )
+        return table
+
+    def plot(self, path: str | Path) -> None:
+        """Draws predicted against measured latency, raw and calibrated, and the calibrated errors beside it."""
+        from matplotlib.figure import Figure
+
+        measured = np.array(self.measured_ms)
+        calibrated = np.array(self.calibrated_ms)
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        limits = [0.95 * min(measured.min(), calibrated.min()), 1.05 * max(measured.max(), calibrated.max())]
+        left.plot(limits, limits, color="0.7", linewidth=1, label="perfect prediction")
+        left.scatter(measured, self.raw_ms, s=18, color="0.6", marker="x", label="raw sum")
+        for group in dict.fromkeys(self.groups):
+            chosen = np.array([g == group for g in self.groups])
+            left.scatter(measured[chosen], calibrated[chosen], s=26, label=f"calibrated, {group}")
+            errors = 100 * (calibrated / measured - 1)[chosen]
+            right.scatter(measured[chosen], errors, s=26, label=group)
+        left.set(xlabel="measured latency (ms)", ylabel="predicted latency (ms)", xlim=limits, ylim=limits)
+        left.legend(frameon=False)
+        right.axhspan(-2, 2, color="tab:green", alpha=0.12, label="within 2 %")
+        right.axhline(0, color="0.7", linewidth=1)
+        right.set(xlabel="measured latency (ms)", ylabel="error of the calibrated prediction (%)")
+        right.legend(frameon=False)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        f = self.figures()[TOGETHER]["calibrated"]
+        header = self.table.header
+        figure.suptitle(
+            f"{header.space or 'latency table'} on {header.device} ({header.backend}, {header.threads} thread"
+            f"{'s' * (header.threads > 1)}, batch {header.batch}): "
+            f"MAPE {100 * f['mape']:.2f} %, Spearman {f['spearman']:.3f}, Kendall {f['kendall']:.3f}",
+            fontsize=11,
+        )
+        figure.savefig(Path(path), dpi=120)
+
+
+def check_table(
+    table: LatencyTable,
+    nets: Mapping[str, Sequence[Sequence[OpSpec]]],
+    *,
+    calibration_nets: Sequence[Sequence[OpSpec]] = (),
+    backend: str | Backend | None = None,
+    plan: measure.Plan | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> TableCheck:
+    """Measures held-out whole nets and compares.
+
+    Args:
+        table: The table.
+        nets: Group name (`uniform`, `varied depth`, ...) to whole nets that the table was not calibrated on.
+        calibration_nets: Other nets, measured along, on which the calibration is fitted anew; none keeps the table's.
+        backend: A backend or its name; None takes the table's.
+        plan: How long to measure.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+    """
+    groups = tuple(group for group, members in nets.items() for _ in members)
+    held_out = [tuple(net) for members in nets.values() for net in members]
+    if len(held_out) < 3:
+        raise TableError(f"{len(held_out)} held-out nets are too few to judge a table by; give 3 or more.")
+    if table.header.calibration is None and not calibration_nets:
+        raise TableError("the latency table is uncalibrated; give calibration_nets to fit a calibration on.")
+    header = table.header
+    plan = plan or measure.Plan(rounds=200, seconds=30.0)
+    timed = measure.measure_nets(
+        [*calibration_nets, *held_out],
+        backend=backend or header.backend,
+        batch=header.batch,
+        threads=header.threads,
+        table=table,
+        plan=plan,
+        group=len(calibration_nets) + len(held_out),
+        seed=seed,
+        progress=progress,
+    )
+    settled = [figure.settled_ms for figure in timed]
+    if calibration_nets:
+        table = measure.calibrated(table, calibration_nets, settled[: len(calibration_nets)])
+    check = TableCheck(
+        table=table,
+        groups=groups,
+        raw_ms=tuple(table.raw_ms(net) for net in held_out),
+        calibrated_ms=tuple(table.calibrated_ms(net) for net in held_out),
+        measured_ms=tuple(settled[len(calibration_nets) :]),
+        drift=timed[0].drift,
+        noisy=noisy_entries(table),
+        unordered=unordered_entries(table),
+    )
+    checks = {"nets": len(held_out), "drift": check.drift, **check.figures()}
+    checked = dataclasses.replace(table, header=dataclasses.replace(table.header, checks=checks))
+    return dataclasses.replace(check, table=checked)
+
+
+def noisy_entries(table: LatencyTable, *, spread: float = 0.3) -> tuple[str, ...]:
+    """Keys of the entries whose spread exceeds `spread`, noisiest first."""
+    noisy = [(entry.spread, key) for key, entry in table.entries.items() if entry.spread > spread]
+    return tuple(key for _, key in sorted(noisy, reverse=True))
+
+
+def unordered_entries(table: LatencyTable, *, tolerance: float = 0.03) -> tuple[tuple[str, str], ...]:
+    """Pairs of blocks alike but for kernel and hidden width, of which the smaller takes longer by `tolerance`.
+
+    On some devices that is a fact (a kernel size that the runtime has no fast code for), on others a bad entry.
+    """
+    families: dict[OpSpec, list[tuple[int, int, str, float]]] = {}
+    for key, entry in table.entries.items():
+        op = OpSpec.from_key(key)
+        family = dataclasses.replace(op, kernel=0, hidden=min(op.hidden, 1))
+        families.setdefault(family, []).append((op.kernel, op.hidden, key, entry.ms))
+    return tuple(
+        (small[2], large[2])
+        for members in families.values()
+        for small in members
+        for large in members
+        if small != large and small[0] <= large[0] and small[1] <= large[1] and small[3] > (1 + tolerance) * large[3]
+    )

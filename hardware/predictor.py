@@ -1,0 +1,234 @@
+"""A learned latency model, additive over operators (METHOD.md section 3).
+
+`net = constant + sum over operators of f(operator)`, with `f` linear in features of the operator's primitives:
+type, kernel, stride, input and output size, width. It is fitted on whole nets alone, so it needs no operator measured
+alone; as it is additive, E[LAT] stays linear in the probabilities, and `fill` gives a table the operators that it
+lacks (another width, another resolution), each marked as predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import statistics
+from hardware.errors import TableError
+from hardware.files import write_atomically
+from hardware.op_spec import IDENTITY, OpSpec
+from hardware.primitives import Conv, decompose
+from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
+
+FORMAT = "proxyless-learned-latency"
+VERSION = 1
+MINIMUM_NETS = 20
+
+
+@dataclass(frozen=True)
+class LearnedModel:
+    """Latency in ms as `constant_ms + sum of weights * features`.
+
+    Attributes:
+        weights: Feature name to ms per unit, none negative.
+        constant_ms: What every net takes beside its operators.
+        figures: RMSE, MAPE, bias, Spearman and Kendall on the nets kept for testing, and on those fitted.
+        nets: Nets that it was fitted on.
+        header: Header of the tables that it makes: the device and settings of the measurements.
+    """
+
+    weights: Mapping[str, float]
+    constant_ms: float
+    figures: Mapping[str, Mapping[str, float]]
+    nets: int
+    header: TableHeader = field(compare=False)
+
+    def op_ms(self, op: OpSpec) -> float:
+        """Latency of one operator inside a net; 0 for `identity`."""
+        return math.fsum(self.weights.get(name, 0.0) * value for name, value in features(op).items())
+
+    def net_ms(self, ops: Iterable[OpSpec]) -> float:
+        """Latency of a whole net."""
+        return self.constant_ms + math.fsum(self.op_ms(op) for op in ops)
+
+    def unknown(self, op: OpSpec) -> tuple[str, ...]:
+        """Features of an operator that no net of the fit had, so that nothing is known about their cost."""
+        return tuple(name for name, value in features(op).items() if value and name not in self.weights)
+
+    def table(self, ops: Iterable[OpSpec], *, input_size: int | None = None) -> LatencyTable:
+        """A table of these operators, all predicted, calibrated by construction.
+
+        Args:
+            ops: The operators.
+            input_size: Side of the input image, where it is another than that of the measured nets.
+        """
+        calibration = Calibration(1.0, self.constant_ms, self.nets, {"learned": dict(self.figures)})
+        header = dataclasses.replace(
+            self.header,
+            input_size=input_size or self.header.input_size,
+            overhead_ms=0.0,
+            calibration=calibration,
+            context={},
+            source=f"predicted by a model learned on {self.nets} whole nets",
+        )
+        return LatencyTable(header, {op.key: self._entry(op, 1.0) for op in ops if op.kind != IDENTITY})
+
+    def fill(self, table: LatencyTable, ops: Iterable[OpSpec]) -> LatencyTable:
+        """A table with the operators that it lacks, predicted and marked so.
+
+        Predictions are calibrated ms; they are divided by the table's scale, so that its calibration gives them back.
+
+        Raises:
+            TableError: The table was measured in other settings than the model's nets.
+        """
+        for name in ("device", "backend", "threads", "batch"):
+            there, here = getattr(table.header, name), getattr(self.header, name)
+            if there != here:
+                raise TableError(
+                    f"the learned model is of {name} {here!r}, the table of {there!r}; fit one on that device."
+                )
+        scale = table.header.calibration.scale if table.header.calibration else 1.0
+        missing = {op.key: op for op in ops if op.kind != IDENTITY and op.key not in table.entries}
+        predicted = {key: self._entry(op, scale) for key, op in missing.items()}
+        return LatencyTable(table.header, {**table.entries, **predicted})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model as JSON, atomically."""
+        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        write_atomically(Path(path), json.dumps(document, indent=2))
+
+    @classmethod
+    def load(cls, path: str | Path) -> LearnedModel:
+        """Reads a model.
+
+        Raises:
+            TableError: The file is missing or no model of this format and version.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            if document.pop("format") != FORMAT or document.pop("version") != VERSION:
+                raise ValueError("another format or version")
+            document["header"] = TableHeader(**document["header"])
+            return cls(**document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TableError(f"{path} is no learned latency model ({error}); fit one again.") from None
+
+    def _entry(self, op: OpSpec, scale: float) -> LatencyEntry:
+        unknown = self.unknown(op)
+        if unknown:
+            raise TableError(
+                f"the learned model cannot predict {op.key}: no net that it was fitted on had {unknown[0]!r}; "
+                "measure the operator."
+            )
+        return LatencyEntry(ms=self.op_ms(op) / scale, predicted=True)
+
+
+def features(op: OpSpec) -> dict[str, float]:
+    """What an operator's latency depends on: for each type of its primitives, their number, work and traffic.
+
+    Work is in millions of multiply-accumulates, tensors and weights in millions of elements. Depthwise convolutions
+    count by kernel and stride, as runtimes have other code for each.
+    """
+    found: dict[str, float] = {}
+    shape = op.input_shape
+    for primitive in decompose(op):
+        after = primitive.output(shape)
+        name = type(primitive).__name__.lower()
+        if isinstance(primitive, Conv):
+            depthwise = primitive.groups == primitive.in_channels > 1
+            name = "depthwise" if depthwise else "pointwise" if primitive.kernel == 1 else "dense"
+            if depthwise:
+                name += f"_k{primitive.kernel}_s{primitive.stride}"
+        area = math.prod(after[1:])
+        values = {
+            "count": 1.0,
+            "work": primitive.macs(shape) / 1e6,
+            "output": math.prod(after) / 1e6,
+            "input": math.prod(shape) / 1e6,
+            "weights": primitive.params / 1e6,
+            "rows": primitive.macs(shape) / 1e6 / math.sqrt(area),
+        }
+        for feature, value in values.items():
+            if value:
+                found[f"{name}.{feature}"] = found.get(f"{name}.{feature}", 0.0) + value
+        shape = after
+    return found
+
+
+def fit(
+    nets: Sequence[Sequence[OpSpec]],
+    measured_ms: Sequence[float],
+    *,
+    header: TableHeader,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> LearnedModel:
+    """Fits the model: relative non-negative least squares on most nets, figures on the rest.
+
+    Args:
+        nets: Whole nets in execution order.
+        measured_ms: Their latencies, measured on one device (`hardware.measure.measure_nets`).
+        header: The device and settings of the measurement (`hardware.predictor.header_of`, or a table's header).
+        test_share: Share of the nets that is kept for testing.
+        seed: Seed of the split.
+    """
+    from scipy.optimize import nnls
+
+    if len(nets) != len(measured_ms):
+        raise TableError(f"there are {len(nets)} nets but {len(measured_ms)} latencies; give one each.")
+    if len(nets) < MINIMUM_NETS:
+        raise TableError(f"{len(nets)} nets are too few to learn from; measure {MINIMUM_NETS} or more.")
+    known = {op: features(op) for net in nets for op in net}
+    names = sorted({name for values in known.values() for name in values})
+    matrix = np.zeros((len(nets), len(names) + 1))
+    for row, net in enumerate(nets):
+        matrix[row, -1] = 1.0
+        for op in net:
+            for name, value in known[op].items():
+                matrix[row, names.index(name)] += value
+    measured = np.asarray(measured_ms, dtype=np.float64)
+    order = np.random.default_rng(seed).permutation(len(nets))
+    test, train = np.split(order, [round(test_share * len(nets))])
+    design = matrix[train] / measured[train, None]
+    norms = np.linalg.norm(design, axis=0)
+    ridge = _RIDGE * np.eye(len(norms))
+    solution, _ = nnls(np.vstack([design / norms, ridge]), np.concatenate([np.ones(len(train)), np.zeros(len(norms))]))
+    weights = solution / norms
+    predicted = matrix @ weights
+    return LearnedModel(
+        weights=dict(zip(names, map(float, weights[:-1]), strict=True)),
+        constant_ms=float(weights[-1]),
+        figures={
+            name: statistics.figures(predicted[part], measured[part])
+            for name, part in (("test", test), ("fit", train))
+            if len(part) > 1
+        },
+        nets=len(train),
+        header=header,
+    )
+
+
+def header_of(
+    *, backend: str, input_size: int, device: str, batch: int = 1, threads: int = 1, space: str = "", **other: Any
+) -> TableHeader:
+    """A header for a model's tables, where there is no measured table to take it from."""
+    return TableHeader(
+        device=device,
+        backend=backend,
+        threads=threads,
+        batch=batch,
+        dtype="float32",
+        input_size=input_size,
+        space=space,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **other,
+    )
+
+
+_RIDGE = 1e-2
