@@ -397,6 +397,13 @@ class ImageData:
         return config
 
     def _rand_augmented(self, dataset: TensorImages | ItemImages, rand_augment: str) -> ItemImages:
+        if isinstance(dataset, TensorImages) and dataset.images.dtype == torch.uint8:
+            dataset = ItemImages(_Pictures(dataset.images, dataset.labels), dataset.indices.tolist())
+        if isinstance(dataset, TensorImages) or not isinstance(dataset.source[dataset.indices[0]][0], Image.Image):
+            raise DataError(
+                f"rand_augment = {rand_augment!r} works on PIL images, but this data set gives tensors; "
+                "return PIL images, or leave rand_augment out"
+            )
         transform = _train_transform(
             self.augment,
             size=self.input_size,
@@ -406,16 +413,7 @@ class ImageData:
             crop_pct=self.crop_pct,
             rand_augment=rand_augment,
         )
-        if isinstance(dataset, ItemImages):
-            image = dataset.source[dataset.indices[0]][0]
-            if dataset.transform is not None and isinstance(image, Image.Image):
-                return replace(dataset, transform=transform)
-        elif dataset.images.dtype == torch.uint8:
-            return ItemImages(_Pictures(dataset.images, dataset.labels), dataset.indices.tolist(), transform)
-        raise DataError(
-            f"rand_augment = {rand_augment!r} works on PIL images, but this data set gives tensors; "
-            "return PIL images, or leave rand_augment out"
-        )
+        return replace(dataset, transform=transform)
 
 
 def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
