@@ -64,6 +64,19 @@ def experiment(
     run_experiment(config, port=port, out=out)
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that timm loads as local-dir:FOLDER.")],
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images in the file's fixed batch.")] = 1,
+) -> None:
+    """Write an exported model as one ONNX file, compared with PyTorch."""
+    from proxyless_strategy.export import export_onnx
+
+    written = export_onnx(folder, onnx, batch=batch)
+    typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0, 2 for what the user can mend, 130 after Ctrl-C.
 

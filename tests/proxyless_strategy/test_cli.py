@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,12 @@ def status_of(*arguments: str) -> Any:
     return exit_.value.code or 0
 
 
-@pytest.mark.parametrize("command", ["search", "experiment"])
+@pytest.mark.parametrize("command", ["search", "experiment", "export"])
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert status_of("--help") == 0
     assert command in capsys.readouterr().out
     assert status_of(command, "--help") == 0
-    assert "CONFIG.yml" in capsys.readouterr().out
+    assert command in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -89,3 +90,23 @@ def test_an_error_of_ours_is_its_message_alone(
     monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", refused)
     assert status_of("experiment", "a.yml", "--port", "80") == 2
     assert capsys.readouterr().err == "port 80 is in use; free it\n"
+
+
+def test_export_names_the_file_and_its_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def written(folder: Path, out: Path, *, batch: int) -> Any:
+        asked.append((folder, out, batch))
+        return SimpleNamespace(path=out, max_abs_difference=1.2e-5)
+
+    monkeypatch.setattr("proxyless_strategy.export.export_onnx", written)
+    assert status_of("export", "model", "--onnx", "a.onnx", "--batch", "2") == 0
+    assert asked == [(Path("model"), Path("a.onnx"), 2)]
+    assert capsys.readouterr().out == "a.onnx: outputs differ from PyTorch's by 1.2e-05 at most\n"
+
+
+def test_export_of_a_folder_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert status_of("export", str(tmp_path / "none"), "--onnx", str(tmp_path / "a.onnx")) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
