@@ -231,4 +231,4 @@ def header_of(
     )
 
 
-_RIDGE = 1e-2
+_RIDGE = 3e-2

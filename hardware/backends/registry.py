@@ -41,4 +41,21 @@ def _torch() -> Backend:
     return TorchBackend()
 
 
-_FACTORIES: dict[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "torch": _torch}
+def _inductor() -> Backend:
+    from hardware.backends.inductor import InductorBackend
+
+    return InductorBackend()
+
+
+def _cuda() -> Backend:
+    from hardware.backends.cuda import CudaBackend
+
+    return CudaBackend()
+
+
+_FACTORIES: dict[str, Callable[[], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "torch": _torch,
+    "inductor": _inductor,
+    "cuda": _cuda,
+}

@@ -10,6 +10,7 @@ import torch
 
 from hardware import onnx_graph, primitives
 from hardware.backends import Runnable, backend_names, get_backend, register_backend
+from hardware.backends.cuda import CudaBackend
 from hardware.backends.onnxruntime import OnnxRuntimeBackend
 from hardware.backends.torch import MALLOC_TUNABLES, TorchBackend, from_plain, to_plain
 from hardware.errors import BackendError
@@ -139,6 +140,98 @@ def test_a_model_file_is_timed_by_the_same_loop(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(BackendError, match="cannot load"):
         measure_model_file(path, plan=plan)
+
+
+@pytest.mark.slow
+def test_inductor_times_a_frozen_net():
+    with get_backend("inductor") as backend:
+        assert backend.name == "inductor"
+        runnable = backend.prepare(small_ops()[:3], threads=1)
+        assert backend.time(runnable, repeats=2) > 0
+
+
+def test_inductor_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(BackendError, match=r"install g\+\+"):
+        get_backend("inductor")
+
+
+class FakeCuda:
+    """A GPU that takes 3 ms for what is launched between two events, and gives times only after a synchronisation."""
+
+    def __init__(self):
+        self.log = []
+
+    def is_available(self):
+        return True
+
+    def get_device_name(self):
+        return "a fake GPU"
+
+    def synchronize(self):
+        self.log.append("synchronize")
+
+    def Event(self, enable_timing):
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, cuda):
+        self.cuda, self.happened = cuda, False
+
+    def record(self):
+        self.cuda.log.append("record")
+
+    def synchronize(self):
+        self.happened = True
+        self.cuda.log.append("event")
+
+    def elapsed_time(self, end):
+        assert end.happened, "a time was read before the GPU was done"
+        return 3.0
+
+
+class TestCuda(BackendConformance):
+    def make_backend(self):
+        return CudaBackend(cuda=FakeCuda(), place="cpu")
+
+
+def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch):
+    cuda = FakeCuda()
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr("hardware.backends.cuda.time.monotonic", clock)
+    backend = CudaBackend(cuda=cuda, place="cpu")
+    runnable = Runnable(lambda: cuda.log.append("run"))
+    assert backend.time(runnable, repeats=3) == pytest.approx(1e-3)
+    sample = ["synchronize", "record", "run", "run", "run", "record", "event"]
+    assert cuda.log[-7:] == sample
+    assert len(cuda.log) > 20
+    cuda.log.clear()
+    backend.time(runnable, repeats=3)
+    assert cuda.log == ["run", *sample]
+    now[0] += 10.0
+    cuda.log.clear()
+    backend.time(runnable, repeats=3)
+    assert len(cuda.log) > 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_needs_a_gpu():
+    with pytest.raises(BackendError, match="torch sees none here"):
+        get_backend("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("graphs", [False, True])
+def test_cuda_on_a_real_gpu(graphs):
+    with CudaBackend(graphs=graphs) as backend:
+        assert backend.time(backend.prepare(small_ops(), batch=8), repeats=5) > 0
 
 
 def test_the_default_clock_averages_over_repeats():
