@@ -39,9 +39,8 @@ def search(
     from proxyless_strategy.trial import read_config
 
     loaded = read_config(config, _overrides(settings or []))
-    from proxyless_strategy.search import check, run_search
+    from proxyless_strategy.search import run_search
 
-    check(loaded)
     row = run_search(loaded).row()
     for name, value in row.items():
         typer.echo(f"{name}: {value}")

@@ -60,6 +60,22 @@ Server.prototype.listen = function (...args) {
 """
 """Loaded into NNI's web server by NODE_OPTIONS: whatever would listen on every interface listens on loopback."""
 
+_BUILD_BACK = """\
+import sys
+
+import proxyless_strategy, timm, torch
+
+for folder in sys.argv[1:]:
+    try:
+        model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+        with torch.no_grad():
+            output = model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+        assert output.shape == (1, model.num_classes), f"its output has the shape {tuple(output.shape)}"
+        assert output.isfinite().all(), "its output is not finite"
+    except Exception as error:
+        sys.exit(f"{folder}: {type(error).__name__}: " + " ".join(str(error).split()))
+"""
+
 _LARGEST_CHECKED_GRID = 64
 _POLL_SECONDS = 1.0
 _PROGRESS_SECONDS = 5.0
@@ -85,7 +101,8 @@ class Plan:
 
     def configs(self) -> list[SearchConfig]:
         """The search config of every trial, or the bare one if the trials are not known beforehand."""
-        return [read_config(self.search_path, parameters) for parameters in self.trials or ({},)]
+        configs = [read_config(self.search_path, parameters) for parameters in self.trials or ({},)]
+        return [config.model_copy(update={"out": self.out}) for config in configs]
 
 
 def read_plan(path: Path | str, *, out: Path | None = None) -> Plan:
@@ -155,8 +172,7 @@ def run_experiment(path: Path | str, *, port: int | None = None, out: Path | Non
         write_atomically(plan.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
         console.print(_table(rows))
         _refuse_failures(trials)
-        for row in rows:
-            build_back(row["folder"])
+        build_back([row["folder"] for row in rows])
     console.print(f"timm built back all {len(rows)} exported models; the rows are in {_short(plan.out / SUMMARY)}")
     return rows
 
@@ -311,30 +327,18 @@ class RunningExperiment:
             return answer.read().decode("utf-8")
 
 
-def build_back(folder: Path | str) -> None:
-    """Builds an exported model with timm alone, as its user will, and runs it once.
+def build_back(folders: Sequence[Path | str]) -> None:
+    """Builds exported models with timm as their user will, in a process of its own, and runs each once.
 
     Raises:
-        ExperimentError: timm cannot build it, or its output is not one row of finite numbers.
+        ExperimentError: timm cannot build one, or its output is not one row of finite numbers.
     """
-    import timm
-    import torch
-
-    import proxyless_strategy  # noqa: F401  registers the model with timm
-
-    try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        with torch.no_grad():
-            output = model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
-    except Exception as error:
-        raise ExperimentError(
-            f"timm cannot build the model in {folder} back: {type(error).__name__}: {error}; export the trial again"
-        ) from error
-    if output.shape != (1, model.num_classes) or not bool(output.isfinite().all()):
-        raise ExperimentError(
-            f"the model in {folder} gives an output of shape {tuple(output.shape)} or one that is not finite, instead "
-            f"of {model.num_classes} numbers; export the trial again"
-        )
+    process = subprocess.run(
+        [sys.executable, "-c", _BUILD_BACK, *map(str, folders)], capture_output=True, text=True, check=False
+    )
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise ExperimentError(f"timm cannot build an exported model back: {reason}; run that trial again")
 
 
 def _prepare(plan: Plan, console: Console) -> None:

@@ -78,10 +78,9 @@ def run_trial(path: Path | str) -> dict[str, Any]:
         if under_nni:
             config = config.model_copy(update={"out": config.out / nni.get_trial_id()})
 
-        from proxyless_strategy import search
+        from proxyless_strategy.search import run_search
 
-        search.check(config)
-        result = search.run_search(config, on_epoch=_report_epoch if reports else None)
+        result = run_search(config, on_epoch=_report_epoch if reports else None)
         row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
         if reports:
             write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n")

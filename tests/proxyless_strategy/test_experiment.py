@@ -348,11 +348,11 @@ def test_the_web_server_can_only_listen_on_loopback(tmp_path: Path, listen: str)
 
 
 def test_a_folder_without_a_model_does_not_build_back(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match=f"timm cannot build the model in {tmp_path} back"):
-        build_back(tmp_path)
+    with pytest.raises(ExperimentError, match=f"timm cannot build an exported model back: {tmp_path}: "):
+        build_back([tmp_path])
 
 
-def test_a_model_with_a_broken_weight_does_not_build_back(tmp_path: Path) -> None:
+def test_a_model_with_a_broken_weight_does_not_build_back(tmp_path: Path, export: Path) -> None:
     import timm
     import torch
 
@@ -360,8 +360,8 @@ def test_a_model_with_a_broken_weight_does_not_build_back(tmp_path: Path) -> Non
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    with pytest.raises(ExperimentError, match="not finite"):
-        build_back(tmp_path)
+    with pytest.raises(ExperimentError, match=f"{tmp_path}: AssertionError: its output is not finite"):
+        build_back([export, tmp_path])
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -26,6 +26,7 @@ def check(config: Any) -> None:
 
 
 def run_search(config: Any, *, on_epoch: Any = None) -> Any:
+    check(config)
     accuracy = config.target + RULES[config.rule]
     if os.environ.get("FAKE_ENDLESS"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
