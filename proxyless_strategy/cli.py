@@ -22,28 +22,39 @@ app = typer.Typer(
 )
 
 
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The search config.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, for example search.epochs=3."),
+]
+
+
 @app.callback()
 def _proxyless() -> None:
     """Keeps the commands' names even while there is only one of them."""
 
 
 @app.command()
-def search(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The search config.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, for example search.epochs=3."),
-    ] = None,
-) -> None:
+def search(config: Config, settings: Settings = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
     from proxyless_strategy.trial import read_config
 
     loaded = read_config(config, _overrides(settings or []))
     from proxyless_strategy.search import run_search
 
-    row = run_search(loaded).row()
-    for name, value in row.items():
+    for name, value in run_search(loaded).row().items():
         typer.echo(f"{name}: {value}")
+
+
+@app.command()
+def latency(config: Config, settings: Settings = None) -> None:
+    """Measure a search's latency table if it is missing; show its space's extremes."""
+    from proxyless_strategy.trial import read_config
+
+    loaded = read_config(config, _overrides(settings or []))
+    from proxyless_strategy.search import prepare
+
+    typer.echo(f"table: {prepare(loaded).table}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ def status_of(*arguments: str) -> Any:
     return exit_.value.code or 0
 
 
-@pytest.mark.parametrize("command", ["search", "experiment", "export"])
+@pytest.mark.parametrize("command", ["search", "latency", "experiment", "export"])
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert status_of("--help") == 0
     assert command in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
     assert status_of(*arguments) == 2
 
 
-@pytest.mark.parametrize("command", ["search", "experiment"])
+@pytest.mark.parametrize("command", ["search", "latency", "experiment"])
 def test_a_missing_config_is_one_sentence_and_status_2(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
@@ -90,6 +90,28 @@ def test_an_error_of_ours_is_its_message_alone(
     monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", refused)
     assert status_of("experiment", "a.yml", "--port", "80") == 2
     assert capsys.readouterr().err == "port 80 is in use; free it\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [("search", "rule: reinforce\nseed: 3\n"), ("latency", "table: tables/reinforce-3.yml\n")],
+)
+def test_settings_reach_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: str,
+    expected: str,
+) -> None:
+    module = ModuleType("proxyless_strategy.search")
+    vars(module).update(
+        run_search=lambda config: SimpleNamespace(row=lambda: {"rule": config.rule, "seed": config.seed}),
+        prepare=lambda config: SimpleNamespace(table=Path(f"tables/{config.rule}-{config.seed}.yml")),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (tmp_path / "a.yml").write_text("{rule: gradient}")
+    assert status_of(command, str(tmp_path / "a.yml"), "--set", "rule=reinforce", "--set", "seed=3") == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_export_names_the_file_and_its_difference(
