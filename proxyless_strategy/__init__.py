@@ -1,1 +1,73 @@
-"""How a space is searched."""
+"""Hardware-aware neural architecture search: ProxylessNAS as a strategy for NNI."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hardware.errors import (
+    BackendError,
+    ConfigError,
+    DataError,
+    ExperimentError,
+    ExportError,
+    MissingOperatorError,
+    ProxylessError,
+    SpaceError,
+    SubnetError,
+    TableError,
+    TargetError,
+    UnsupportedSpaceError,
+)
+
+if TYPE_CHECKING:
+    from hardware.model import LatencyModel
+    from hardware.table import LatencyTable
+    from search_spaces import Subnet, get_space
+
+    from .config import SearchConfig, load_config
+    from .search import run_search
+    from .strategy import ProxylessStrategy
+
+_LAZY = {
+    "LatencyModel": "hardware.model",
+    "LatencyTable": "hardware.table",
+    "ProxylessStrategy": "proxyless_strategy.strategy",
+    "SearchConfig": "proxyless_strategy.config",
+    "Subnet": "search_spaces",
+    "get_space": "search_spaces",
+    "load_config": "proxyless_strategy.config",
+    "run_search": "proxyless_strategy.search",
+}
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "DataError",
+    "ExperimentError",
+    "ExportError",
+    "LatencyModel",
+    "LatencyTable",
+    "MissingOperatorError",
+    "ProxylessError",
+    "ProxylessStrategy",
+    "SearchConfig",
+    "SpaceError",
+    "Subnet",
+    "SubnetError",
+    "TableError",
+    "TargetError",
+    "UnsupportedSpaceError",
+    "get_space",
+    "load_config",
+    "run_search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._nni import import_nni
+
+    import_nni()
+    return getattr(importlib.import_module(_LAZY[name]), name)

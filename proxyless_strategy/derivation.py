@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -55,28 +57,35 @@ class Deriver:
 
     def fastest(self) -> Derived:
         """The subnet of least cost."""
-        return self._solve(self._flat(-self.costs), None)
+        return self._extreme(-self.costs)
 
     def slowest(self) -> Derived:
         """The subnet of greatest cost."""
-        return self._solve(self._flat(self.costs), None)
+        return self._extreme(self.costs)
 
-    def within(self, budget: float) -> Derived:
+    def within(self, budget: float, *, slack: float | None = None) -> Derived:
         """The most probable subnet whose cost is at most `budget`: a multiple-choice knapsack, solved exactly.
+
+        Args:
+            budget: Greatest cost.
+            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`, where one
+                does; None asks for no least cost.
 
         Raises:
             TargetError: No subnet is within the budget.
         """
+        least = -math.inf if slack is None else (1 - slack) * budget
         argmax = self.argmax()
-        if argmax.cost <= budget:
+        if least <= argmax.cost <= budget:
             return argmax
         fastest = self.fastest()
         if fastest.cost > budget:
             raise TargetError(
                 f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
             )
-        found = self._solve(self._flat(np.maximum(self.log_p, _LOG_FLOOR)), budget)
-        return found if found is not None else fastest
+        gain = self._flat(np.maximum(self.log_p, _LOG_FLOOR))
+        found = self._solve(gain, least, budget) or self._solve(gain, -math.inf, budget)
+        return found or fastest
 
     def curve(self, points: int = 20) -> list[Derived]:
         """The trade-off of one search: the most probable subnet at `points` budgets from fastest to most probable."""
@@ -87,31 +96,21 @@ class Deriver:
             found[derived.choice] = derived
         return sorted(found.values(), key=lambda derived: derived.cost)
 
+    def _extreme(self, gain: np.ndarray) -> Derived:
+        found = self._solve(self._flat(gain), -math.inf, math.inf)
+        assert found is not None
+        return found
+
     def _flat(self, values: np.ndarray) -> np.ndarray:
         return np.concatenate([values[row, :size] for row, size in enumerate(self.sizes)])
 
-    def _solve(self, gain: np.ndarray, budget: float | None) -> Derived:
+    def _solve(self, gain: np.ndarray, least: float, most: float) -> Derived | None:
+        """The choice of greatest gain whose cost is in `[least, most]`; None if there is none."""
+        constraints = [self._one_each]
+        bounded = math.isfinite(least) or math.isfinite(most)
+        if bounded:
+            constraints.append(LinearConstraint(self._flat(self.costs)[None, :], least - self.fixed, most - self.fixed))
         count = int(self._starts[-1])
-        rows, columns, values, right = [], [], [], []
-        for row, edge in enumerate(self.edges):
-            for column in range(self._starts[row], self._starts[row + 1]):
-                rows.append(row)
-                columns.append(column)
-                values.append(1.0)
-            if edge.parent is None:
-                right.append(1.0)
-            else:
-                parent, allowed = edge.parent
-                for index in allowed:
-                    rows.append(row)
-                    columns.append(int(self._starts[parent]) + index)
-                    values.append(-1.0)
-                right.append(0.0)
-        one_each = LinearConstraint(csr_array((values, (rows, columns)), shape=(len(self.edges), count)), right, right)
-        constraints = [one_each]
-        flat_costs = self._flat(self.costs)
-        if budget is not None:
-            constraints.append(LinearConstraint(flat_costs[None, :], -np.inf, budget - self.fixed))
         result = milp(
             -gain,
             integrality=np.ones(count),
@@ -120,11 +119,32 @@ class Deriver:
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
-            raise TargetError(f"no subnet is within {budget!r} ({result.message}); raise the target")
+            return None
         derived = self._finish(self._choice(result.x))
-        if budget is not None and derived.cost > budget:
-            return self._solve(gain, budget - (derived.cost - budget) - 1e-9 * abs(budget))
+        overshoot = max(derived.cost - most, least - derived.cost)
+        if bounded and overshoot > 0:  # the solver's feasibility tolerance
+            step = overshoot + 1e-9 * abs(most)
+            return self._solve(gain, least + step, most - step) if least + step <= most - step else None
         return derived
+
+    @cached_property
+    def _one_each(self) -> LinearConstraint:
+        """One candidate for each edge that is reached, none for the others."""
+        rows, columns, values, right = [], [], [], []
+        for row, edge in enumerate(self.edges):
+            for column in range(self._starts[row], self._starts[row + 1]):
+                rows.append(row)
+                columns.append(column)
+                values.append(1.0)
+            right.append(1.0 if edge.parent is None else 0.0)
+            if edge.parent is not None:
+                parent, allowed = edge.parent
+                for index in allowed:
+                    rows.append(row)
+                    columns.append(int(self._starts[parent]) + index)
+                    values.append(-1.0)
+        shape = (len(self.edges), int(self._starts[-1]))
+        return LinearConstraint(csr_array((values, (rows, columns)), shape=shape), right, right)
 
     def _choice(self, x: np.ndarray) -> list[int]:
         choice = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
@@ -167,15 +168,21 @@ def _tell_epoch(loader: Any, epoch: int) -> None:
 def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
     if not isinstance(loader, DataLoader) or isinstance(loader.sampler, DistributedSampler):
         return loader
-    sampler: DistributedSampler = DistributedSampler(
-        loader.dataset,
-        num_replicas=world_size,
-        rank=rank,
-        shuffle=isinstance(loader.sampler, RandomSampler),
-        seed=seed & 0x7FFFFFFF,
-        drop_last=loader.drop_last,
+    if hasattr(loader.sampler, "replicas"):
+        sampler: Any = copy.copy(loader.sampler)
+        sampler.rank, sampler.replicas = rank, world_size
+        return _rebuilt(loader, sampler=sampler)
+    return _rebuilt(
+        loader,
+        sampler=DistributedSampler(
+            loader.dataset,
+            num_replicas=world_size,
+            rank=rank,
+            shuffle=isinstance(loader.sampler, RandomSampler),
+            seed=seed & 0x7FFFFFFF,
+            drop_last=loader.drop_last,
+        ),
     )
-    return _rebuilt(loader, sampler=sampler)
 
 
 def _without_workers(loader: Any) -> Any:
@@ -185,9 +192,10 @@ def _without_workers(loader: Any) -> Any:
 
 
 def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) -> DataLoader:
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         raise DataError(
-            "a DataLoader with its own batch_sampler cannot be divided among processes; give it a DistributedSampler"
+            f"a DataLoader with its own batch_sampler ({type(loader.batch_sampler).__name__}) cannot be divided among "
+            "processes or read twice; give batch_size and a sampler"
         )
     count = loader.num_workers if workers is None else workers
     return DataLoader(

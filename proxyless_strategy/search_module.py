@@ -54,6 +54,7 @@ class SearchModule(BaseOneShotLightningModule):
         gradient_clip_algorithm: `norm` or `value`.
         accumulate_grad_batches: Batches per weight step, all on the same path.
         budget: Cost within which the subnet is derived; None derives the argmax.
+        slack: Share of the budget that the derived subnet may leave unused.
         calibration_batches: Training batches that re-estimate the derived subnet's BN statistics for validation.
         inputs: From a batch to the network's input.
     """
@@ -73,6 +74,7 @@ class SearchModule(BaseOneShotLightningModule):
         gradient_clip_algorithm: str | None,
         accumulate_grad_batches: int,
         budget: float | None,
+        slack: float | None,
         calibration_batches: int,
         inputs: Callable[[Any], Any] | None,
     ):
@@ -88,6 +90,7 @@ class SearchModule(BaseOneShotLightningModule):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
         self.budget = budget
+        self.slack = slack
         self.calibration_batches = calibration_batches
         self.inputs = inputs or first_of_batch
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
@@ -310,10 +313,14 @@ class SearchModule(BaseOneShotLightningModule):
         log_p = gates.log_probabilities(self.architecture.host_alpha(), self.architecture.host_mask)
         return Deriver(self.architecture.edges, log_p.numpy(), self.problem.costs.numpy(), self.problem.fixed)
 
-    def derive(self, budget: float | None = None) -> Derived:
-        """The most probable subnet within `budget` (default: the target), or the argmax where there is none."""
-        limit = self.budget if budget is None else budget
-        return self.deriver().argmax() if limit is None else self.deriver().within(limit)
+    def derive(self) -> Derived:
+        """What is exported: the most probable subnet on the target, or the argmax where there is no target.
+
+        On the target means within it and, where such a subnet exists, using all but `slack` of it: E[LAT] on T does not
+        put the argmax on T.
+        """
+        deriver = self.deriver()
+        return deriver.argmax() if self.budget is None else deriver.within(self.budget, slack=self.slack)
 
     def export(self) -> dict[str, Any]:
         """NNI's sample of the derived subnet."""

@@ -37,10 +37,12 @@ class ProxylessStrategy(OneShotStrategy):
     Args:
         rule: `gradient` (Proxyless-G) or `reinforce` (Proxyless-R).
         latency: Costs of the space's choices, usually a `hardware.model.LatencyModel`; labels must be the space's.
-        target_ms: Latency target in the model's unit (calibrated ms); the export is within it.
+        target_ms: Latency target in the model's unit (calibrated ms); the export is within it, guaranteed.
         target: The target as a fraction of the way from the space's fastest to its slowest subnet.
         objective: How latency enters, see `objectives.make_objective`; `target` lands on the target untuned.
         objective_options: Its coefficients.
+        slack: Share of the target that the export may leave unused, where such a subnet exists; None exports the most
+            probable subnet within the target however fast it is.
         warmup_epochs: Epochs in which only weights are trained, on uniform paths.
         steps_per_update: Weight steps between two architecture steps.
         estimator: `paper` or `unbiased`, see `gates.pair_weight` (gradient rule).
@@ -69,6 +71,7 @@ class ProxylessStrategy(OneShotStrategy):
         target: float | None = None,
         objective: str = "target",
         objective_options: dict[str, float] | None = None,
+        slack: float | None = 0.1,
         warmup_epochs: int = 0,
         steps_per_update: int = 5,
         estimator: Estimator = "paper",
@@ -103,12 +106,15 @@ class ProxylessStrategy(OneShotStrategy):
                 raise ConfigError(f"{name} = {number!r}; it must be at least {least}")
         if target is not None and target_ms is not None:
             raise ConfigError(f"target ({target}) and target_ms ({target_ms}) are both given; keep one of them")
+        if slack is not None and not 0 <= slack < 1:
+            raise ConfigError(f"slack = {slack!r}; it must be in [0, 1), or None")
         if latency is None and (target is not None or target_ms is not None):
             raise ConfigError("a latency target needs costs; give latency=LatencyModel(table, fixed=..., edges=...)")
         self.rule = rule
         self.latency = latency
         self.objective = objective
         self.objective_options = objective_options or {}
+        self.slack = slack
         self.warmup_epochs = warmup_epochs
         self.steps_per_update = steps_per_update
         self.estimator: Estimator = estimator
@@ -229,6 +235,7 @@ class ProxylessStrategy(OneShotStrategy):
             gradient_clip_algorithm=self.gradient_clip_algorithm,
             accumulate_grad_batches=self.accumulate_grad_batches,
             budget=self.target_ms,
+            slack=self.slack,
             calibration_batches=self.calibration_batches,
             inputs=self.inputs,
         )
@@ -267,11 +274,30 @@ class ProxylessStrategy(OneShotStrategy):
         """The evaluator's validation loader: the derived subnet is validated on it."""
         return val_dataloader_fn()
 
+    def search(self, space: Any, evaluator: Any, *, ckpt_path: Any = None) -> SearchModule:
+        """Search directly, without an NNI experiment or engine; this is how a search runs inside an NNI trial.
+
+        Args:
+            space: The model space; becomes the supernet, in place.
+            evaluator: An NNI Lightning evaluator.
+            ckpt_path: A Lightning checkpoint of the same search to continue from.
+
+        Returns:
+            The searched module.
+        """
+        supernet = self.mutate_model(space)
+        wrapped = self.mutate_evaluator(evaluator)
+        if ckpt_path is not None:
+            wrapped.fit_kwargs = {**wrapped.fit_kwargs, "ckpt_path": str(ckpt_path)}
+        wrapped.evaluate(supernet)
+        return self._searched()
+
     # ---- results -----------------------------------------------------------------------------------------------
 
     def derive(self, budget_ms: float | None = None) -> Derived:
-        """The most probable subnet within `budget_ms` (default: the target), or the argmax where there is none."""
-        return self._searched().derive(budget_ms)
+        """The most probable subnet within any budget; without one, what is exported (see `SearchModule.derive`)."""
+        module = self._searched()
+        return module.derive() if budget_ms is None else module.deriver().within(budget_ms)
 
     def derive_curve(self, points: int = 20) -> list[Derived]:
         """The whole trade-off between cost and probability that one search found, fastest first."""

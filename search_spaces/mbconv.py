@@ -187,6 +187,19 @@ class MBConvDeclaration:
         ]
         return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges)
 
+    def timm_names(self, weights: Mapping[str, torch.Tensor], choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """A frozen space's weights under timm's keys: skipped blocks are gone and later ones renumbered.
+
+        Args:
+            weights: `state_dict()` of the space frozen at `choices`.
+            choices: A candidate for every edge.
+        """
+        renamed = {key: value for key, value in weights.items() if not _is_searched(key)}
+        for stage, index, edge in kept_blocks(self, choices):
+            old, new = f"blocks.{edge.stage}.{edge.index}.", f"blocks.{stage}.{index}."
+            renamed.update({new + k.removeprefix(old): v for k, v in weights.items() if k.startswith(old)})
+        return renamed
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         return asdict(self)
@@ -265,24 +278,26 @@ class MBConvSpace(ModelSpace):
         return self.classifier(self.global_pool(x))
 
     def timm_state_dict(self, choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """The weights of one choice under timm's keys: skipped blocks are gone and later ones renumbered.
+        """The weights of one choice under timm's keys, out of the plain space or the mutated supernet.
 
         Args:
-            choices: A candidate for every edge; the network may be the plain space or the mutated supernet.
+            choices: A candidate for every edge.
 
         Raises:
             SubnetError: An edge or candidate is unknown or missing.
         """
         check_choices(choices, self.declaration.candidates(), space=self.declaration.name)
         weights = self.state_dict()
-        renamed = {
-            key: value for key, value in weights.items() if not key.startswith("blocks.") or key.startswith("blocks.0.")
-        }
-        for stage, index, edge in kept_blocks(self.declaration, choices):
-            old = f"blocks.{edge.stage}.{edge.index}.{choices[edge.label]}."
-            new = f"blocks.{stage}.{index}."
-            renamed.update({new + k.removeprefix(old): v for k, v in weights.items() if k.startswith(old)})
-        return renamed
+        chosen = {key: value for key, value in weights.items() if not _is_searched(key)}
+        for edge in self.declaration.edges():
+            prefix = f"blocks.{edge.stage}.{edge.index}."
+            name = f"{prefix}{choices[edge.label]}."
+            chosen.update({prefix + k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})
+        return self.declaration.timm_names(chosen, choices)
+
+
+def _is_searched(key: str) -> bool:
+    return key.startswith("blocks.") and not key.startswith("blocks.0.")
 
 
 def kept_blocks(declaration: MBConvDeclaration, choices: Mapping[str, str]) -> Iterator[tuple[int, int, Edge]]:

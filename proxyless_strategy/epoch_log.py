@@ -1,0 +1,42 @@
+"""A Lightning callback that keeps one row per epoch of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_lightning import Callback
+
+
+class EpochLog(Callback):
+    """Keeps one row per epoch and hands it on; it survives a restart from a checkpoint.
+
+    Args:
+        warmup_epochs: Epochs that count as warm-up.
+        report: Called with each row, on one process only.
+    """
+
+    def __init__(self, warmup_epochs: int, report: Callable[[dict[str, Any]], None]):
+        self.warmup_epochs = warmup_epochs
+        self.report = report
+        self.history: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {
+            "phase": "warmup" if trainer.current_epoch < self.warmup_epochs else "search",
+            "epoch": trainer.current_epoch + 1,
+            "default": metrics.get("val_accuracy"),
+            "loss": metrics.get("train_loss"),
+            "expected_ms": metrics.get("search/expected"),
+            "entropy": metrics.get("search/entropy"),
+        }
+        self.history.append(row)
+        if trainer.is_global_zero:
+            self.report(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])

@@ -1,0 +1,86 @@
+"""The Lightning module of an image classifier, as `proxyless search` gives it to the strategy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from nni.nas.evaluator.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional
+
+from .config import SearchSettings
+
+
+class ImageClassifier(LightningModule):
+    """Cross-entropy with SGD, a cosine over the warm-up and another over the search (METHOD: the release's recipe).
+
+    Label smoothing applies to weight steps only; architecture steps see plain cross-entropy.
+
+    Args:
+        settings: Learning rates, momentum, weight decay, label smoothing, epochs.
+    """
+
+    def __init__(self, settings: SearchSettings):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.settings.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.model(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = functional.cross_entropy(self(x), y, label_smoothing=self.settings.label_smoothing)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def architecture_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Plain cross-entropy."""
+        x, y = batch
+        return functional.cross_entropy(self(x), y)
+
+    def architecture_accuracy(self, batch: Any, batch_idx: int) -> Tensor:
+        """Top-1 accuracy in 0..1."""
+        x, y = batch
+        return (self(x).argmax(-1) == y).float().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        output = self(x)
+        self.log("val_loss", functional.cross_entropy(output, y), batch_size=len(y), sync_dist=True)
+        self.log(
+            "val_accuracy",
+            (output.argmax(-1) == y).float().mean(),
+            batch_size=len(y),
+            prog_bar=True,
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+        )
+        epochs = settings.warmup_epochs + settings.epochs
+        per_epoch = self.trainer.estimated_stepping_batches / epochs
+        warmup = settings.warmup_epochs * per_epoch
+        start = (settings.warmup_learning_rate or settings.learning_rate) / settings.learning_rate
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return start * _cosine(step / warmup)
+            return _cosine((step - warmup) / (settings.epochs * per_epoch))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

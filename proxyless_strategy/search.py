@@ -1,0 +1,516 @@
+"""One search from one config: table, supernet, derivation, retraining, export, measured latency.
+
+Everything lands in `config.out`; a run that was killed continues where it was when started again with the same config.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardware.backends import get_backend
+from hardware.errors import ConfigError, TableError, TargetError
+from hardware.files import write_atomically
+from hardware.measure import build_table, load_or_build, measure_model_file
+from hardware.model import LatencyModel
+from hardware.table import LatencyTable
+from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
+
+from .config import SearchConfig
+from .data import ImageData, check_data, load_data
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+CONFIG_FILE = "config.json"
+SEARCH_FILE = "search.json"
+CALIBRATION_NETS = 24
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a search stands on before it starts.
+
+    Attributes:
+        space: The space's declaration.
+        costs: Its operators at the deployed input size.
+        latency: Calibrated latency of its choices.
+        table: Path of the latency table.
+        target_ms: The target in ms; None where there is none.
+    """
+
+    space: MBConvDeclaration
+    costs: SpaceCosts
+    latency: LatencyModel
+    table: Path
+    target_ms: float | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        config: What was asked for.
+        subnet: The derived subnet.
+        folder: timm export folder.
+        onnx: The exported ONNX file.
+        target_ms: Latency target; None where there was none.
+        table_ms: The subnet's latency by the table.
+        latency_ms: The ONNX file's measured latency, in the state of the machine in which the table was built.
+        latency_now_ms: The same as the clock read it, before that correction.
+        accuracy: Test accuracy of the retrained subnet, 0..1; None without retraining.
+        params: Parameters of the exported model.
+        macs: Its multiply-accumulates.
+        seconds: Duration of the whole search.
+    """
+
+    config: SearchConfig
+    subnet: Subnet
+    folder: Path
+    onnx: Path
+    target_ms: float | None
+    table_ms: float
+    latency_ms: float
+    latency_now_ms: float
+    accuracy: float | None
+    params: int
+    macs: int
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """The result as plain values for a table of results."""
+        return {
+            "rule": self.config.rule,
+            "target_ms": self.target_ms,
+            "table_ms": self.table_ms,
+            "latency_ms": self.latency_ms,
+            "latency_now_ms": self.latency_now_ms,
+            "accuracy": self.accuracy,
+            "params": self.params,
+            "macs": self.macs,
+            "folder": str(self.folder),
+            "onnx": str(self.onnx),
+            "seconds": self.seconds,
+        }
+
+
+def default_table_path(config: SearchConfig) -> Path:
+    """Where a table lies that the config does not name: in the user's cache, by space, size and backend."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hardware = config.hardware
+    name = f"{config.space.name.replace(':', '.')}-{config.latency_input_size}px-{hardware.backend}"
+    return cache / "proxyless_strategy" / f"{name}-{hardware.threads}threads-batch{hardware.batch}.yml"
+
+
+def check(config: SearchConfig) -> None:
+    """Refuse what cannot work, before any work is done.
+
+    Raises:
+        ProxylessError: The space, backend, data, table, target or objective is impossible, or `out` is not writable or
+            holds another search.
+    """
+    space = get_space(config.space.name, **config.space.options)
+    with get_backend(config.hardware.backend):
+        pass
+    check_data(config.data)
+    _check_objective(config)
+    _check_out(config)
+    path = config.hardware.table or default_table_path(config)
+    if path.exists():
+        table = LatencyTable.load(path)
+        _check_table(config, table)
+        data = load_data(config.data, input_size=config.input_size, seed=config.seed)
+        _prepared(config, space, data, table, path)
+
+
+def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool = False) -> Prepared:
+    """Build the latency table if it is missing, and say what the space's fastest and slowest subnets take.
+
+    Args:
+        config: The search.
+        data: Its data, where they are loaded already.
+        quiet: Print nothing.
+    """
+    space = get_space(config.space.name, **config.space.options)
+    data = data or load_data(config.data, input_size=config.input_size, seed=config.seed)
+    path = config.hardware.table or default_table_path(config)
+    costs = _costs(config, space, data)
+
+    def build() -> LatencyTable:
+        if not quiet:
+            print(
+                f"no latency table at {path}: measuring {len(costs.distinct())} operators of {space.name}", flush=True
+            )
+        nets = [costs.chain(choices) for choices in costs.random_choices(CALIBRATION_NETS, seed=0)]
+        return build_table(
+            costs.distinct(),
+            nets,
+            backend=config.hardware.backend,
+            input_size=config.latency_input_size,
+            batch=config.hardware.batch,
+            threads=config.hardware.threads,
+            space=space.name,
+            out=path,
+            progress=sys.stderr.isatty(),
+        )
+
+    table = load_or_build(path, build)
+    _check_table(config, table)
+    prepared = _prepared(config, space, data, table, path)
+    if not quiet:
+        print(_summary(prepared), flush=True)
+    return prepared
+
+
+def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> SearchResult:
+    """Search, derive, retrain, export and measure.
+
+    Args:
+        config: What to search.
+        on_epoch: Called once per epoch of search and retraining with `phase` (warmup, search, retrain), `epoch`,
+            `default` (accuracy in 0..1) and what else is known.
+
+    Raises:
+        ProxylessError: See `check`; or a later step failed.
+    """
+    import timm
+
+    from .export import export_folder, export_onnx, model_summary
+    from .retrain import retrain
+
+    started = time.monotonic()
+    check(config)
+    data = load_data(config.data, input_size=config.input_size, seed=config.seed)
+    prepared = prepare(config, data=data)
+    _claim_out(config)
+    report = on_epoch or (lambda metrics: None)
+    subnet, weights = _searched(config, prepared, data, report)
+    model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
+    table_ms = prepared.latency.latency(subnet.choices)
+    print(f"derived {' '.join(subnet.choices.values())}: {table_ms:.4g} ms by the table", flush=True)
+
+    if config.retrain is not None:
+        drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
+        trained = retrain(
+            lambda: timm.create_model("proxylessnas", **model_args, **drop),
+            data,
+            config.retrain,
+            seed=config.seed,
+            checkpoint=config.out / "retrain.ckpt",
+            on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
+            progress=sys.stderr.isatty(),
+        )
+        model, accuracy = trained.model, trained.test_accuracy
+    else:
+        model, accuracy = timm.create_model("proxylessnas", **model_args), None
+        model.load_state_dict(weights)
+    size = (data.channels, config.latency_input_size, config.latency_input_size)
+    summary = model_summary(model, size)
+    folder = export_folder(
+        model,
+        config.out / "model",
+        model_args=model_args,
+        subnet=subnet.to_dict(),
+        pretrained_cfg=data.pretrained_cfg(),
+        metrics={"accuracy": accuracy, "table_ms": table_ms, "target_ms": prepared.target_ms},
+    )
+    onnx = export_onnx(folder, config.out / "model.onnx", input_shape=size, batch=config.hardware.batch)
+    measured = measure_model_file(
+        onnx.path,
+        input_shape=size,
+        batch=config.hardware.batch,
+        threads=config.hardware.threads,
+        backend=config.hardware.backend,
+        table=prepared.latency.table,
+    )
+    result = SearchResult(
+        config=config,
+        subnet=subnet,
+        folder=folder,
+        onnx=onnx.path,
+        target_ms=prepared.target_ms,
+        table_ms=table_ms,
+        latency_ms=measured.settled_ms,
+        latency_now_ms=measured.ms,
+        accuracy=accuracy,
+        params=summary.params,
+        macs=summary.macs,
+        seconds=time.monotonic() - started,
+    )
+    write_atomically(config.out / "row.json", json.dumps(result.row(), indent=2) + "\n")
+    return result
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------
+
+
+def _check_objective(config: SearchConfig) -> None:
+    from .objectives import make_objective
+
+    target = config.target_ms or config.target
+    make_objective(
+        config.objective, rule=config.rule, target=2.0 if target else None, minimum=2.0, **config.objective_options
+    )
+
+
+def _check_out(config: SearchConfig) -> None:
+    existing = config.out
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"cannot write to {config.out}: no permission at {existing}; choose another out")
+    saved = config.out / CONFIG_FILE
+    if saved.exists():
+        found = json.loads(saved.read_text(encoding="utf-8"))
+        if found != _identity(config):
+            differing = sorted(key for key in found if found[key] != _identity(config).get(key))
+            raise ConfigError(
+                f"{config.out} holds a search with other settings ({', '.join(differing)}); "
+                "choose another out or remove it"
+            )
+
+
+def _identity(config: SearchConfig) -> dict[str, Any]:
+    return json.loads(config.model_dump_json(exclude={"out"}))
+
+
+def _claim_out(config: SearchConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.out / CONFIG_FILE, json.dumps(_identity(config), indent=2) + "\n")
+
+
+def _check_table(config: SearchConfig, table: LatencyTable) -> None:
+    for name, there, here in (
+        ("backend", table.header.backend, config.hardware.backend),
+        ("threads", table.header.threads, config.hardware.threads),
+    ):
+        if there != here:
+            path = config.hardware.table or default_table_path(config)
+            raise TableError(
+                f"the table {path} was measured with {name} {there}, but the config says {here}; "
+                f"set hardware.{name} or give another table"
+            )
+
+
+def _costs(config: SearchConfig, space: MBConvDeclaration, data: ImageData) -> SpaceCosts:
+    return space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
+
+
+def _prepared(
+    config: SearchConfig, space: MBConvDeclaration, data: ImageData, table: LatencyTable, path: Path
+) -> Prepared:
+    costs = _costs(config, space, data)
+    table.check(costs.distinct(), input_size=config.latency_input_size, batch=config.hardware.batch)
+    latency = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+    low, fastest = latency.minimum()
+    high, _ = latency.maximum()
+    target = config.target_ms
+    if config.target is not None:
+        target = low + config.target * (high - low)
+    if target is not None and target < low:
+        raise TargetError(
+            f"target_ms = {target:g} is below the fastest subnet of {space.name}, {low:.4g} ms "
+            f"({_named(fastest)}); raise the target or choose a smaller space"
+        )
+    if target is not None and target > high:
+        warnings.warn(
+            f"target_ms = {target:g} is above the slowest subnet of {space.name}, {high:.4g} ms: it is idle",
+            stacklevel=2,
+        )
+    return Prepared(space, costs, latency, path, target)
+
+
+def _named(choices: dict[str, str]) -> str:
+    return " ".join(choices.values())
+
+
+def _summary(prepared: Prepared) -> str:
+    low, fastest = prepared.latency.minimum()
+    high, slowest = prepared.latency.maximum()
+    unit = prepared.latency.unit
+    lines = [
+        f"{prepared.space.name} on {prepared.latency.table.header.device} ({prepared.latency.table.header.backend})",
+        f"  fastest subnet {low:.4g} {unit}: {_named(fastest)}",
+        f"  slowest subnet {high:.4g} {unit}: {_named(slowest)}",
+    ]
+    if prepared.target_ms is not None:
+        lines.append(f"  target {prepared.target_ms:.4g} {unit}")
+    return "\n".join(lines)
+
+
+# ---- the supernet ----------------------------------------------------------------------------------------------
+
+
+def _searched(
+    config: SearchConfig, prepared: Prepared, data: ImageData, report: OnEpoch
+) -> tuple[Subnet, dict[str, Any]]:
+    """The derived subnet and, right after a search, its weights in the supernet."""
+    import torch
+
+    done, weights_file = config.out / SEARCH_FILE, config.out / "supernet.pt"
+    if done.exists():
+        subnet = Subnet.from_dict(json.loads(done.read_text(encoding="utf-8"))["subnet"])
+        return subnet, torch.load(weights_file, weights_only=True) if weights_file.exists() else {}
+    with _quiet_lightning():
+        subnet, weights, record = _search(config, prepared, data, report)
+    if config.retrain is None:
+        beside = weights_file.with_suffix(".tmp")
+        torch.save(weights, beside)
+        beside.replace(weights_file)
+    write_atomically(done, json.dumps({"subnet": subnet.to_dict(), **record}, indent=2) + "\n")
+    return subnet, weights
+
+
+def _search(
+    config: SearchConfig, prepared: Prepared, data: ImageData, report: OnEpoch
+) -> tuple[Subnet, dict[str, Any], dict[str, Any]]:
+    import torch
+    from nni.nas.evaluator.pytorch import Lightning, Trainer
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    from .epoch_log import EpochLog
+    from .evaluator import ImageClassifier
+    from .loaders import isolated_seed
+    from .strategy import ProxylessStrategy
+
+    settings = config.search
+    strategy = ProxylessStrategy(
+        rule=config.rule,
+        latency=prepared.latency,
+        target_ms=prepared.target_ms,
+        objective=config.objective,
+        objective_options=config.objective_options,
+        warmup_epochs=settings.warmup_epochs,
+        steps_per_update=settings.steps_per_update,
+        estimator=settings.estimator,
+        paths=settings.paths,
+        samples=settings.samples,
+        learning_rate=settings.architecture_learning_rate,
+        seed=config.seed,
+    )
+    with isolated_seed(config.seed):
+        network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
+    if settings.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    log = EpochLog(settings.warmup_epochs, report)
+    checkpoint = ModelCheckpoint(
+        dirpath=config.out, filename="search", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    trainer = Trainer(
+        max_epochs=settings.warmup_epochs + settings.epochs,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        callbacks=[checkpoint, log],
+        logger=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    shared: dict[str, Any] = {"batch_size": settings.batch_size, "seed": config.seed, "workers": config.data.workers}
+    evaluator = Lightning(
+        ImageClassifier(settings),
+        trainer,
+        train_dataloaders=data.loader("weights", shuffle=True, drop_last=True, **shared),
+        val_dataloaders=data.loader("architecture", shuffle=True, **shared),
+    )
+    last = config.out / "search.ckpt"
+    print(_forecast(config, prepared, data), flush=True)
+    module = strategy.search(network, evaluator, ckpt_path=last if last.exists() else None)
+    derived = module.derive()
+    choices = {label: str(value) for label, value in module.architecture.export(derived.choice).items()}
+    p = module.architecture.probabilities()
+    record = {
+        "probabilities": module.export_probs(),
+        "expected_ms": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
+        "target_ms": prepared.target_ms,
+        "argmax": module.architecture.export(module.architecture.argmax()),
+        "counters": dict(module.counters),
+        "history": log.history,
+    }
+    weights = {}
+    if config.retrain is None:
+        frozen = module.derived_network()
+        weights = prepared.space.timm_names(frozen.state_dict(), choices)
+    return Subnet(prepared.space, choices), weights, record
+
+
+def _forecast(config: SearchConfig, prepared: Prepared, data: ImageData) -> str:
+    """Predicted duration and memory, from three random subnets' own steps."""
+    import timm
+    import torch
+
+    from .loaders import isolated_seed
+
+    settings = config.search
+    train_ms, forward_ms, saved = [], [], [0]
+    with isolated_seed(0):
+        x, y = next(iter(data.loader("weights", batch_size=settings.batch_size)))
+        for choices in prepared.costs.random_choices(3, seed=1):
+            arguments = Subnet(prepared.space, choices).model_args(num_classes=data.num_classes, in_chans=data.channels)
+            model = timm.create_model("proxylessnas", **arguments)
+            if settings.channels_last:
+                model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+            sizes: dict[int, int] = {}
+
+            def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+                sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                torch.nn.functional.cross_entropy(model(x), y).backward()
+            saved.append(sum(sizes.values()))
+            start = time.perf_counter()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            middle = time.perf_counter()
+            with torch.no_grad():
+                model(x)
+            train_ms.append(middle - start)
+            forward_ms.append(time.perf_counter() - middle)
+    step, forward = max(train_ms), max(forward_ms)
+    steps = len(data.loader("weights", batch_size=settings.batch_size, drop_last=True))
+    updates = steps * max(0, settings.epochs - 1) // settings.steps_per_update
+    architecture = 0.7 * step if config.rule == "gradient" else settings.samples * forward
+    seconds = steps * (settings.warmup_epochs + settings.epochs) * step + updates * architecture
+    if config.retrain is not None:
+        seconds += config.retrain.epochs * len(data.loader("training", batch_size=config.retrain.batch_size)) * step
+    network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    memory = (3 * 4 * parameters + max(saved)) / 2**20
+    return (
+        f"predicted: about {seconds / 60:.1f} minutes on {torch.get_num_threads()} CPU threads (less on a GPU), "
+        f"{memory:.0f} MiB for weights, gradients, momentum and one path's activations"
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out Lightning's hints about loaders and checkpoints, which a user of a config cannot act on."""
+    names = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*LeafSpec.*",
+                ".*isinstance\\(treespec.*",
+                ".*Checkpoint directory.*exists and is not empty.*",
+                ".*is smaller than the logging interval.*",
+                ".*wrap PyTorch DataLoader with nni.trace.*",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
