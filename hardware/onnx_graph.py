@@ -24,6 +24,7 @@ from hardware.primitives import (
     Shape,
     activation_name,
     check_chain,
+    constant_weights,
     decompose,
     random_weights,
 )
@@ -33,7 +34,14 @@ IR_VERSION = 8
 INPUT, OUTPUT = "input", "output"
 
 
-def chain_model(chain: Sequence[OpSpec], *, batch: int = 1, input_shape: Shape | None = None, seed: int = 0) -> Any:
+def chain_model(
+    chain: Sequence[OpSpec],
+    *,
+    batch: int = 1,
+    input_shape: Shape | None = None,
+    seed: int = 0,
+    constant: bool = False,
+) -> Any:
     """The ONNX model of a chain; an empty chain gives the session's overhead, a graph that touches no data.
 
     Args:
@@ -41,6 +49,8 @@ def chain_model(chain: Sequence[OpSpec], *, batch: int = 1, input_shape: Shape |
         batch: Images per inference (static).
         input_shape: `(C, H, W)`; needed for an empty chain only.
         seed: Seed of the random weights.
+        constant: Whether each weight tensor is one number that the runtime spreads when it loads the graph: a file of
+            a few kB, as fast as with random weights.
     """
     chain = check_chain(chain)
     shape = chain[0].input_shape if chain else input_shape
@@ -49,18 +59,21 @@ def chain_model(chain: Sequence[OpSpec], *, batch: int = 1, input_shape: Shape |
     if input_shape is not None and tuple(input_shape) != tuple(shape):
         raise BackendError(f"the chain takes {tuple(shape)}, but input_shape is {tuple(input_shape)}.")
     groups = [decompose(op) for op in chain]
-    weights = random_weights([primitive for group in groups for primitive in group], seed=seed)
-    return _Writer(tuple(shape), batch).write(groups, weights)
+    primitives = [primitive for group in groups for primitive in group]
+    weights = constant_weights(primitives) if constant else random_weights(primitives, seed=seed)
+    return _Writer(tuple(shape), batch, constant=constant).write(groups, weights)
 
 
 class _Writer:
     """Collects nodes and initializers while a chain is walked."""
 
-    def __init__(self, shape: Shape, batch: int) -> None:
+    def __init__(self, shape: Shape, batch: int, *, constant: bool) -> None:
+        self.constant = constant
         self.shape = shape
         self.batch = batch
         self.tensor = INPUT
         self.nodes: list[Any] = []
+        self.spread: list[Any] = []
         self.initializers: dict[str, Any] = {}
 
     def write(self, groups: list[tuple[Primitive, ...]], weights: list[dict[str, np.ndarray]]) -> Any:
@@ -78,7 +91,7 @@ class _Writer:
             self._node("Shape", [self.tensor], "shape")
         self.nodes[-1].output[0] = OUTPUT
         graph = helper.make_graph(
-            self.nodes,
+            self.spread + self.nodes,
             "chain",
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [self.batch, *start])],
             [helper.make_tensor_value_info(OUTPUT, kind, dims)],
@@ -178,8 +191,13 @@ class _Writer:
         return [self._array(f"{name}.{part}", array) for part, array in arrays.items()]
 
     def _array(self, name: str, array: np.ndarray) -> str:
-        from onnx import numpy_helper
+        from onnx import helper, numpy_helper
 
+        if self.constant and array.strides == (0,) * array.ndim and array.ndim:
+            value = numpy_helper.from_array(array.ravel()[:1].copy(), "value")
+            shape = self._array(f"{name}.shape", np.array(array.shape, dtype=np.int64))
+            self.spread.append(helper.make_node("ConstantOfShape", [shape], [name], name=name, value=value))
+            return name
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(array, name)
         return name

@@ -1,0 +1,149 @@
+"""A folder to copy to any device that runs Python and ONNX Runtime, and the table from what it measures there.
+
+The kit holds one ONNX graph per distinct operator, some whole nets, the empty graph of the session's overhead, and
+one script that needs nothing of this package. Its graphs have constant weights, so the whole kit is under 1 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hardware import measure
+from hardware.errors import TableError
+from hardware.files import write_atomically
+from hardware.onnx_graph import chain_model
+from hardware.op_spec import IDENTITY, OpSpec
+from hardware.table import LatencyEntry, LatencyTable, TableHeader
+
+KIT_FORMAT = "proxyless-latency-kit"
+RESULTS_FORMAT = "proxyless-latency-results"
+VERSION = 1
+_OVERHEAD = "overhead.onnx"
+
+
+def write_kit(
+    ops: Iterable[OpSpec],
+    nets: Sequence[Sequence[OpSpec]],
+    out: str | Path,
+    *,
+    input_size: int,
+    batch: int = 1,
+    space: str = "",
+) -> Path:
+    """Writes a kit.
+
+    Args:
+        ops: Operators, repeated ones counted once and `identity` left out.
+        nets: Whole nets in execution order, 8 or more, to calibrate on.
+        out: The kit's folder; it must be new or empty.
+        input_size: Side of the network's input image.
+        batch: Images per inference.
+        space: The search space in words.
+
+    Returns:
+        The script to run on the device.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise TableError(f"the folder {out} is not empty; give a new one for the kit.")
+    distinct = {op.key: op for op in ops if op.kind != IDENTITY}
+    whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
+    if not distinct:
+        raise TableError("there is no operator to put into the kit; give the operators of a space.")
+    if len(whole) < measure.MINIMUM_NETS:
+        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {measure.MINIMUM_NETS} or more.")
+    unmeasured = sorted({op.key for net in whole for op in net} - set(distinct))
+    if unmeasured:
+        raise TableError(f"the nets use operators that the kit lacks, first {unmeasured[0]}; add them.")
+    chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
+    chains |= {f"op_{i:03}.onnx": (op,) for i, op in enumerate(distinct.values())}
+    chains |= {f"net_{i:03}.onnx": net for i, net in enumerate(whole)}
+    shape = next(iter(distinct.values())).input_shape
+    for name, chain in chains.items():
+        model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
+        write_atomically(out / "graphs" / name, model.SerializeToString())
+    manifest = {
+        "format": KIT_FORMAT,
+        "version": VERSION,
+        "space": space,
+        "input_size": input_size,
+        "batch": batch,
+        "graphs": {name: [op.key for op in chain] for name, chain in chains.items()},
+    }
+    script = out / "measure.py"
+    write_atomically(script, (Path(__file__).parent / "kit_script.py").read_text(encoding="utf-8"))
+    write_atomically(out / "kit.json", json.dumps(manifest, indent=1))
+    return script
+
+
+def import_results(path: str | Path) -> LatencyTable:
+    """The calibrated table of a kit's results.
+
+    Args:
+        path: The results file that the kit's script wrote.
+
+    Raises:
+        TableError: The file is no complete set of results, or a value in it is impossible.
+    """
+    where = f"the results file {path}"
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TableError(f"there is no results file at {path}; run the kit's measure.py on the device.") from None
+    except (OSError, ValueError):
+        raise TableError(f"{where} is no valid JSON (perhaps truncated); run the kit's measure.py again.") from None
+    if not isinstance(document, dict) or document.get("format") != RESULTS_FORMAT:
+        raise TableError(f"{where} is not one that a kit's measure.py wrote; give its results.json.")
+    if document.get("version") != VERSION or document.get("unit") != "ms":
+        version, unit = document.get("version"), document.get("unit")
+        raise TableError(f"{where} has version {version!r} and unit {unit!r}, not {VERSION} and 'ms'; write a new kit.")
+    try:
+        return _table(document, where)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TableError(
+            f"{where} is incomplete ({type(error).__name__}: {error}); run the kit's measure.py again."
+        ) from None
+
+
+def _table(document: dict[str, Any], where: str) -> LatencyTable:
+    manifest, graphs = document["kit"], document["graphs"]
+    missing = [name for name in manifest["graphs"] if name not in graphs]
+    if missing:
+        raise TableError(f"{where} lacks {len(missing)} graphs of its kit, first {missing[0]}; measure again.")
+    for name, figure in graphs.items():
+        if not (math.isfinite(figure["ms"]) and figure["ms"] > 0 and figure["median_ms"] >= figure["ms"]):
+            raise TableError(f"the time of {name} in {where} is {figure['ms']} ms; it must be finite and positive.")
+    overhead = graphs[_OVERHEAD]["ms"]
+    entries: dict[str, LatencyEntry] = {}
+    nets: list[list[OpSpec]] = []
+    measured: list[float] = []
+    for name, keys in manifest["graphs"].items():
+        figure = graphs[name]
+        if name.startswith("op_"):
+            spread = figure["median_ms"] / figure["ms"] - 1.0
+            net_ms = round(max(figure["ms"] - overhead, 0.0), 7)
+            entries[keys[0]] = LatencyEntry(net_ms, round(spread, 4), int(figure["count"]))
+        elif name.startswith("net_"):
+            nets.append([OpSpec.from_key(key) for key in keys])
+            measured.append(float(figure["ms"]))
+    header = TableHeader(
+        device=str(document["device"]),
+        backend=str(document["backend"]),
+        threads=int(document["threads"]),
+        batch=int(manifest["batch"]),
+        dtype="float32",
+        input_size=int(manifest["input_size"]),
+        space=str(manifest["space"]),
+        created=str(document["created"]),
+        versions={str(name): str(version) for name, version in document["versions"].items()},
+        repeats=min(int(figure["count"]) for figure in graphs.values()),
+        quantile=float(document["quantile"]),
+        load_average=document["load_average"],
+        overhead_ms=float(overhead),
+        source="measured with a kit on the device",
+    )
+    return measure.in_context(LatencyTable(header, entries), nets, measured)

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Measure the graphs of a latency kit on this device.
+
+Needs Python 3.8 or newer with numpy and onnxruntime; or, with --runtime tflite, with numpy and ai-edge-litert (or
+tflite-runtime) and a .tflite file beside each .onnx file. Copy the whole folder to the device and run
+
+    python measure.py
+
+Then bring results.json back: `proxyless latency import results.json` makes the table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+QUANTILE = 0.05
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the graphs of a latency kit on this device.")
+    parser.add_argument("--kit", default=str(Path(__file__).resolve().parent), help="folder with kit.json")
+    parser.add_argument("--out", default="results.json", help="the results file")
+    parser.add_argument("--runtime", choices=["onnxruntime", "tflite"], default="onnxruntime")
+    parser.add_argument("--device", default="", help="the device in words (default: its processor's name)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of the measurement")
+    parser.add_argument("--rounds", type=int, default=300, help="most samples of each graph")
+    options = parser.parse_args()
+    folder = Path(options.kit)
+    if not (folder / "kit.json").exists():
+        sys.exit(f"there is no kit.json in {folder}; give the kit's folder with --kit")
+    manifest = json.loads((folder / "kit.json").read_text())
+    prepare, versions = {"onnxruntime": onnxruntime_session, "tflite": tflite_session}[options.runtime](options.threads)
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    calls, repeats = {}, {}
+    for name in manifest["graphs"]:
+        calls[name] = prepare(folder / "graphs" / name)
+        single = min(timed(calls[name], clock, 1) for _ in range(4))
+        repeats[name] = max(1, round(5e-4 / max(single, 5e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, rng, start = list(calls), random.Random(0), time.monotonic()
+    for done in range(options.rounds):
+        elapsed = time.monotonic() - start
+        if elapsed > options.seconds and done >= 15:
+            break
+        rng.shuffle(order)
+        for name in order:
+            samples[name].append(1e3 * timed(calls[name], clock, repeats[name]))
+        show(done + 1, options.rounds, elapsed, options.seconds)
+    results = {
+        "format": "proxyless-latency-results",
+        "version": 1,
+        "unit": "ms",
+        "kit": manifest,
+        "device": options.device or processor(),
+        "backend": options.runtime,
+        "threads": options.threads,
+        "quantile": QUANTILE,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": dict(versions, python=platform.python_version()),
+        "graphs": {
+            name: {
+                "ms": float(np.quantile(values, QUANTILE)),
+                "median_ms": float(np.median(values)),
+                "count": len(values),
+            }
+            for name, values in samples.items()
+        },
+    }
+    beside = options.out + ".part"
+    Path(beside).write_text(json.dumps(results, indent=1))
+    os.replace(beside, options.out)
+    print(f"\nwrote {options.out} ({len(samples)} graphs)")
+
+
+def timed(call, clock, repeats):
+    """Seconds per run, after one run that does not count."""
+    call()
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
+def onnxruntime_session(threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def prepare(path):
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        entry = session.get_inputs()[0]
+        array = np.random.RandomState(0).randn(*entry.shape).astype(np.float32)
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for output, result in zip(session.get_outputs(), session.run(None, {entry.name: array})):  # noqa: B905
+            binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(result))
+        return lambda: session.run_with_iobinding(binding)
+
+    return prepare, {"onnxruntime": onnxruntime.__version__}
+
+
+def tflite_session(threads):
+    try:
+        from ai_edge_litert import interpreter as tflite
+
+        versions = {"runtime": "ai-edge-litert"}
+    except ImportError:
+        import tflite_runtime.interpreter as tflite
+
+        versions = {"runtime": "tflite-runtime"}
+
+    def prepare(path):
+        path = path.with_suffix(".tflite")
+        if not path.exists():
+            sys.exit(f"{path} is missing; write the kit with its .tflite files, or use --runtime onnxruntime")
+        interpreter = tflite.Interpreter(model_path=str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+        entry = interpreter.get_input_details()[0]
+        array = np.random.RandomState(0).randn(*entry["shape"]).astype(np.float32)
+        interpreter.set_tensor(entry["index"], array)
+        return interpreter.invoke
+
+    return prepare, versions
+
+
+def processor():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def show(done, rounds, elapsed, seconds):
+    share = min(1.0, max(done / rounds, elapsed / seconds))
+    left = elapsed * (1 - share) / share if share else 0.0
+    sys.stdout.write(f"\rmeasuring: {100 * share:3.0f} %, about {left:.0f} s left   ")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

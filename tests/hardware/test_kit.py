@@ -1,0 +1,165 @@
+"""A kit written, run by its own script in a process that knows nothing of this package, and imported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hardware import kit, onnx_graph
+from hardware.errors import TableError
+from hardware.kit import import_results, write_kit
+from hardware.table import LatencyTable
+from hardware.testing import small_ops
+from tests.hardware.conftest import alone_ms, draw_nets, net_ms
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_space, tmp_path_factory):
+    fixed, edges = tiny_space
+    ops = [*fixed, *(op for options in edges.values() for op in options.values())]
+    out = tmp_path_factory.mktemp("kit") / "kit"
+    write_kit(ops, draw_nets(fixed, edges, 8, seed=1), out, input_size=32, space="tiny")
+    return out
+
+
+@pytest.fixture
+def results(folder, tmp_path):
+    """Results as the script would write them on the fake device."""
+    manifest = json.loads((folder / "kit.json").read_text())
+    graphs = {}
+    for name, keys in manifest["graphs"].items():
+        chain = [kit.OpSpec.from_key(key) for key in keys]
+        ms = net_ms(chain) if name.startswith("net") else alone_ms(chain)
+        graphs[name] = {"ms": ms, "median_ms": 1.1 * ms, "count": 50}
+    document = {
+        "format": kit.RESULTS_FORMAT,
+        "version": 1,
+        "unit": "ms",
+        "kit": manifest,
+        "device": "a board",
+        "backend": "onnxruntime",
+        "threads": 4,
+        "quantile": 0.05,
+        "created": "2026-01-01T00:00:00+00:00",
+        "load_average": None,
+        "versions": {"python": "3.8"},
+        "graphs": graphs,
+    }
+    return tmp_path / "results.json", document
+
+
+def test_the_kit_is_small_and_complete(folder, tiny_ops):
+    manifest = json.loads((folder / "kit.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {"graphs", "kit.json", "measure.py"}
+    assert {path.name for path in (folder / "graphs").iterdir()} == set(manifest["graphs"])
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_the_script_needs_nothing_of_this_package():
+    tree = ast.parse(Path(kit.__file__).with_name("kit_script.py").read_text(), feature_version=(3, 8))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    outside = imported - set(sys.stdlib_module_names)
+    assert outside == {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime"}
+
+
+def test_written_run_and_imported(folder, tiny_ops, tmp_path):
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-I", folder / "measure.py", "--out", out, "--rounds", "16", "--device", "this machine"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    table = import_results(out)
+    table.check(tiny_ops, input_size=32)
+    assert table.header.device == "this machine"
+    assert table.header.backend == "onnxruntime"
+    assert table.header.calibration.nets == 8
+    table.save(tmp_path / "table.yml")
+    assert LatencyTable.load(tmp_path / "table.yml") == table
+
+
+def test_the_script_refuses_a_folder_without_a_kit(tmp_path):
+    script = Path(kit.__file__).with_name("kit_script.py")
+    done = subprocess.run([sys.executable, script, "--kit", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no kit.json" in done.stderr
+
+
+def test_results_become_a_calibrated_table(results, tiny_space):
+    path, document = results
+    path.write_text(json.dumps(document))
+    table = import_results(path)
+    assert (table.header.device, table.header.threads, table.header.space) == ("a board", 4, "tiny")
+    assert {entry.count for entry in table.entries.values()} == {50}
+    assert {entry.spread for entry in table.entries.values()} == {0.1}
+    for net in draw_nets(*tiny_space, 5, seed=7):
+        assert table.calibrated_ms(net) == pytest.approx(net_ms(net), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format="other"), "not one that a kit"),
+        (lambda d: d.update(unit="s"), "unit 's'"),
+        (lambda d: d.update(version=2), "version 2"),
+        (lambda d: d["graphs"].pop("op_003.onnx"), "lacks 1 graphs"),
+        (lambda d: d["graphs"]["op_003.onnx"].update(ms=-1.0), "-1.0 ms"),
+        (lambda d: d["graphs"]["op_003.onnx"].update(ms=float("nan")), "nan ms"),
+        (lambda d: d["graphs"]["op_003.onnx"].pop("count"), "incomplete"),
+        (lambda d: d.pop("device"), "incomplete"),
+        (lambda d: d.update(kit=None), "incomplete"),
+    ],
+)
+def test_bad_results_are_refused(results, change, words):
+    path, document = results
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(TableError, match=words) as error:
+        import_results(path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_and_missing_results_are_refused(results):
+    path, document = results
+    with pytest.raises(TableError, match="no results file"):
+        import_results(path)
+    path.write_text(json.dumps(document)[:500])
+    with pytest.raises(TableError, match="no valid JSON"):
+        import_results(path)
+
+
+def test_impossible_kits_are_refused(folder, tiny_space, tiny_ops, tmp_path):
+    nets = draw_nets(*tiny_space, 8)
+    with pytest.raises(TableError, match="not empty"):
+        write_kit(tiny_ops, nets, folder, input_size=32)
+    with pytest.raises(TableError, match="2 whole nets are too few"):
+        write_kit(tiny_ops, nets[:2], tmp_path / "a", input_size=32)
+    with pytest.raises(TableError, match="no operator"):
+        write_kit([], nets, tmp_path / "a", input_size=32)
+    with pytest.raises(TableError, match="that the kit lacks"):
+        write_kit(tiny_ops[:3], nets, tmp_path / "a", input_size=32)
+
+
+def test_a_graph_with_constant_weights_is_valid_and_its_tensors_differ():
+    import onnx
+    import onnxruntime
+
+    model = onnx_graph.chain_model(small_ops(), constant=True)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ByteSize() < 20_000
+    values = [node.attribute[0].t.SerializeToString() for node in model.graph.node if node.op_type == "ConstantOfShape"]
+    assert len(set(values)) == len(values) == 2 * 11
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    output = session.run(None, {"input": np.ones((1, 3, 16, 16), np.float32)})[0]
+    assert np.isfinite(output).all()
+    assert (np.abs(output) > 1e-3).all()
