@@ -73,7 +73,7 @@ def retrain(
         settings: Recipe. Mixup replaces the hard labels, weight decay spares biases and norms, and the weights'
             moving average has a warm-up, so that it is of use in a short training too.
         seed: Seed of the fresh weights, the order of images, augmentation and dropout.
-        checkpoint: File that is written after each epoch and continued from if it exists.
+        checkpoint: File that is written before the first and after each epoch, and continued from if it exists.
         on_epoch: Called after each epoch with epoch (1, 2, ...), epochs, loss, accuracy (of the training images as
             they were augmented), learning_rate and seconds.
         progress: Show a progress bar on standard error.
@@ -89,8 +89,10 @@ def retrain(
             torch.cuda.manual_seed_all(seed)
         model = build()
     training = _Training(model, data, settings, seed=seed, device=where)
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint)
+    elif checkpoint is not None:
+        training.save(checkpoint)
     with _progress_bar(shown=progress) as bar:
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
         while training.epoch < settings.epochs:
@@ -257,9 +259,7 @@ class _Training:
             ) from error
 
     def resume(self, path: Path) -> None:
-        """Continues from a checkpoint, if there is one."""
-        if not path.exists():
-            return
+        """Continues from a checkpoint."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             found = state["identity"]

@@ -163,17 +163,17 @@ def test_digits_have_disjoint_stratified_parts() -> None:
 
 def test_digits_test_images_are_no_training_images() -> None:
     data = load_data(DataConfig(name="digits"), input_size=8, seed=0)
-    seen = {image.numpy().tobytes() for image in data.training.images}  # type: ignore[attr-defined]
-    assert not [image for image in data.test.images if image.numpy().tobytes() in seen]  # type: ignore[attr-defined]
+    seen = {image.numpy().tobytes() for image in data.training.images}
+    assert not [image for image in data.test.images if image.numpy().tobytes() in seen]
 
 
 def test_digits_split_follows_the_seed() -> None:
     first, again, other = (load_data(DataConfig(), input_size=8, seed=seed) for seed in (0, 0, 1))
-    assert first.weights.targets == again.weights.targets  # type: ignore[attr-defined]
-    assert torch.equal(first.test.images, again.test.images)  # type: ignore[attr-defined]
-    assert first.test.images.shape != other.test.images.shape or not torch.equal(  # type: ignore[attr-defined]
-        first.test.images,  # type: ignore[attr-defined]
-        other.test.images,  # type: ignore[attr-defined]
+    assert first.weights.targets == again.weights.targets
+    assert torch.equal(first.test.images, again.test.images)
+    assert first.test.images.shape != other.test.images.shape or not torch.equal(
+        first.test.images,
+        other.test.images,
     )
 
 
@@ -187,7 +187,7 @@ def test_digits_are_normalised_with_the_training_images_own_moments() -> None:
 
 def test_architecture_per_class_overrides_the_fraction() -> None:
     data = digits(architecture_per_class=5)
-    assert np.bincount(data.architecture.targets).tolist() == [5] * 10  # type: ignore[attr-defined]
+    assert np.bincount(data.architecture.targets).tolist() == [5] * 10
 
 
 def test_digits_as_colour_images() -> None:
@@ -246,7 +246,7 @@ def test_replicas_share_an_epoch(drop_last: bool, steps: int) -> None:
 
 @pytest.mark.parametrize("augment", ["none", "crop", "crop_flip", "imagenet"])
 def test_loader_ignores_and_keeps_global_randomness(augment: str) -> None:
-    data = load_data(DataConfig(augment=augment), input_size=8, seed=0)  # type: ignore[arg-type]
+    data = load_data(DataConfig(augment=augment), input_size=8, seed=0)
     first = batches(data, epoch=4)[:3]
     torch.manual_seed(99)
     random.seed(99)
@@ -256,7 +256,7 @@ def test_loader_ignores_and_keeps_global_randomness(augment: str) -> None:
     random.seed(99)
     np.random.seed(99)  # noqa: NPY002
     loader = data.loader("weights", batch_size=32, shuffle=True, seed=3)
-    loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
+    loader.sampler.set_epoch(4)
     assert equal(first, list(loader)[:3])
     assert (torch.rand(1), random.random(), np.random.rand()) == expected  # noqa: NPY002
     assert not equal(first, batches(data, epoch=5)[:3])
@@ -264,7 +264,7 @@ def test_loader_ignores_and_keeps_global_randomness(augment: str) -> None:
 
 def test_parts_have_their_own_order_under_one_seed() -> None:
     data = digits(architecture_fraction=0.5)
-    size = min(len(data.weights), len(data.architecture))  # type: ignore[arg-type]
+    size = min(len(data.weights), len(data.architecture))
     orders = [[key.indices for key in data.loader(part, batch_size=size, shuffle=True).sampler] for part in PARTS[:2]]
     assert orders[0][0][:20] != orders[1][0][:20]
 
@@ -286,7 +286,7 @@ def test_unknown_part() -> None:
     with pytest.raises(
         DataError, match="no part 'validation' of a data set; parts are weights, architecture, training, test"
     ):
-        digits().loader("validation", batch_size=2)  # type: ignore[arg-type]
+        digits().loader("validation", batch_size=2)
 
 
 def test_seeded_restores_and_depends_on_all_its_numbers() -> None:
@@ -315,7 +315,7 @@ def marked(augment: str, count: int = 64) -> torch.Tensor:
 
 def loader_of(dataset: TensorImages, batch_size: int) -> Any:
     parts = dict.fromkeys(PARTS, dataset)
-    data = ImageData(2, 1, 16, (0.0,), (1.0,), "bicubic", **parts)  # type: ignore[arg-type]
+    data = ImageData(2, 1, 16, (0.0,), (1.0,), "bicubic", **parts)
     return data.loader("weights", batch_size=batch_size)
 
 
@@ -352,9 +352,9 @@ def test_flip_turns_about_half_of_the_images() -> None:
 def test_only_training_parts_are_augmented() -> None:
     data = digits(augment="crop")
     for part, changes in (("weights", True), ("training", True), ("architecture", False), ("test", False)):
-        loader = data.loader(part, batch_size=8)  # type: ignore[arg-type]
+        loader = data.loader(part, batch_size=8)
         first = next(iter(loader))[0]
-        loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(1)
         assert torch.equal(first, next(iter(loader))[0]) != changes
 
 
@@ -382,7 +382,7 @@ def test_imagefolder(tmp_path: Path) -> None:
     data = load_data(config, input_size=8, seed=0)
     assert data.class_names == ("a", "b", "c")
     assert [len(getattr(data, part)) for part in PARTS] == [12, 6, 18, 18]
-    assert np.bincount(data.architecture.targets).tolist() == [2, 2, 2]  # type: ignore[attr-defined]
+    assert np.bincount(data.architecture.targets).tolist() == [2, 2, 2]
     images, labels = batches(data, batch_size=5)[0]
     assert images.shape == (5, 3, 8, 8)
     assert labels.dtype == torch.long
@@ -392,7 +392,7 @@ def test_plain_transform_is_what_timm_makes_of_the_pretrained_cfg(tmp_path: Path
     config = DataConfig(name="imagefolder", root=write_images(tmp_path), options={"crop_pct": 0.875})
     data = load_data(config, input_size=8, seed=0)
     resolved = resolve_data_config(pretrained_cfg=data.pretrained_cfg())
-    path = data.test.source.samples[0][0]  # type: ignore[attr-defined]
+    path = data.test.source.samples[0][0]
     expected = create_transform(**resolved)(Image.open(path).convert("RGB"))
     assert torch.equal(data.test[0][0], expected)
 
@@ -400,10 +400,10 @@ def test_plain_transform_is_what_timm_makes_of_the_pretrained_cfg(tmp_path: Path
 @pytest.mark.parametrize("augment", ["none", "crop", "crop_flip"])
 def test_augmented_items_are_normalised_as_plain_ones(tmp_path: Path, augment: Any) -> None:
     data = load_data(DataConfig(name="imagefolder", root=write_images(tmp_path), augment=augment), input_size=8, seed=0)
-    plain = {data.training.source.samples[i][0]: data.training.source[i][0] for i in range(18)}  # type: ignore[attr-defined]
+    plain = {data.training.source.samples[i][0]: data.training.source[i][0] for i in range(18)}
     assert len(plain) == 18
     image, _ = data.weights[0]
-    expected, _ = ItemImages(data.weights.source, data.weights.indices, data.test.transform)[0]  # type: ignore[attr-defined]
+    expected, _ = ItemImages(data.weights.source, data.weights.indices, data.test.transform)[0]
     assert torch.allclose(image.mean(), expected.mean(), atol=1.0)
     if augment == "none":
         assert torch.allclose(image, expected, atol=1e-6)
@@ -497,12 +497,12 @@ def test_fashion_mnist_in_each_layout(tmp_path: Path, layout: str) -> None:
     config = DataConfig(name="torchvision:FashionMNIST", root=tmp_path)
     check_data(config)
     data = load_data(config, input_size=28, seed=0)
-    assert (data.channels, data.num_classes, len(data.training), len(data.test)) == (1, 10, 40, 20)  # type: ignore[arg-type]
+    assert (data.channels, data.num_classes, len(data.training), len(data.test)) == (1, 10, 40, 20)
     assert data.class_names is not None
     assert data.class_names[9] == "Ankle boot"
     expected = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    assert np.array_equal(data.training.images[:, 0].numpy(), expected)  # type: ignore[attr-defined]
-    assert data.training.targets == [index % 10 for index in range(40)]  # type: ignore[attr-defined]
+    assert np.array_equal(data.training.images[:, 0].numpy(), expected)
+    assert data.training.targets == [index % 10 for index in range(40)]
 
 
 def test_grey_images_as_colour(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_grey_images_as_colour(tmp_path: Path) -> None:
 def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Any) -> None:
     config = DataConfig(name="torchvision:CIFAR10", root=write_cifar(tmp_path, monkeypatch), augment=augment)
     data = load_data(config, input_size=32, seed=0)
-    assert (data.channels, data.num_classes, len(data.training), len(data.test)) == (3, 10, 100, 20)  # type: ignore[arg-type]
+    assert (data.channels, data.num_classes, len(data.training), len(data.test)) == (3, 10, 100, 20)
     assert isinstance(data.weights, TensorImages) == (augment == "none")
     images, _ = batches(data)[0]
     assert images.shape == (32, 3, 32, 32)
@@ -551,7 +551,7 @@ def test_data_sets_with_a_split_argument(tmp_path: Path, monkeypatch: pytest.Mon
     config = DataConfig(name="torchvision:Split", root=tmp_path, options={"difficulty": 7, "mean": [0, 0, 0]})
     data = load_data(config, input_size=8, seed=0)
     assert [len(getattr(data, part)) for part in PARTS] == [12, 4, 16, 6]
-    assert data.weights.source.difficulty == 7  # type: ignore[attr-defined]
+    assert data.weights.source.difficulty == 7
     with pytest.raises(DataError, match=r"unknown data option 'hardness'; Split takes .*difficulty"):
         check_data(DataConfig(name="torchvision:Split", root=tmp_path, options={"hardness": 7}))
 
@@ -599,7 +599,7 @@ def test_a_function_that_returns_tensors(user_module: Any) -> None:
     check_data(config)
     data = load_data(config, input_size=8, seed=0)
     assert (data.channels, data.num_classes, data.mean, data.std) == (2, 2, (0.0, 0.0), (1.0, 1.0))
-    assert isinstance(data.training.source, ConcatDataset)  # type: ignore[attr-defined]
+    assert isinstance(data.training.source, ConcatDataset)
     assert [len(getattr(data, part)) for part in PARTS] == [6, 4, 10, 2]
     images, labels = batches(data, "training", shuffle=False, batch_size=10)[0]
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
