@@ -75,8 +75,9 @@ class Deriver:
             TargetError: No subnet is within the budget.
         """
         least = -math.inf if slack is None else (1 - slack) * budget
+        nested = any(edge.parent is not None for edge in self.edges)
         argmax = self.argmax()
-        if least <= argmax.cost <= budget:
+        if not nested and least <= argmax.cost <= budget:
             return argmax
         fastest = self.fastest()
         if fastest.cost > budget:

@@ -63,7 +63,7 @@ def log_probabilities(alpha: Tensor, mask: Tensor) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """Entropy of each edge in nats, shape `L`, with `0 ln 0 = 0`."""
-    return -torch.xlogy(p, p).sum(-1)
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
 
 
 def _gumbel(u: Tensor) -> Tensor:

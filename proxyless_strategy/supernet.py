@@ -25,7 +25,9 @@ class RunPlan:
         active: Candidate index per edge.
         others: Candidates per edge whose outputs are compared with the active one's; empty where nothing is.
         differences: After the backward pass, for each edge and each of its others k, `<dL/dy, o_active - o_k>`
-            (a scalar tensor on the device), summed over the layers that share the edge.
+            (a scalar tensor on the device), summed over the layers that share the edge; absent where the loss does not
+            depend on the edge's output.
+        visited: Edges that were measured: those that the active paths reach.
         saved_bytes: Bytes of the differences that wait for the backward pass.
     """
 
@@ -34,6 +36,7 @@ class RunPlan:
         self.others = others
         self.differences: dict[int, list[Tensor]] = {}
         self.measuring = others is not None
+        self.visited: set[int] = set()
         self.saved_bytes = 0
 
     def record(self, edge: int, values: list[Tensor]) -> None:
@@ -143,6 +146,7 @@ def gated(
     others = plan.others[edge] if plan.measuring and plan.others is not None else ()
     if not others:
         return output
+    plan.visited.add(edge)
     outputs = _tensors(output)
     detached = [tensor.detach() for tensor in outputs]
 

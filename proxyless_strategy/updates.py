@@ -122,7 +122,7 @@ class GradientUpdate:
             (loss if scale is None else loss * scale).backward()
         measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
         entropy = float(gates.entropy(p).mean())
-        reached = torch.tensor([row in plan.differences for row in range(shape[0])])
+        reached = torch.tensor([row in plan.visited for row in range(shape[0])])
         task_scale, slope = objective.coefficients(expected, task_loss)
         total = architecture.total_costs(p, problem.costs)
         if self.paths == "two":
