@@ -204,6 +204,8 @@ class RunningExperiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is KeyboardInterrupt:
+            print("interrupted: stopping NNI and its trials", file=sys.stderr, flush=True)
         self.stop()
 
     def is_done(self) -> bool:
@@ -529,6 +531,7 @@ def _termination_as_exit() -> Iterator[None]:
     """SIGTERM and a closed terminal unwind the stack, as Ctrl-C does, so that everything is stopped on the way."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        print(f"{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
     with _handlers(dict.fromkeys(("SIGTERM", "SIGHUP"), leave)):

@@ -169,10 +169,13 @@ def test_a_failing_trial_fails_the_experiment(tmp_path: Path, export: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "interrupted: stopping NNI and its trials\n"),
+        pytest.param(signal.SIGTERM, 143, "SIGTERM: stopping\n", marks=pytest.mark.slow),
+    ],
 )
-def test_an_interrupted_experiment_leaves_no_process(sandbox: Sandbox, number: int, status: int) -> None:
+def test_an_interrupted_experiment_leaves_no_process(sandbox: Sandbox, number: int, status: int, message: str) -> None:
     process = sandbox.start(FAKE_ENDLESS="1")
     _wait_for(sandbox.out / "endless", process)
     running = sandbox.processes()
@@ -185,8 +188,8 @@ def test_an_interrupted_experiment_leaves_no_process(sandbox: Sandbox, number: i
     }
     assert listening == {"127.0.0.1"}
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == status
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (status, message)
     assert sandbox.processes() == []
 
 
