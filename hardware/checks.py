@@ -26,7 +26,7 @@ class TableCheck:
     Attributes:
         table: The table with these figures in its header (and, where it had none, the calibration fitted here).
         groups: Group of each net.
-        raw_ms: `overhead + sum` of each net.
+        raw_ms: Overhead and sum of each net's operators, as they were measured alone.
         calibrated_ms: Its calibrated latency.
         measured_ms: Its measured latency, in the state of the machine in which the table was built.
         drift: How much slower the machine was than then (1 where the table has no reference nets).
@@ -155,7 +155,7 @@ def check_table(
     check = TableCheck(
         table=table,
         groups=groups,
-        raw_ms=tuple(table.raw_ms(net) for net in held_out),
+        raw_ms=tuple(measure.alone_ms(table, net) for net in held_out),
         calibrated_ms=tuple(table.calibrated_ms(net) for net in held_out),
         measured_ms=tuple(settled[len(calibration_nets) :]),
         drift=timed[0].drift,

@@ -350,7 +350,7 @@ def build_table(
 def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
     """The table of operators measured alone, as they behave inside a net, and calibrated.
 
-    Every entry becomes `ms + (per_operator_ms + per_mparam_ms * params / 1e6) / scale`, so that a net still takes
+    Every entry becomes `ms + per_operator_ms + per_mparam_ms * params / 1e6`, so that a net still takes
     `scale * (overhead + sum) + offset`; see `hardware.statistics.context_fit`.
 
     Args:
@@ -368,16 +368,25 @@ def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
         measured_ms,
         least_ms=min(entry.ms for entry in table.entries.values()),
     )
+    per_operator, per_param = fit.per_operator_ms / fit.scale, fit.per_param_ms / fit.scale
     entries = {
-        key: dataclasses.replace(
-            entry,
-            ms=round(max(entry.ms + (fit.per_operator_ms + fit.per_param_ms * weights[key]) / fit.scale, 0.0), 7),
-        )
+        key: dataclasses.replace(entry, ms=round(max(entry.ms + per_operator + per_param * weights[key], 0.0), 7))
         for key, entry in table.entries.items()
     }
-    context = {"per_operator_ms": fit.per_operator_ms, "per_mparam_ms": 1e6 * fit.per_param_ms}
+    context = {"per_operator_ms": per_operator, "per_mparam_ms": 1e6 * per_param}
     settled = LatencyTable(dataclasses.replace(table.header, context=context), entries)
     return _with_calibration(settled, nets, measured_ms, fit.scale, fit.offset_ms, raw)
+
+
+def alone_ms(table: LatencyTable, ops: Iterable[OpSpec]) -> float:
+    """Overhead and sum of a net's operators as they were measured alone: `table.raw_ms` without the context's part."""
+    ops = [op for op in ops if op.kind != IDENTITY]
+    context = table.header.context
+    if not context:
+        return table.raw_ms(ops)
+    weights = sum(primitives.params(op) for op in ops)
+    part = context["per_operator_ms"] * len(ops) + context["per_mparam_ms"] * weights / 1e6
+    return table.raw_ms(ops) - part
 
 
 def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:

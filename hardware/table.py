@@ -79,7 +79,7 @@ class TableHeader:
         overhead_ms: What one call of the runtime costs without any operator.
         calibration: The affine map to whole nets, or None for an uncalibrated table.
         context: What an operator costs more inside a net than alone, already in the entries: `per_operator_ms` and
-            `per_mparam_ms` (per million weights), in calibrated ms.
+            `per_mparam_ms` (per million weights).
         source: Where the figures come from.
         checks: Figures of `hardware.checks.check_table` on held-out nets.
     """
