@@ -100,6 +100,7 @@ class SearchModule(BaseOneShotLightningModule):
         self._micro = 0
         self._paths: list[int] = []
         self._restored = False
+        self._watched: dict[int, tuple[str, bool]] = {}
 
     # ---- optimisers and schedule -------------------------------------------------------------------------------
 
@@ -283,20 +284,38 @@ class SearchModule(BaseOneShotLightningModule):
                     setattr(metric, key, value)
                 metric._update_count, metric._computed = count, computed
 
+    def postprocess_weight_optimizers(self, optimizers: Any) -> Any:
+        """Note what plateau schedulers watch: Lightning drops it under manual optimisation."""
+        return _each_scheduler(optimizers, self._noting_monitor)
+
+    def _noting_monitor(self, scheduler: Any, monitor: str | None) -> Any:
+        settings = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
+        inner = settings["scheduler"]
+        if isinstance(inner, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            watched = settings.get("monitor", monitor)
+            if watched is None:
+                raise ConfigError(
+                    "ReduceLROnPlateau needs a metric to watch; return {'optimizer': ..., 'lr_scheduler': "
+                    "{'scheduler': ..., 'monitor': 'val_loss'}} from configure_optimizers"
+                )
+            self._watched[id(inner)] = (watched, settings.get("strict", True))
+        return {k: v for k, v in settings.items() if k not in ("monitor", "strict", "reduce_on_plateau")}
+
     def _advance_schedulers(self, batch_idx: int, interval: str) -> None:
         done = (batch_idx if interval == "step" else self.current_epoch) + 1
         for config in self.trainer.lr_scheduler_configs:
             if config.interval != interval or done % config.frequency:
                 continue
             metric = None
-            if config.reduce_on_plateau:
-                metric = self.trainer.callback_metrics.get(config.monitor)
+            if id(config.scheduler) in self._watched:
+                monitor, strict = self._watched[id(config.scheduler)]
+                metric = self.trainer.callback_metrics.get(monitor)
+                if metric is None and strict:
+                    raise ConfigError(
+                        f"ReduceLROnPlateau watches {monitor!r}, which was not logged; known metrics are "
+                        f"{', '.join(self.trainer.callback_metrics)}"
+                    )
                 if metric is None:
-                    if config.strict:
-                        raise ConfigError(
-                            f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged; known metrics are "
-                            f"{', '.join(self.trainer.callback_metrics)}"
-                        )
                     continue
             self.training_module.lr_scheduler_step(config.scheduler, metric)
 
@@ -460,6 +479,19 @@ def first_of_batch(batch: Any) -> Any:
         f"batches are {type(batch).__name__}; tell ProxylessStrategy how to get the network's input from one by "
         "inputs=lambda batch: ..."
     )
+
+
+def _each_scheduler(conf: Any, change: Callable[[Any, str | None], Any]) -> Any:
+    """Lightning's optimiser configuration in any of its forms, with each scheduler changed."""
+    if isinstance(conf, dict) and "lr_scheduler" in conf:
+        kept = {key: value for key, value in conf.items() if key != "monitor"}
+        return {**kept, "lr_scheduler": change(conf["lr_scheduler"], conf.get("monitor"))}
+    if isinstance(conf, (list, tuple)) and len(conf) == 2 and isinstance(conf[0], (list, tuple)):
+        schedulers = conf[1] if isinstance(conf[1], (list, tuple)) else [conf[1]]
+        return list(conf[0]), [change(scheduler, None) for scheduler in schedulers]
+    if isinstance(conf, (list, tuple)):
+        return [_each_scheduler(item, change) for item in conf]
+    return conf
 
 
 def _copied(value: Any) -> Any:

@@ -253,6 +253,7 @@ class Supernet:
             UnsupportedSpaceError: The label exists with other candidates.
         """
         parent = self._parent_of(name)
+        label = str.__str__(label)  # NNI's labels are a subclass, which a checkpoint could not hold
         if label in self._index:
             index = self._index[label]
             known = self.edges[index]

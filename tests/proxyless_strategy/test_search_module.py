@@ -1,0 +1,306 @@
+"""The search under Lightning: schedule, isolation of validation, schedulers, callbacks, and resuming bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nni.nas.experiment import NasExperiment
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from hardware.errors import ConfigError
+from proxyless_strategy import gates
+from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.updates import derived_learning_rate
+
+from . import tiny
+
+STEPS = 6  # 96 images in batches of 16
+RULES = ("gradient", "reinforce")
+
+
+class Watch(Callback):
+    """Records alpha after every epoch and the supernet around validation."""
+
+    def __init__(self):
+        self.alphas, self.before, self.changed, self.models = [], None, [], []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.alphas.append(pl_module.architecture.alpha.detach().clone())
+
+    def on_validation_start(self, trainer, pl_module):
+        self.before = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    def on_validation_batch_end(self, trainer, pl_module, *rest):
+        self.models.append(type(pl_module.training_module.model.layers[0]).__name__)
+
+    def on_validation_end(self, trainer, pl_module):
+        after = pl_module.state_dict()
+        assert set(after) == set(self.before)
+        self.changed += [k for k in after if not torch.equal(after[k], self.before[k])]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_schedule_counts_and_warmup_leaves_alpha_untouched(rule):
+    watch = Watch()
+    strategy = tiny.searched(rule=rule, callbacks=[watch], epochs=4)
+    module = strategy._searched()
+    assert module.counters == {"warmup": STEPS, "weights": 4 * STEPS, "architecture": STEPS, "skipped": 0}
+    assert module.trainer.global_step == 4 * STEPS
+    start = strategy.architecture.alpha
+    fresh = tiny.ProxylessStrategy(seed=0)
+    fresh.mutate_model(tiny.TinySpace())
+    assert torch.equal(watch.alphas[0], fresh.architecture.alpha)
+    assert torch.equal(watch.alphas[1], fresh.architecture.alpha), "no architecture step in the epoch after the warm-up"
+    assert not torch.equal(watch.alphas[2], watch.alphas[1])
+    assert not torch.equal(start, fresh.architecture.alpha)
+
+
+def test_no_second_path_runs_during_warmup(monkeypatch):
+    calls = []
+    forward = tiny.Conv.forward
+
+    def counted(self, x):
+        calls.append(self.training)
+        return forward(self, x)
+
+    monkeypatch.setattr(tiny.Conv, "forward", counted)
+    strategy = tiny.searched(epochs=5, warmup_epochs=3, trainer={"limit_train_batches": 2, "limit_val_batches": 0})
+    training = sum(calls)
+    paths = []
+    for step in range(6):
+        u = gates.uniforms(0, gates.Phase.WARMUP, step, (3, 3))
+        paths.append(gates.sample_paths(torch.zeros(3, 3, dtype=torch.float64), strategy.architecture.host_mask, u))
+    warm = sum(int((p < 2).sum()) for p in paths)
+    assert strategy._searched().counters["warmup"] == 6
+    weights_after = 4
+    assert training <= warm + weights_after * 3
+    assert training >= warm
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_validation_sees_the_derived_subnet_and_leaves_the_supernet_as_it_is(rule):
+    watch = Watch()
+    strategy = tiny.searched(rule=rule, callbacks=[watch])
+    assert watch.changed == []
+    assert set(watch.models) == {"Conv"}
+    assert {"val_loss", "val_acc"} <= set(strategy._searched().trainer.callback_metrics)
+
+
+def test_logged_training_loss_is_of_training_batches_alone():
+    class Counting(tiny.Module):
+        logged = 0
+
+        def training_step(self, batch, batch_idx):
+            self.log("step_sum", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+            return super().training_step(batch, batch_idx)
+
+    strategy = tiny.searched(module=Counting())
+    assert strategy._searched().trainer.callback_metrics["step_sum"] == STEPS
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_exports_are_equal_and_within_the_target(rule):
+    strategy = tiny.searched(rule=rule, target_ms=8.0)
+    assert strategy.export() == strategy.export()
+    assert strategy.derive().cost <= 8.0
+    assert strategy.derive(3.0).cost <= 3.0
+    assert strategy.derive_curve(5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_expected_latency_lands_on_the_target(rule):
+    strategy = tiny.searched(rule=rule, target_ms=8.0, epochs=30, steps_per_update=1)
+    module = strategy._searched()
+    expected = module.problem.fixed + module.architecture.expected_cost(
+        module.architecture.probabilities(), module.problem.costs
+    )
+    assert expected == pytest.approx(8.0, rel=0.05)
+
+
+def test_the_latency_term_has_a_gradient():
+    alphas = []
+    for weight in (0.0, 1.0, 100.0):
+        strategy = tiny.searched(objective="add_linear", objective_options={"weight": weight}, epochs=6)
+        alphas.append(strategy.architecture.probabilities())
+    assert not torch.allclose(alphas[0], alphas[1])
+    assert not torch.allclose(alphas[1], alphas[2])
+
+
+def test_it_runs_as_an_nni_experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    strategy = ProxylessStrategy(latency=tiny.costs(), target_ms=8.0, warmup_epochs=1, steps_per_update=2)
+    experiment = NasExperiment(tiny.TinySpace(), tiny.evaluator(), strategy)
+    experiment.config.experiment_working_directory = str(tmp_path)
+    experiment.run()
+    experiment.stop()
+    (sample,) = experiment.export_top_models(formatter="dict")
+    assert sample == strategy.export()
+    (model,) = experiment.export_top_models(formatter="instance")
+    assert model(torch.randn(2, 1, 6, 6)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        ("step", [0.05 * 0.9**n for n in range(1, 1 + 3 * STEPS)]),
+        ("epoch", [0.05 * 0.5 ** (n // STEPS) for n in range(3 * STEPS)]),
+        ("plateau", [0.05, 0.025, 0.0125]),
+    ],
+)
+def test_schedulers_of_every_kind(kind, rates):
+    module = tiny.Module(kind)
+    tiny.searched(module=module, epochs=3, warmup_epochs=0)
+    found = module.rates if kind != "plateau" else module.rates[::STEPS]
+    assert found == pytest.approx(rates)
+
+
+def test_early_stopping_and_monitored_checkpoints(tmp_path):
+    best = ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", filename="best")
+    stop = EarlyStopping("val_loss", patience=0, min_delta=1e9)
+    strategy = tiny.searched(callbacks=[best, stop], epochs=6)
+    assert strategy._searched().trainer.current_epoch < 5
+    assert Path(best.best_model_path).exists()
+
+
+def test_loggers_get_the_searchs_figures(tmp_path):
+    strategy = tiny.searched(trainer={"logger": CSVLogger(tmp_path), "log_every_n_steps": 1})
+    del strategy
+    (file,) = tmp_path.rglob("metrics.csv")
+    header = file.read_text().splitlines()[0]
+    assert all(name in header for name in ("search/expected", "search/entropy", "search/multiplier", "val_acc"))
+
+
+def test_gradient_clipping_bounds_the_step():
+    found = []
+
+    class Norms(tiny.Module):
+        def on_before_optimizer_step(self, optimizer):
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            found.append(torch.cat([g.flatten() for g in grads]).norm().item())
+
+    tiny.searched(module=Norms(), gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+    assert len(found) == 4 * STEPS
+    assert max(found) <= 0.01 * 1.001
+
+
+def test_accumulation_keeps_one_path_for_all_parts_of_a_step():
+    strategy = tiny.searched(accumulate_grad_batches=3, steps_per_update=1, epochs=4)
+    module = strategy._searched()
+    assert module.counters["weights"] == 4 * STEPS // 3
+    assert module.counters["architecture"] == 2 * STEPS // 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bfloat16_runs(rule):
+    tiny.searched(rule=rule, trainer={"precision": "bf16-mixed"})
+
+
+def test_too_few_epochs_are_refused_before_training():
+    with pytest.raises(ConfigError, match="at least 4 epochs"):
+        tiny.searched(epochs=3, warmup_epochs=2)
+
+
+def test_batches_without_a_clear_input_are_refused_with_a_way_out():
+    from proxyless_strategy.search_module import first_of_batch
+
+    with pytest.raises(ConfigError, match="inputs="):
+        first_of_batch({"image": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [(("gradient", 700, 7), 0.04), (("reinforce", 800, 7), 0.01), (("gradient", 100_000, 7), 8 * 7 / 2e5)],
+)
+def test_learning_rate_is_derived_from_the_planned_steps(arguments, rate):
+    assert derived_learning_rate(*arguments) == pytest.approx(rate)
+
+
+def final_state(strategy):
+    module = strategy._searched()
+    return {k: v.clone() for k, v in module.state_dict().items()}, strategy.export(), dict(module.counters)
+
+
+def assert_equal_states(first, second):
+    assert first[1:] == second[1:]
+    assert set(first[0]) == set(second[0])
+    different = [name for name in first[0] if not torch.equal(first[0][name], second[0][name])]
+    assert different == []
+
+
+def with_dropout():
+    return tiny.TinySpace(dropout=0.2)
+
+
+class Stopped(Exception):
+    """Raised by `StopAt`."""
+
+
+class StopAt(Callback):
+    """Ends training after a number of batches."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step >= self.batches:
+            raise Stopped
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("stop", [3, STEPS, 2 * STEPS + 4, 3 * STEPS])
+def test_a_resumed_search_equals_an_uninterrupted_one(rule, stop, tmp_path):
+    options = {"rule": rule, "epochs": 4, "samples": 3}
+    whole = tiny.searched(space=with_dropout, **options)
+    save = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_last=True, save_top_k=1)
+    with pytest.raises(Stopped):
+        tiny.searched(space=with_dropout, callbacks=[save, StopAt(stop)], **options)
+    resumed = tiny.searched(space=with_dropout, ckpt_path=tmp_path / "last.ckpt", **options)
+    assert_equal_states(final_state(whole), final_state(resumed))
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path):
+    save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    tiny.searched(callbacks=[save], seed=1)
+    with pytest.raises(ConfigError, match="seed 1"):
+        tiny.searched(ckpt_path=tmp_path / "last.ckpt", seed=2, epochs=6)
+
+
+KILLED = """
+import sys, torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tests.proxyless_strategy import tiny
+
+torch.set_num_threads(1)
+folder, epochs = sys.argv[1], int(sys.argv[2])
+save = ModelCheckpoint(dirpath=folder, every_n_train_steps=1, save_last=True)
+tiny.searched(callbacks=[save], epochs=epochs, warmup_epochs=2, learning_rate=0.05)
+"""
+
+
+def test_a_search_that_was_killed_resumes_bit_for_bit(tmp_path):
+    epochs, last = 12, tmp_path / "last.ckpt"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(epochs)], cwd=Path(__file__).parents[2]
+    )
+    try:
+        seen = set()
+        while len(seen) < 8:
+            assert process.poll() is None, "the search ended before it could be killed"
+            if last.exists():
+                seen.add(last.stat().st_mtime_ns)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    options = {"epochs": epochs, "warmup_epochs": 2, "learning_rate": 0.05}
+    whole = tiny.searched(**options)
+    resumed = tiny.searched(ckpt_path=last, **options)
+    assert resumed._searched().counters["weights"] == epochs * STEPS
+    assert_equal_states(final_state(whole), final_state(resumed))
