@@ -44,7 +44,10 @@ DEFAULT_PORT = 8080
 MARK = "PROXYLESS_EXPERIMENT"
 """Environment variable by whose value the processes of one experiment are known."""
 
-LOOPBACK_SCRIPT = """\
+SUPERVISOR = "PROXYLESS_SUPERVISOR"
+"""Environment variable with the id of the process that NNI's server must not outlive."""
+
+SERVER_SCRIPT = """\
 "use strict";
 const { Server } = require("net");
 const listen = Server.prototype.listen;
@@ -57,8 +60,24 @@ Server.prototype.listen = function (...args) {
   }
   return listen.apply(this, args);
 };
+const supervisor = Number(process.env.PROXYLESS_SUPERVISOR);
+if (supervisor) {
+  const watch = setInterval(() => {
+    try {
+      process.kill(supervisor, 0);
+    } catch {
+      clearInterval(watch);
+      process.kill(process.pid, "SIGTERM");
+    }
+  }, 2000);
+  watch.unref();
+}
 """
-"""Loaded into NNI's web server by NODE_OPTIONS: whatever would listen on every interface listens on loopback."""
+"""Loaded into NNI's web server by NODE_OPTIONS.
+
+Whatever would listen on every interface listens on loopback, and the server stops its trials and itself when its
+supervisor is gone, even if that was killed.
+"""
 
 _BUILD_BACK = """\
 import sys
@@ -274,8 +293,8 @@ class RunningExperiment:
             time.sleep(0.1)
 
     def _create(self) -> None:
-        script = Path(self._folder.name) / "loopback.js"
-        script.write_text(LOOPBACK_SCRIPT, encoding="utf-8")
+        script = Path(self._folder.name) / "server.js"
+        script.write_text(SERVER_SCRIPT, encoding="utf-8")
         log = self.plan.out / "nnictl.log"
         command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create"]
         with log.open("w", encoding="utf-8") as stream:
@@ -302,6 +321,7 @@ class RunningExperiment:
         return {
             **os.environ,
             MARK: self._mark,
+            SUPERVISOR: str(os.getpid()),
             OUT_VARIABLE: str(self.plan.out),
             "NODE_OPTIONS": " ".join(filter(None, options)),
             "NO_PROXY": without_proxy,
@@ -420,7 +440,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             str(row["rule"]),
-            *(_number(row[key], ".3f") for key in ("target_ms", "table_ms", "latency_ms")),
+            *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
             _number(row["accuracy"], ".2%"),
             *(_number(row[key], ",") for key in ("params", "macs")),
             _short(Path(row["folder"])),

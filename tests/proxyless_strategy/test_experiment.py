@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from hardware.errors import ConfigError, ExperimentError
-from proxyless_strategy.experiment import LOOPBACK_SCRIPT, build_back, read_plan, run_experiment
+from proxyless_strategy.experiment import SERVER_SCRIPT, build_back, read_plan, run_experiment
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"
 SPACE = {
@@ -194,6 +194,18 @@ def test_an_interrupted_experiment_leaves_no_process(sandbox: Sandbox, number: i
 
 
 @pytest.mark.slow
+def test_a_killed_experiment_takes_the_server_and_its_trial_along(sandbox: Sandbox) -> None:
+    process = sandbox.start(FAKE_ENDLESS="1")
+    _wait_for(sandbox.out / "endless", process)
+    own_children = {process_ for process_ in sandbox.processes() if "time.sleep" in " ".join(process_.cmdline())}
+    assert len(own_children) == 1, "what a trial detaches, NNI does not stop"
+    process.kill()
+    process.communicate()
+    while set(sandbox.processes()) - own_children:
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
 def test_a_tuner_that_crashes_fails_the_experiment(sandbox: Sandbox) -> None:
     (sandbox.folder / "broken.py").write_text(
         "from nni.tuner import Tuner\n"
@@ -337,7 +349,7 @@ def test_the_web_server_can_only_listen_on_loopback(tmp_path: Path, listen: str)
     import nni_node
 
     script = tmp_path / "with space.js"
-    script.write_text(LOOPBACK_SCRIPT)
+    script.write_text(SERVER_SCRIPT)
     program = (
         f"const s = require('http').createServer(); s.{listen};"
         "s.on('listening', () => { console.log(s.address().address); s.close(); });"
