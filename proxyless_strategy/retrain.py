@@ -84,7 +84,7 @@ def retrain(
         DataError: There are too few images for one batch.
     """
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    with seeded(seed):
+    with seeded(seed, 0):
         if where.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         model = build()
@@ -192,7 +192,7 @@ class _Training:
         cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch)
         loss, correct, count = 0.0, 0, 0
         self.model.train()
-        with seeded(self.seed, self.epoch):
+        with seeded(self.seed, 1 + self.epoch):
             if self.device.type == "cuda":
                 torch.cuda.manual_seed_all(self.seed + self.epoch)
             for step, (images, labels) in enumerate(self.loader, start=1):

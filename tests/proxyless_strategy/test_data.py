@@ -274,6 +274,8 @@ def test_items_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
     data = load_data(config, input_size=8, seed=0)
     alone = batches(data, batch_size=4, epoch=1)
     assert equal(alone, batches(data, batch_size=4, epoch=1, workers=2))
+    unshuffled = [batches(data, batch_size=4, epoch=epoch, shuffle=False) for epoch in (1, 2)]
+    assert not equal(*unshuffled)
     assert not equal(alone, batches(data, batch_size=4, epoch=2, workers=2))
 
 

@@ -124,16 +124,32 @@ def test_evaluate_on_nothing() -> None:
 
 def test_it_learns_and_reports() -> None:
     reports: list[dict[str, Any]] = []
-    result = train(settings=settings(epochs=8), on_epoch=reports.append)
+    data = image_data(count=240)
+    result = train(data, settings=settings(epochs=10), on_epoch=reports.append)
     assert result.test_accuracy >= 0.8
-    assert result.epochs == 8
-    assert [report["epoch"] for report in reports] == list(range(1, 9))
+    assert result.epochs == 10
+    assert [report["epoch"] for report in reports] == list(range(1, 11))
     assert reports[-1]["loss"] < reports[0]["loss"]
     assert reports[-1]["seconds"] == result.seconds
     assert not result.model.training
     assert (result.test_accuracy, result.test_loss) == pytest.approx(
-        evaluate(result.model, image_data().loader("test", batch_size=256))
+        evaluate(result.model, data.loader("test", batch_size=256))
     )
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_reported_loss_and_accuracy_in_closed_form(mixup: float) -> None:
+    def indifferent() -> nn.Module:
+        model = build()
+        nn.init.zeros_(model.classifier.weight)
+        nn.init.zeros_(model.classifier.bias)
+        return model
+
+    reports: list[dict[str, Any]] = []
+    recipe = settings(epochs=1, batch_size=30, learning_rate=1e-20, mixup=mixup)
+    retrain(indifferent, image_data("none"), recipe, seed=0, on_epoch=reports.append, progress=False)
+    assert reports[0]["loss"] == pytest.approx(np.log(CLASSES), rel=1e-6)
+    assert reports[0]["accuracy"] == image_data().training.targets.count(0) / 30
 
 
 def test_one_seed_gives_one_network() -> None:
@@ -153,6 +169,21 @@ def test_the_callers_randomness_neither_matters_nor_moves() -> None:
     assert torch.equal(state[0], torch.get_rng_state())
     assert state[1] == random.getstate()
     assert np.array_equal(state[2], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_every_epoch_draws_its_own_random_numbers() -> None:
+    states: list[torch.Tensor] = []
+
+    def watched() -> nn.Module:
+        model = build()
+        model.register_forward_pre_hook(lambda module, _: states.append(torch.get_rng_state()))
+        return model
+
+    retrain(watched, image_data("none"), settings(epochs=3, batch_size=30), seed=0, progress=False)
+    first, second, third, test = states
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert torch.equal(test, torch.get_rng_state())
 
 
 class Watched(Dataset):
