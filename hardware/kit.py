@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware import measure
+from hardware.backends.litert import convert
 from hardware.errors import TableError
 from hardware.files import write_atomically
 from hardware.onnx_graph import chain_model
@@ -33,6 +34,7 @@ def write_kit(
     input_size: int,
     batch: int = 1,
     space: str = "",
+    tflite: bool = False,
 ) -> Path:
     """Writes a kit.
 
@@ -43,6 +45,8 @@ def write_kit(
         input_size: Side of the network's input image.
         batch: Images per inference.
         space: The search space in words.
+        tflite: Whether to write a `.tflite` file beside each graph, for devices measured with `--runtime tflite`; it
+            needs the extra `litert` and about 3 s a graph.
 
     Returns:
         The script to run on the device.
@@ -66,6 +70,8 @@ def write_kit(
     for name, chain in chains.items():
         model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
         write_atomically(out / "graphs" / name, model.SerializeToString())
+        if tflite:
+            convert(chain, (out / "graphs" / name).with_suffix(".tflite"), batch=batch)
     manifest = {
         "format": KIT_FORMAT,
         "version": VERSION,
@@ -125,8 +131,9 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         figure = graphs[name]
         if name.startswith("op_"):
             spread = figure["median_ms"] / figure["ms"] - 1.0
-            net_ms = round(max(figure["ms"] - overhead, 0.0), 7)
-            entries[keys[0]] = LatencyEntry(net_ms, round(spread, 4), int(figure["count"]))
+            entries[keys[0]] = measure.entry_alone(
+                keys[0], figure["ms"], overhead, spread=spread, count=int(figure["count"])
+            )
         elif name.startswith("net_"):
             nets.append([OpSpec.from_key(key) for key in keys])
             measured.append(float(figure["ms"]))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hardware.errors import TableError
 from hardware.table import LatencyTable
 
 MEASURING_LOCK = "proxyless-measuring.lock"
@@ -28,11 +29,19 @@ def measuring_lock(*, folder: str | Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def table_lock(path: str | Path) -> Iterator[None]:
-    """Keeps other builders off one table; waits for its turn and says so."""
+def table_lock(path: str | Path, *, wait: bool = True) -> Iterator[None]:
+    """Keeps other builders off one table.
+
+    Args:
+        path: The table's file; the lock lies beside it, hidden.
+        wait: Whether to wait for one's turn (and say so) or to refuse.
+
+    Raises:
+        TableError: Another process is building the table, and `wait` is False.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(path.with_name(path.name + ".lock"), f"another process is building {path}"):
+    with _held(path.with_name(f".{path.name}.lock"), f"another process is building {path}", wait=wait):
         yield
 
 
@@ -58,7 +67,7 @@ _depth: dict[tuple[int, Path], int] = {}
 
 
 @contextmanager
-def _held(path: Path, reason: str) -> Iterator[None]:
+def _held(path: Path, reason: str, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock file at `path`; a thread that holds it already may enter again."""
     import filelock
 
@@ -75,6 +84,8 @@ def _held(path: Path, reason: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.05)
     except filelock.Timeout:
+        if not wait:
+            raise TableError(f"{reason}; wait for it, or give another file.") from None
         print(f"waiting: {reason} (lock {path})", file=sys.stderr, flush=True)
         lock.acquire()
     _depth[mine] = 1

@@ -8,6 +8,7 @@ operator and added once per net (METHOD.md section 3, DESIGN.md section 4).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -297,7 +298,8 @@ def build_table(
     chains |= {f"op {key}": (op,) for key, op in distinct.items()}
     chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
     first = next(iter(distinct.values()))
-    with _opened(backend) as device, measuring_lock():
+    unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
+    with unshared, _opened(backend) as device, measuring_lock():
         name, versions = device.device(), device.versions()
         settings = {
             "backend": device.name,
@@ -315,36 +317,49 @@ def build_table(
         }
         samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
-    overhead = round(figures[_OVERHEAD].ms, 7)
-    entries = {}
-    for key in distinct:
-        figure = figures[f"op {key}"]
-        net_ms = round(max(figure.ms - overhead, 0.0), 7)
-        entries[key] = LatencyEntry(net_ms, round(figure.spread, 4), len(figure.samples))
-    header = TableHeader(
-        device=name,
-        backend=device.name,
-        threads=threads,
-        batch=batch,
-        dtype=device.dtype,
-        input_size=input_size,
-        space=space,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        versions=versions,
-        repeats=min(len(values) for values in samples.values()),
-        quantile=plan.quantile,
-        load_average=load,
-        overhead_ms=overhead,
-    )
-    table = LatencyTable(header, entries)
-    if whole:
-        measured = [figures[name].ms for name in chains if name.startswith("net ")]
-        table = in_context(table, whole, measured)
-    if out is not None:
-        table.save(out)
-        Path(f"{out}.partial").unlink(missing_ok=True)
+        figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+        overhead = round(figures[_OVERHEAD].ms, 7)
+        entries = {}
+        for key in distinct:
+            figure = figures[f"op {key}"]
+            entries[key] = entry_alone(key, figure.ms, overhead, spread=figure.spread, count=len(figure.samples))
+        header = TableHeader(
+            device=name,
+            backend=device.name,
+            threads=threads,
+            batch=batch,
+            dtype=device.dtype,
+            input_size=input_size,
+            space=space,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            versions=versions,
+            repeats=min(len(values) for values in samples.values()),
+            quantile=plan.quantile,
+            load_average=load,
+            overhead_ms=overhead,
+        )
+        table = LatencyTable(header, entries)
+        if whole:
+            measured = [figures[name].ms for name in chains if name.startswith("net ")]
+            table = in_context(table, whole, measured)
+        if out is not None:
+            table.save(out)
+            Path(f"{out}.partial").unlink(missing_ok=True)
     return table
+
+
+def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count: int) -> LatencyEntry:
+    """The entry of an operator measured alone, net of the session's overhead.
+
+    Raises:
+        TableError: The operator took less than the empty graph.
+    """
+    if ms < overhead_ms:
+        raise TableError(
+            f"operator {key} took {ms:.6f} ms, less than the empty graph's {overhead_ms:.6f} ms; "
+            "measure on a quieter machine or with more rounds."
+        )
+    return LatencyEntry(round(ms - overhead_ms, 7), round(spread, 4), count)
 
 
 def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
@@ -370,7 +385,7 @@ def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
     )
     per_operator, per_param = fit.per_operator_ms / fit.scale, fit.per_param_ms / fit.scale
     entries = {
-        key: dataclasses.replace(entry, ms=round(max(entry.ms + per_operator + per_param * weights[key], 0.0), 7))
+        key: dataclasses.replace(entry, ms=round(entry.ms + per_operator + per_param * weights[key], 7))
         for key, entry in table.entries.items()
     }
     context = {"per_operator_ms": per_operator, "per_mparam_ms": 1e6 * per_param}

@@ -118,9 +118,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def not_installed(name: str, package: str, extra: str) -> BackendError:
-    """The error of a backend whose package is missing."""
+def not_installed(name: str, package: str, *, extra: str | None = None) -> BackendError:
+    """The error of a backend whose package is missing; `extra` is this project's extra that brings it, if one does."""
+    what = f"'proxyless-strategy[{extra}]'" if extra else package
     return BackendError(
-        f"backend {name!r} needs {package}, which is not installed; "
-        f"install it with `pip install 'proxyless-strategy[{extra}]'`."
+        f"backend {name!r} needs {package}, which is not installed; install it with `pip install {what}`."
     )

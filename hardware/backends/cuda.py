@@ -38,7 +38,7 @@ class CudaBackend(Backend):
         try:
             import torch
         except ImportError:
-            raise not_installed(self.name, "torch", "torch") from None
+            raise not_installed(self.name, "torch") from None
         self._torch = torch
         self._cuda = torch.cuda if cuda is None else cuda
         if not self._cuda.is_available():

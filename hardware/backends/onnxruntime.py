@@ -24,7 +24,7 @@ class OnnxRuntimeBackend(SharedBackend):
         try:
             import onnxruntime
         except ImportError:
-            raise not_installed(self.name, "onnxruntime", "onnx") from None
+            raise not_installed(self.name, "onnxruntime") from None
         self._runtime = onnxruntime
 
     def prepare(

@@ -53,9 +53,23 @@ def _cuda() -> Backend:
     return CudaBackend()
 
 
+def _litert() -> Backend:
+    from hardware.backends.litert import LiteRTBackend
+
+    return LiteRTBackend()
+
+
+def _executorch() -> Backend:
+    from hardware.backends.executorch import ExecuTorchBackend
+
+    return ExecuTorchBackend()
+
+
 _FACTORIES: dict[str, Callable[[], Backend]] = {
     "onnxruntime": _onnxruntime,
     "torch": _torch,
     "inductor": _inductor,
     "cuda": _cuda,
+    "litert": _litert,
+    "executorch": _executorch,
 }

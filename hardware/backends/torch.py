@@ -39,7 +39,7 @@ class TorchBackend(Backend):
         from importlib.util import find_spec
 
         if find_spec("torch") is None:
-            raise not_installed(self.name, "torch", "torch")
+            raise not_installed(self.name, "torch")
         self._options = {"channels_last": channels_last, "compiled": compiled}
         self._process: subprocess.Popen[str] | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,29 @@ class TestOnnxRuntime(BackendConformance):
 class TestTorch(BackendConformance):
     def make_backend(self):
         return TorchBackend()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("litert_torch") is None, reason="the extra 'litert' is not installed")
+class TestLiteRT(BackendConformance):
+    def make_backend(self):
+        return get_backend("litert")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("executorch") is None, reason="the extra 'executorch' is not installed")
+class TestExecuTorch(BackendConformance):
+    def make_backend(self):
+        return get_backend("executorch")
+
+
+@pytest.mark.parametrize(("name", "package"), [("litert", "ai_edge_litert"), ("executorch", "executorch")])
+def test_an_extra_that_is_not_installed_is_named(name, package, monkeypatch):
+    for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendError, match=rf"proxyless-strategy\[{name}\]"):
+        get_backend(name)
 
 
 def onnx_output(chain, x, tmp_path=None):
@@ -95,8 +120,6 @@ def test_a_backend_of_ones_own(fake_backend, monkeypatch):
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match="pip install"):
         get_backend("onnxruntime")

@@ -10,7 +10,9 @@ import pytest
 
 from hardware import locks
 from hardware.errors import TableError
+from hardware.measure import build_table
 from hardware.table import LatencyTable
+from tests.hardware.conftest import FakeBackend
 
 HOLDER = """
 import sys, time
@@ -66,6 +68,21 @@ def test_load_or_build_builds_once(tiny_table, tmp_path):
     assert len(built) == 1
     assert results == [tiny_table] * 4
     assert LatencyTable.load(path) == tiny_table
+
+
+def test_a_build_of_a_table_that_another_process_builds_is_refused(tmp_path, tiny_ops):
+    path = tmp_path / "table.yml"
+    code = HOLDER.replace("measuring_lock(folder=sys.argv[1])", "table_lock(sys.argv[1])")
+    code = code.replace("import measuring_lock", "import table_lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TableError, match=r"another process is building .*table\.yml; wait for it"):
+            build_table(tiny_ops, backend=FakeBackend(), input_size=32, out=path, progress=False)
+        holder.stdin.close()
+    assert not path.exists()
+    assert build_table(tiny_ops, backend=FakeBackend(), input_size=32, out=path, progress=False).entries
 
 
 def test_load_or_build_does_not_replace_a_broken_table(tmp_path, tiny_table):

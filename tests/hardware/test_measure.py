@@ -76,7 +76,7 @@ def test_the_header_says_how_it_was_measured(fake_backend, tiny_ops, tmp_path):
     header = table.header
     assert (header.device, header.backend, header.batch, header.repeats) == ("a formula", "fake", 4, 6)
     assert LatencyTable.load(out) == table
-    assert [p.name for p in tmp_path.iterdir()] == ["table.yml"]
+    assert {p.name for p in tmp_path.iterdir()} == {"table.yml", ".table.yml.lock"}
 
 
 def test_too_few_nets_no_operators_and_strange_nets_are_refused(fake_backend, tiny_space, tiny_ops):
@@ -88,6 +88,15 @@ def test_too_few_nets_no_operators_and_strange_nets_are_refused(fake_backend, ti
         build_table([OpSpec(IDENTITY, (1, 1, 1), (1, 1, 1))], **options)
     with pytest.raises(TableError, match="not to be measured"):
         build_table(tiny_ops[:3], nets, **options)
+
+
+def test_an_operator_cheaper_than_nothing_is_refused(fake_backend, tiny_ops):
+    class Odd(fake_backend):
+        def time(self, runnable, *, repeats=1):
+            return super().time(runnable, repeats=repeats) * (0.01 if runnable.handle[1] == tiny_ops[0].key else 1.0)
+
+    with pytest.raises(TableError, match=r"operator conv-in:3x32x32.* less than the empty graph's"):
+        build_table(tiny_ops, backend=Odd(), input_size=32, plan=PLAN, progress=False)
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(fake_backend, tiny_ops, tmp_path):

@@ -1,0 +1,97 @@
+"""LiteRT (TensorFlow Lite) with XNNPACK on the CPU, from PyTorch modules converted by `litert-torch`.
+
+A table measured with it on x86 is not a phone's table: there XNNPACK runs a 7x7 depthwise block 5 to 19 times slower
+than a 3x3 one (DESIGN.md section 4). To measure a phone, write the kit's `.tflite` files with `convert`.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import primitives
+from hardware.backends.base import Runnable, SharedBackend, not_installed
+from hardware.errors import BackendError
+from hardware.op_spec import OpSpec
+
+
+class LiteRTBackend(SharedBackend):
+    """Float models with channels-last inputs and outputs; converting takes about 3 s each."""
+
+    name = "litert"
+
+    def __init__(self) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            raise not_installed(self.name, "ai-edge-litert", extra="litert") from None
+        self._interpreter = Interpreter
+
+    def prepare(
+        self,
+        chain: Sequence[OpSpec],
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> Runnable:
+        with tempfile.TemporaryDirectory() as folder:
+            path = convert(chain, Path(folder) / "chain.tflite", batch=batch)
+            return self._runnable(path.read_bytes(), threads)
+
+    def prepare_model_file(
+        self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
+    ) -> Runnable:
+        path = Path(path)
+        if not path.is_file():
+            raise BackendError(f"there is no model file at {path}; export one first.")
+        if path.suffix != ".tflite":
+            raise BackendError(f"backend 'litert' times .tflite files, and {path} is none; use 'onnxruntime'.")
+        return self._runnable(path.read_bytes(), threads)
+
+    def versions(self) -> dict[str, str]:
+        return {"python": platform.python_version(), "ai-edge-litert": version("ai-edge-litert")}
+
+    def _runnable(self, content: bytes, threads: int) -> Runnable:
+        interpreter = self._interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+        entry = interpreter.get_input_details()[0]
+        image = np.random.default_rng(0).standard_normal(tuple(entry["shape"]), dtype=np.float32)
+        interpreter.set_tensor(entry["index"], image)
+        return Runnable(interpreter.invoke, threads=threads, handle=interpreter)
+
+
+def convert(chain: Sequence[OpSpec], path: str | Path, *, batch: int = 1) -> Path:
+    """Writes a chain as a `.tflite` file; an empty chain gives a graph of one number, the interpreter's overhead.
+
+    Args:
+        chain: Operators in execution order.
+        path: The file to write.
+        batch: Images per inference.
+    """
+    try:
+        import litert_torch
+    except ImportError:
+        raise not_installed("litert", "litert-torch", extra="litert") from None
+    import torch
+
+    from hardware.torch_module import Chain
+
+    chain = primitives.check_chain(chain)
+    module: Any
+    if chain:
+        module = Chain([primitives.decompose(op) for op in chain]).eval()
+        shape = (batch, *chain[0].input_shape)
+        outputs = [0] if len(chain[-1].output_shape) == 3 else None
+        module = litert_torch.to_channel_last_io(module, args=[0], outputs=outputs)
+        example = torch.randn(shape[0], *shape[2:], shape[1])
+    else:
+        module, example = torch.nn.ReLU().eval(), torch.zeros(1, 1)
+    litert_torch.convert(module, (example,)).export(str(path))
+    return Path(path)
