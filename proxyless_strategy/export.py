@@ -198,7 +198,7 @@ def export_onnx(
     Args:
         source: A network, or an export folder.
         out: The file; it appears only if the comparison holds.
-        input_shape: `C x H x W` of an image; None: as the network's `pretrained_cfg` says.
+        input_shape: `C x H x W` of an image; None: as the export folder says.
         batch: Images in the (fixed) batch.
         opset: Version of the ONNX operators.
         tolerance: Largest allowed difference of an output on random images.
@@ -210,8 +210,14 @@ def export_onnx(
     import onnxruntime
 
     out = Path(out)
-    model = source if isinstance(source, nn.Module) else load_exported(Path(source), exportable=True)
-    images = torch.randn(batch, *_image_shape(model, input_shape), generator=torch.Generator().manual_seed(seed))
+    if isinstance(source, nn.Module):
+        model = source
+        if input_shape is None:
+            raise ExportError(f"the input size of a {type(model).__name__} is not known; give input_shape as C, H, W")
+    else:
+        model = load_exported(Path(source), exportable=True)
+        input_shape = input_shape or _input_size(model)
+    images = torch.randn(batch, *_image_shape(input_shape), generator=torch.Generator().manual_seed(seed))
     with _evaluating(model) as evaluated:
         with torch.inference_mode():
             expected = evaluated(images)
@@ -234,16 +240,16 @@ def export_onnx(
     return OnnxExport(out, difference)
 
 
-def model_summary(model: nn.Module, input_shape: Sequence[int] | None = None) -> ModelSummary:
+def model_summary(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
     """Counts parameters and multiply-accumulates; nothing is computed, and the network stays as it is.
 
     Args:
         model: The network.
-        input_shape: `C x H x W` of an image; None: as the network's `pretrained_cfg` says.
+        input_shape: `C x H x W` of an image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = _image_shape(model, input_shape)
+    shape = _image_shape(input_shape)
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, *shape, device="meta"))
@@ -253,12 +259,12 @@ def model_summary(model: nn.Module, input_shape: Sequence[int] | None = None) ->
     )
 
 
-def _image_shape(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[int, ...]:
-    if input_shape is None:
-        config: Any = getattr(model, "pretrained_cfg", None)
-        if not config:
-            raise ExportError(f"{type(model).__name__} does not say its input size; give input_shape as C, H, W")
-        input_shape = config["input_size"]
+def _input_size(model: nn.Module) -> Sequence[int]:
+    config: Any = model.pretrained_cfg
+    return config["input_size"]
+
+
+def _image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ExportError(f"input_shape = {tuple(input_shape)}; give C, H and W of one image")
@@ -348,7 +354,7 @@ def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
             f"model_args do not describe the network to export to {shown_as}: {error.__cause__}; give those that "
             "built it"
         ) from error
-    images = torch.randn(1, *_image_shape(rebuilt, None), generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, *_image_shape(_input_size(rebuilt)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = float((rebuilt(images) - model.eval()(images)).abs().max())
     if difference != 0.0:

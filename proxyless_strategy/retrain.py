@@ -29,6 +29,7 @@ from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data import EpochBatches, ImageData, seeded
 
 FORMAT = "proxyless-retrain/1"
+TEST_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,9 @@ def retrain(
             bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
             if on_epoch is not None:
                 on_epoch(report)
-    trained = training.averaged
-    accuracy, loss = evaluate(trained, data.loader("test", batch_size=max(settings.batch_size, 256)))
-    trained = trained.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    return RetrainResult(trained, accuracy, loss, training.epoch, training.seconds)
+    trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
+    accuracy, loss = evaluate(trained, data.loader("test", batch_size=TEST_BATCH))
+    return RetrainResult(trained.to("cpu"), accuracy, loss, training.epoch, training.seconds)
 
 
 def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:

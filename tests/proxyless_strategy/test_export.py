@@ -320,7 +320,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         export_onnx(nn.Conv2d(1, 1, 1), tmp_path / "file" / "net.onnx", input_shape=(1, 8, 8))
 
 
-@pytest.mark.parametrize(("shape", "message"), [(None, "does not say its input size"), ((1, 8), "give C, H and W")])
+@pytest.mark.parametrize(
+    ("shape", "message"), [(None, "input size of a Conv2d is not known"), ((1, 8), "give C, H and W")]
+)
 def test_an_unknown_input_shape(tmp_path: Path, shape: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         export_onnx(nn.Conv2d(1, 1, 1), tmp_path / "net.onnx", input_shape=shape)
@@ -353,6 +355,6 @@ def test_summary_in_closed_form() -> None:
 def test_summary_of_the_papers_space(candidate: str, params: float, macs: float) -> None:
     space = get_space("imagenet_mbconv")
     subnet = Subnet(space, dict.fromkeys(space.candidates(), candidate))
-    summary = model_summary(timm.create_model("proxylessnas", **subnet.model_args()))
+    summary = model_summary(timm.create_model("proxylessnas", **subnet.model_args()), (3, 224, 224))
     assert round(summary.params / 1e6, 3) == params
     assert round(summary.macs / 1e6, 2) == macs
