@@ -1,10 +1,15 @@
-"""Hardware-aware neural architecture search: ProxylessNAS as a strategy for NNI."""
+"""Hardware-aware neural architecture search: ProxylessNAS as a strategy for NNI.
+
+Importing this package registers its timm models, so that `timm.create_model('local-dir:FOLDER', pretrained=True)`
+builds an exported subnet; NNI and Lightning are imported when a name that needs them is asked for.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import search_spaces.timm_models  # noqa: F401 - registers the timm models
 from hardware.errors import (
     BackendError,
     ConfigError,

@@ -47,6 +47,9 @@ class LatencyReward(Protocol):
 class _Stateless:
     needs_task_loss = False
 
+    def plan(self, steps: int) -> None:
+        """The number of steps does not matter."""
+
     def update(self, expected: float) -> None:
         """Nothing to update."""
 
@@ -143,29 +146,48 @@ class HardReward(_Stateless):
 class TargetController:
     """An augmented Lagrangian that lands E on T without tuning, for both rules.
 
-    `lambda_t = lambda_(t-1) + eta (E - T)/T`; the multiplier that applies is `lambda_t + rho (E - T)/T`, on
-    `(E - T)/T` in the loss and on `-(LAT/T - 1)` in the reward.
+    `lambda_t = lambda_(t-1) + eta (E - T_t)/T`; the multiplier that applies is `lambda_t + rho (E - T_t)/T`, on `E/T`
+    in the loss and on `-LAT/T` in the reward. `T_t` goes in a straight line from the first step's E to `T` over the
+    first `approach` of the planned steps: with `T` from the start, a far target lets latency alone choose, and
+    saturate, every edge before the task has had a say.
 
     Args:
         target: `T`.
         rho: Weight of the quadratic term.
         eta: Rate of the multiplier.
+        approach: Share of the planned steps over which `T_t` reaches `T`; 0 sets `T_t = T` throughout.
     """
 
     needs_task_loss = False
 
-    def __init__(self, target: float, *, rho: float = 10.0, eta: float = 0.05):
+    def __init__(self, target: float, *, rho: float = 10.0, eta: float = 0.05, approach: float = 0.5):
         self.target = target
         self.rho = rho
         self.eta = eta
+        self.approach = approach
         self.multiplier = 0.0
+        self.start: float | None = None
+        self.step = 0
+        self.planned = 0
+
+    def plan(self, steps: int) -> None:
+        """Tell how many architecture steps the search will take."""
+        self.planned = steps
+
+    def present_target(self, expected: float) -> float:
+        """`T_t`."""
+        ramp = self.approach * self.planned
+        if self.step >= ramp:
+            return self.target
+        start = expected if self.start is None else self.start
+        return self.target + (start - self.target) * (1 - self.step / ramp)
 
     def gap(self, expected: float) -> float:
-        """`(E - T) / T`."""
-        return (expected - self.target) / self.target
+        """`(E - T_t) / T`."""
+        return (expected - self.present_target(expected)) / self.target
 
     def applied(self, expected: float) -> float:
-        """`lambda_t + rho (E - T)/T`."""
+        """`lambda_t + rho (E - T_t)/T`."""
         return self.multiplier + self.rho * self.gap(expected)
 
     def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
@@ -177,14 +199,17 @@ class TargetController:
     def update(self, expected: float) -> None:
         """Move the multiplier by the step's gap."""
         self.multiplier += self.eta * self.gap(expected)
+        if self.start is None:
+            self.start = expected
+        self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier."""
-        return {"multiplier": self.multiplier}
+        """The multiplier, and where the approach stands."""
+        return {"multiplier": self.multiplier, "start": self.start, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the multiplier."""
-        self.multiplier = float(state["multiplier"])
+        """Restore them."""
+        self.multiplier, self.start, self.step = state["multiplier"], state["start"], state["step"]
 
 
 class MovingBaseline:

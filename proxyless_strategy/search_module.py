@@ -22,7 +22,14 @@ from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .loaders import ArchitectureBatches, SeededLoader, isolated_seed, mix_seed, seed_everything
 from .supernet import ArchitectureStepMode, Supernet
-from .updates import GradientUpdate, Problem, ReinforceUpdate, derived_learning_rate
+from .updates import (
+    GradientUpdate,
+    Problem,
+    ReinforceUpdate,
+    alpha_optimizer,
+    apply_outcome,
+    derived_learning_rate,
+)
 
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "proxyless_strategy"
@@ -105,8 +112,8 @@ class SearchModule(BaseOneShotLightningModule):
     # ---- optimisers and schedule -------------------------------------------------------------------------------
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with betas (0.0, 0.999), no weight decay: an alpha with zero gradient must not move."""
-        return torch.optim.Adam([self.architecture.alpha], lr=self.learning_rate or 1e-3, betas=(0.0, 0.999))
+        """Adam on alpha alone; its rate is set when training starts and the number of steps is known."""
+        return alpha_optimizer(self.architecture, self.learning_rate or 1e-3)
 
     def planned_architecture_steps(self) -> int:
         """Architecture steps that the trainer's epochs leave room for."""
@@ -125,6 +132,7 @@ class SearchModule(BaseOneShotLightningModule):
                 f"max_epochs = {self.trainer.max_epochs} leaves no architecture step after {self.warmup_epochs} "
                 f"warm-up epochs and one more; train for at least {self._first_architecture_epoch + 1} epochs"
             )
+        self.problem.objective.plan(steps)
         if self.learning_rate is None and not self._restored:
             dense = isinstance(self.update, GradientUpdate) and (
                 self.update.paths == "all" or self.update.estimator == "unbiased"
@@ -228,15 +236,7 @@ class SearchModule(BaseOneShotLightningModule):
             self.counters["skipped"] += 1
             _logger.warning("architecture step %d skipped: its gradient is not finite", step)
             return
-        alpha = self.architecture.alpha
-        before = alpha.detach().clone()
-        alpha.grad = outcome.gradient.to(device=alpha.device, dtype=alpha.dtype)
-        self._architecture_optimizer().step()
-        alpha.grad = None
-        if outcome.pairs is not None:
-            pairs = gates.Pairs(outcome.pairs.active.to(alpha.device), outcome.pairs.second.to(alpha.device))
-            with torch.no_grad():
-                alpha.copy_(gates.rescale_pairs(before, alpha, pairs))
+        apply_outcome(self.architecture, self._architecture_optimizer(), outcome)
         self.problem.objective.update(outcome.expected)
         name = "architecture_loss" if loss_based else "architecture_accuracy"
         self.log(f"search/{name}", outcome.task)

@@ -255,6 +255,26 @@ class ReinforceUpdate:
         self.baseline.load_state_dict(state)
 
 
+def apply_outcome(architecture: ArchitectureParameters, optimizer: torch.optim.Optimizer, outcome: Outcome) -> None:
+    """Move alpha by the optimiser's step on the outcome's gradient, and rescale its pairs."""
+    alpha = architecture.alpha
+    if outcome.gradient is None:
+        return
+    before = alpha.detach().clone()
+    alpha.grad = outcome.gradient.to(device=alpha.device, dtype=alpha.dtype)
+    optimizer.step()
+    alpha.grad = None
+    if outcome.pairs is not None:
+        pairs = gates.Pairs(outcome.pairs.active.to(alpha.device), outcome.pairs.second.to(alpha.device))
+        with torch.no_grad():
+            alpha.copy_(gates.rescale_pairs(before, alpha.detach(), pairs))
+
+
+def alpha_optimizer(architecture: ArchitectureParameters, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam with betas (0.0, 0.999), no weight decay: an alpha with zero gradient must not move."""
+    return torch.optim.Adam([architecture.alpha], lr=learning_rate, betas=(0.0, 0.999))
+
+
 def derived_learning_rate(rule: str, steps: int, candidates: int, *, dense: bool = False, travel: float = 8.0) -> float:
     """Adam's rate such that an alpha can move by `travel` over the search.
 

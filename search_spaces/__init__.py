@@ -1,65 +1,35 @@
-"""What can be chosen: search spaces over timm's blocks, their subnets, and the timm models that these become."""
+"""What can be chosen: search spaces over timm's blocks, their subnets, and the timm models that these become.
+
+Importing this package registers the timm models; the spaces themselves, and NNI with them, are imported when asked for.
+"""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
-from typing import Any
-
-from hardware.errors import SpaceError
+from typing import TYPE_CHECKING, Any
 
 from . import timm_models as timm_models
-from .costs import SpaceCosts
-from .mbconv import IMAGENET_MBCONV, SMALL_MBCONV, MBConvDeclaration, MBConvSpace, Stage
-from .subnet import Subnet
 
-SPACES: dict[str, MBConvDeclaration] = {space.name: space for space in (IMAGENET_MBCONV, SMALL_MBCONV)}
+if TYPE_CHECKING:
+    from .costs import SpaceCosts
+    from .mbconv import MBConvDeclaration, MBConvSpace, Stage
+    from .registry import SPACES, get_space
+    from .subnet import Subnet
+
+_LAZY = {
+    "SPACES": "registry",
+    "MBConvDeclaration": "mbconv",
+    "MBConvSpace": "mbconv",
+    "SpaceCosts": "costs",
+    "Stage": "mbconv",
+    "Subnet": "subnet",
+    "get_space": "registry",
+}
 
 __all__ = ["SPACES", "MBConvDeclaration", "MBConvSpace", "SpaceCosts", "Stage", "Subnet", "get_space"]
 
 
-def get_space(name: str, *, width_mult: float = 1.0, **options: Any) -> MBConvDeclaration:
-    """A named search space, or the user's own.
-
-    Args:
-        name: One of `SPACES`, or `module:function` where the function returns an `MBConvDeclaration`.
-        width_mult: Multiplies every width, as in the release.
-        **options: Fields of the declaration to replace (`stem_stride=1`, `kernels=[3, 5]`, ...), or arguments of
-            the user's function.
-
-    Raises:
-        SpaceError: The space or an option is unknown, or an option impossible.
-    """
-    if ":" in name:
-        return _users_space(name, options).scaled(width_mult)
-    if name not in SPACES:
-        raise SpaceError(
-            f"unknown search space {name!r}; known are {', '.join(SPACES)}, or give your own as module:function"
-        )
-    fields = {key: _plain(key, value) for key, value in options.items()}
-    try:
-        return replace(SPACES[name], **fields).scaled(width_mult)
-    except TypeError as error:
-        known = ", ".join(MBConvDeclaration.__dataclass_fields__)
-        raise SpaceError(f"unknown option for the space {name}: {error}; options are width_mult, {known}") from error
-
-
-def _plain(key: str, value: Any) -> Any:
-    if key == "stages":
-        try:
-            return tuple(stage if isinstance(stage, Stage) else Stage(**stage) for stage in value)
-        except TypeError as error:
-            raise SpaceError(f"stages = {value!r}: each needs width, depth and stride") from error
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _users_space(name: str, options: dict[str, Any]) -> MBConvDeclaration:
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise SpaceError(f"cannot load the search space {name!r}: {error}; write module:function") from error
-    space = function(**options)
-    if not isinstance(space, MBConvDeclaration):
-        raise SpaceError(f"{name} returned {type(space).__name__}, not an MBConvDeclaration")
-    return space
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

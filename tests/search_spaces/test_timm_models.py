@@ -1,5 +1,8 @@
 """The registered timm models behave as timm's own do."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -17,6 +20,11 @@ def test_forward_and_classifier(name):
     model.reset_classifier(3)
     assert model(torch.randn(2, 2, 64, 64)).shape == (2, 3)
     assert model.default_cfg["first_conv"] == "conv_stem"
+
+
+def test_importing_the_project_registers_the_models():
+    program = f"import proxyless_strategy, timm; assert all(timm.is_model(name) for name in {MODELS})"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", MODELS)
