@@ -87,6 +87,17 @@ def export(
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a search or an experiment.")],
+    out: Annotated[Path | None, typer.Option(help="The picture (default: FOLDER/report.png).")] = None,
+) -> None:
+    """Draw finished searches: expected latency on its way to the target, and the derived subnets."""
+    from proxyless_strategy.report.pictures import draw_searches
+
+    typer.echo(draw_searches(folder, out or folder / "report.png"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0, 2 for what the user can mend, 130 after Ctrl-C.
 

@@ -20,7 +20,7 @@ from typing import Any
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.files import write_atomically
-from hardware.measure import build_table, load_or_build, measure_model_file
+from hardware.measure import Measurement, build_table, load_or_build, measure_model_file, measure_nets
 from hardware.model import LatencyModel
 from hardware.table import LatencyTable
 from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
@@ -65,7 +65,7 @@ class SearchResult:
         onnx: The exported ONNX file.
         target_ms: Latency target; None where there was none.
         table_ms: The subnet's latency by the table.
-        latency_ms: The ONNX file's measured latency, in the state of the machine in which the table was built.
+        latency_ms: Measured latency, in the state of the machine in which the table was built.
         latency_now_ms: The same as the clock read it, before that correction.
         accuracy: Test accuracy of the retrained subnet, 0..1; None without retraining.
         params: Parameters of the exported model.
@@ -224,14 +224,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         metrics={"accuracy": accuracy, "table_ms": table_ms, "target_ms": prepared.target_ms},
     )
     onnx = export_onnx(folder, config.out / "model.onnx", input_shape=size, batch=config.hardware.batch)
-    measured = measure_model_file(
-        onnx.path,
-        input_shape=size,
-        batch=config.hardware.batch,
-        threads=config.hardware.threads,
-        backend=config.hardware.backend,
-        table=prepared.latency.table,
-    )
+    measured = _measured(config, prepared, subnet, onnx.path)
     result = SearchResult(
         config=config,
         subnet=subnet,
@@ -248,6 +241,16 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     )
     write_atomically(config.out / "row.json", json.dumps(result.row(), indent=2) + "\n")
     return result
+
+
+def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement:
+    """The deployed latency: of the ONNX file where the backend runs it, else of the same network built by the backend."""
+    hardware = config.hardware
+    shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": hardware.backend}
+    table = prepared.latency.table
+    if hardware.backend == "onnxruntime":
+        return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
+    return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Pictures and pages about a finished search."""
+"""Pictures of finished searches."""
