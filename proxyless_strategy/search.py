@@ -244,7 +244,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
 
 def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement:
-    """The deployed latency: of the ONNX file where the backend runs it, else of the network as the backend builds it."""
+    """The deployed latency: of the ONNX file where the backend runs it, else of the same operators in the backend."""
     hardware = config.hardware
     shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": hardware.backend}
     table = prepared.latency.table
@@ -270,7 +270,9 @@ def _check_out(config: SearchConfig) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"cannot write to {config.out}: {existing} is no folder that may be written to; choose another out")
+        raise ConfigError(
+            f"cannot write to {config.out}: {existing} is no folder that may be written to; choose another out"
+        )
     saved = config.out / CONFIG_FILE
     if saved.exists():
         found = json.loads(saved.read_text(encoding="utf-8"))

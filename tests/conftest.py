@@ -1,0 +1,6 @@
+"""Settings of the whole suite."""
+
+import os
+
+# Two busy threads on a shared machine wait for each other far longer than one takes; resumed runs must be bit-equal.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
