@@ -125,4 +125,4 @@ class ArchitectureParameters(nn.Module):
 
     def expected_cost(self, p: Tensor, costs: Tensor) -> float:
         """`E = sum over edges of reach * p.F`."""
-        return float((self.reach(p) * (p * costs).sum(-1)).sum())
+        return gates.scalar((self.reach(p) * (p * costs).sum(-1)).sum())

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from hardware.errors import ConfigError, ProxylessError
-from proxyless_strategy._nni import silence_false_alarms
+from search_spaces._nni import silence_false_alarms
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",

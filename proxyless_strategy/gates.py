@@ -46,6 +46,11 @@ def uniforms(seed: int, phase: Phase, step: int, shape: tuple[int, ...], *, samp
     return torch.from_numpy(generator.random(shape)).clamp_(1e-300, 1 - 1e-16)
 
 
+def scalar(value: Tensor) -> float:
+    """A host tensor's only number, without the synchronisation that `item` stands for."""
+    return float(value.detach().numpy())
+
+
 def logits(alpha: Tensor, mask: Tensor) -> Tensor:
     """`alpha` with -inf in unused cells."""
     return alpha.masked_fill(~mask, -math.inf)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hardware.errors import ConfigError
 
+from .gates import scalar
+
 
 @runtime_checkable
 class LatencyLoss(Protocol):
@@ -228,9 +230,9 @@ class MovingBaseline:
     def advantages(self, rewards: Tensor) -> Tensor:
         """`R_j - b` for each of `M` rewards; then moves the average."""
         count = rewards.numel()
-        mean = rewards.mean()
+        mean = scalar(rewards.mean())
         base = (rewards.sum() - rewards) / (count - 1) if self.value is None else torch.tensor(self.value)
-        self.value = float(mean) if self.value is None else self.decay * self.value + (1 - self.decay) * float(mean)
+        self.value = mean if self.value is None else self.decay * self.value + (1 - self.decay) * mean
         return rewards - base
 
     def state_dict(self) -> dict[str, Any]:

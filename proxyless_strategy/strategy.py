@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
 from nni.mutable import frozen_context
 from nni.nas.nn.pytorch import ModelSpace

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
 from nni.mutable import Categorical, CategoricalMultiple
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, Repeat

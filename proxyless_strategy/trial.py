@@ -20,8 +20,8 @@ from typing import Any
 
 from hardware.errors import ExperimentError, ProxylessError
 from hardware.files import write_atomically
-from proxyless_strategy._nni import silence_false_alarms
 from proxyless_strategy.config import SearchConfig, load_config
+from search_spaces._nni import silence_false_alarms
 
 RESULT = "result.json"
 OUT_VARIABLE = "PROXYLESS_OUT"

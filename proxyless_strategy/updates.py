@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,7 @@ class GradientUpdate:
                 gates.uniforms(problem.seed, gates.Phase.PAIR, step, shape),
                 gates.uniforms(problem.seed, gates.Phase.ACTIVE, step, shape[:1]),
             )
-            others = [[int(k)] if k >= 0 else [] for k in pairs.second]
+            others = [[k] if k >= 0 else [] for k in pairs.second.tolist()]
         else:
             active = gates.sample_paths(alpha, mask, gates.uniforms(problem.seed, gates.Phase.PAIR, step, shape))
             pairs = gates.Pairs(active, torch.full_like(active, -1))
@@ -121,7 +122,7 @@ class GradientUpdate:
             loss = task()
             (loss if scale is None else loss * scale).backward()
         measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
-        entropy = float(gates.entropy(p).mean())
+        entropy = gates.scalar(gates.entropy(p).mean())
         reached = torch.tensor([row in plan.visited for row in range(shape[0])])
         task_scale, slope = objective.coefficients(expected, task_loss)
         total = architecture.total_costs(p, problem.costs)
@@ -130,7 +131,7 @@ class GradientUpdate:
             gradient = self._two(alpha, mask, p, pairs, task_scale * measured[:, 0], slope * total, problem)
         else:
             gradient = self._all(p, pairs.active, others, task_scale * measured, slope * total, problem, reached)
-        finite = bool(torch.isfinite(gradient).all()) and bool(torch.isfinite(measured).all())
+        finite = bool(np.isfinite(gradient.numpy()).all() and np.isfinite(measured.numpy()).all())
         rescaled = pairs if self.paths == "two" and self.estimator == "paper" else None
         return Outcome(gradient if finite else None, expected, entropy, rescaled, task_loss)
 
@@ -149,8 +150,8 @@ class GradientUpdate:
         rows = sorted(differences)
         scalars = [value.double() for row in rows for value in differences[row]] + [loss.detach().double()]
         host = torch.stack(scalars + ([scale.double()] if scale is not None else [])).cpu()
-        divisor = float(host[-1]) if scale is not None else 1.0
-        values, task_loss = host[: len(scalars) - 1] / divisor, float(host[len(scalars) - 1])
+        divisor = gates.scalar(host[-1]) if scale is not None else 1.0
+        values, task_loss = host[: len(scalars) - 1] / divisor, gates.scalar(host[len(scalars) - 1])
         start = 0
         for row in rows:
             count = len(differences[row])
@@ -240,11 +241,11 @@ class ReinforceUpdate:
         cells = problem.costs.expand(self.samples, -1, -1).gather(2, drawn[:, :, None])[:, :, 0]
         latency = problem.fixed + (cells if active is None else cells * active).sum(1)
         rewards = objective.reward(accuracy, latency, expected)
-        entropy = float(gates.entropy(p).mean())
-        if not bool(torch.isfinite(rewards).all()):
+        entropy = gates.scalar(gates.entropy(p).mean())
+        if not np.isfinite(rewards.numpy()).all():
             return Outcome(None, expected, entropy, None, float("nan"))
         gradient = gates.reinforce_gradient(p, drawn, self.baseline.advantages(rewards), active)
-        return Outcome(gradient, expected, entropy, None, float(accuracy.mean()))
+        return Outcome(gradient, expected, entropy, None, gates.scalar(accuracy.mean()))
 
     def state_dict(self) -> dict[str, Any]:
         """The baseline."""

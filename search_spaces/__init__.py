@@ -32,4 +32,7 @@ __all__ = ["SPACES", "MBConvDeclaration", "MBConvSpace", "SpaceCosts", "Stage", 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._nni import import_nni
+
+    import_nni()
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -17,8 +17,8 @@ import pytest
 
 from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy import trial
-from proxyless_strategy._nni import FALSE_ALARMS
 from proxyless_strategy.trial import OUT_VARIABLE, PARAMETERS_VARIABLE, main, read_config, run_trial
+from search_spaces._nni import FALSE_ALARMS
 
 
 class Nni:
@@ -231,10 +231,25 @@ def test_a_missing_config_is_told(tmp_path: Path) -> None:
         read_config(tmp_path / "none.yml")
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from proxyless_strategy import ProxylessStrategy",
+        "from search_spaces import get_space",
+        "from proxyless_strategy.strategy import ProxylessStrategy",
+        "import proxyless_strategy.search_module",
+        "import proxyless_strategy.supernet",
+    ],
+)
+def test_nnis_own_strategies_work_beside_ours(first: str) -> None:
+    program = f"{first}\nfrom nni.nas.strategy import Proxyless\nassert hasattr(Proxyless, 'mutate_model')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
 def test_nni_is_imported_without_its_two_false_alarms() -> None:
     program = (
         "import warnings; warnings.simplefilter('always')\n"
-        "from proxyless_strategy._nni import import_nni; import_nni()\n"
+        "from search_spaces._nni import import_nni; import_nni()\n"
         "warnings.warn('another', RuntimeWarning)"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -24,4 +24,6 @@ def import_nni() -> ModuleType:
     """Returns `nni.nas.nn.pytorch`, imported without `FALSE_ALARMS`; the filters are as before afterwards."""
     with warnings.catch_warnings():
         silence_false_alarms()
+        # Imported after nni.nas.oneshot, NNI's public strategies become stubs that fail (a circular import of its own).
+        importlib.import_module("nni.nas.strategy")
         return importlib.import_module("nni.nas.nn.pytorch")
