@@ -1,8 +1,8 @@
 """What a step of a search costs, as a ratio to a training step of a stand-alone subnet of the same sampled choices.
 
 Everything is timed in the same rounds of one run, in shuffled order; a ratio is the median over the paired choices.
-`saved` counts the distinct bytes that autograd keeps for the backward pass (parameters left out), and the differences
-that the gradient rule keeps.
+`saved` counts the distinct bytes that autograd keeps for the backward pass (parameters left out), and the
+differences that the gradient rule keeps.
 
     .venv/bin/python -m tests.benchmarks.step_cost [--choices 20] [--size 96] [--batch 8] [--threads 2]
 """
