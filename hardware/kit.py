@@ -6,13 +6,14 @@ one script that needs nothing of this package. Its graphs have constant weights,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hardware import measure
+from hardware import measure, statistics
 from hardware.backends.litert import convert
 from hardware.errors import TableError
 from hardware.files import write_atomically
@@ -23,6 +24,7 @@ from hardware.table import LatencyEntry, LatencyTable, TableHeader
 KIT_FORMAT = "proxyless-latency-kit"
 RESULTS_FORMAT = "proxyless-latency-results"
 VERSION = 1
+MINIMUM_HELD_OUT = 3
 _OVERHEAD = "overhead.onnx"
 
 
@@ -34,6 +36,7 @@ def write_kit(
     input_size: int,
     batch: int = 1,
     space: str = "",
+    held_out: Sequence[Sequence[OpSpec]] = (),
     tflite: bool = False,
 ) -> Path:
     """Writes a kit.
@@ -45,6 +48,7 @@ def write_kit(
         input_size: Side of the network's input image.
         batch: Images per inference.
         space: The search space in words.
+        held_out: Further whole nets, 3 or more or none, by which `import_results` checks the table.
         tflite: Whether to write a `.tflite` file beside each graph, for devices measured with `--runtime tflite`; it
             needs the extra `litert` and about 3 s a graph.
 
@@ -60,12 +64,18 @@ def write_kit(
         raise TableError("there is no operator to put into the kit; give the operators of a space.")
     if len(whole) < measure.MINIMUM_NETS:
         raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {measure.MINIMUM_NETS} or more.")
-    unmeasured = sorted({op.key for net in whole for op in net} - set(distinct))
+    unseen = [tuple(op for op in net if op.kind != IDENTITY) for net in held_out]
+    if 0 < len(unseen) < MINIMUM_HELD_OUT:
+        raise TableError(
+            f"{len(unseen)} held-out nets are too few to check by; give {MINIMUM_HELD_OUT} or more, or none."
+        )
+    unmeasured = sorted({op.key for net in (*whole, *unseen) for op in net} - set(distinct))
     if unmeasured:
         raise TableError(f"the nets use operators that the kit lacks, first {unmeasured[0]}; add them.")
     chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
     chains |= {f"op_{i:03}.onnx": (op,) for i, op in enumerate(distinct.values())}
     chains |= {f"net_{i:03}.onnx": net for i, net in enumerate(whole)}
+    chains |= {f"held_out_{i:03}.onnx": net for i, net in enumerate(unseen)}
     shape = next(iter(distinct.values())).input_shape
     for name, chain in chains.items():
         model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
@@ -87,7 +97,7 @@ def write_kit(
 
 
 def import_results(path: str | Path) -> LatencyTable:
-    """The calibrated table of a kit's results.
+    """The calibrated table of a kit's results, checked on its held-out nets where it has some.
 
     Args:
         path: The results file that the kit's script wrote.
@@ -125,8 +135,8 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
             raise TableError(f"the time of {name} in {where} is {figure['ms']} ms; it must be finite and positive.")
     overhead = graphs[_OVERHEAD]["ms"]
     entries: dict[str, LatencyEntry] = {}
-    nets: list[list[OpSpec]] = []
-    measured: list[float] = []
+    nets: dict[str, list[list[OpSpec]]] = {"net": [], "held_out": []}
+    measured: dict[str, list[float]] = {"net": [], "held_out": []}
     for name, keys in manifest["graphs"].items():
         figure = graphs[name]
         if name.startswith("op_"):
@@ -134,9 +144,10 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
             entries[keys[0]] = measure.entry_alone(
                 keys[0], figure["ms"], overhead, spread=spread, count=int(figure["count"])
             )
-        elif name.startswith("net_"):
-            nets.append([OpSpec.from_key(key) for key in keys])
-            measured.append(float(figure["ms"]))
+        elif name != _OVERHEAD:
+            part = "held_out" if name.startswith("held_out_") else "net"
+            nets[part].append([OpSpec.from_key(key) for key in keys])
+            measured[part].append(float(figure["ms"]))
     header = TableHeader(
         device=str(document["device"]),
         backend=str(document["backend"]),
@@ -153,4 +164,14 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         overhead_ms=float(overhead),
         source="measured with a kit on the device",
     )
-    return measure.in_context(LatencyTable(header, entries), nets, measured)
+    table = measure.in_context(LatencyTable(header, entries), nets["net"], measured["net"])
+    if not nets["held_out"]:
+        return table
+    raw = [measure.alone_ms(table, net) for net in nets["held_out"]]
+    predicted = [table.calibrated_ms(net) for net in nets["held_out"]]
+    together = {
+        "raw": statistics.figures(raw, measured["held_out"]),
+        "calibrated": statistics.figures(predicted, measured["held_out"]),
+    }
+    checks = {"nets": len(predicted), "drift": 1.0, "together": together}
+    return dataclasses.replace(table, header=dataclasses.replace(table.header, checks=checks))

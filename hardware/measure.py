@@ -538,10 +538,11 @@ def _bar(progress: bool, rounds: int, count: int) -> Iterator[Callable[[int, flo
     if not progress:
         yield lambda done, elapsed, plan: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"measuring {count} graphs", total=1.0)
 
         def advance(done: int, elapsed: float, plan: Plan) -> None:

@@ -193,8 +193,7 @@ def fit(
             for name, value in known[op].items():
                 matrix[row, names.index(name)] += value
     measured = np.asarray(measured_ms, dtype=np.float64)
-    order = np.random.default_rng(seed).permutation(len(nets))
-    test, train = np.split(order, [round(test_share * len(nets))])
+    test, train = split(len(nets), test_share=test_share, seed=seed)
     design = matrix[train] / measured[train, None]
     norms = np.linalg.norm(design, axis=0)
     ridge = _RIDGE * np.eye(len(norms))
@@ -212,6 +211,13 @@ def fit(
         nets=len(train),
         header=header,
     )
+
+
+def split(count: int, *, test_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the nets that `fit` keeps for testing, and of those that it fits."""
+    order = np.random.default_rng(seed).permutation(count)
+    test, train = np.split(order, [round(test_share * count)])
+    return test, train
 
 
 def header_of(

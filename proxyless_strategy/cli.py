@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
-from hardware.errors import ConfigError, ProxylessError
+from hardware.errors import ProxylessError
 from search_spaces._nni import silence_false_alarms
+
+from . import latency_cli
+from .cli_options import Config, Settings, key_values
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
@@ -20,18 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-Config = Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The search config.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, for example search.epochs=3."),
-]
-
-
-@app.callback()
-def _proxyless() -> None:
-    """Keeps the commands' names even while there is only one of them."""
+app.add_typer(latency_cli.app, name="latency")
 
 
 @app.command()
@@ -39,22 +30,11 @@ def search(config: Config, settings: Settings = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
     from proxyless_strategy.trial import read_config
 
-    loaded = read_config(config, _overrides(settings or []))
+    loaded = read_config(config, key_values(settings or []))
     from proxyless_strategy.search import run_search
 
     for name, value in run_search(loaded).row().items():
         typer.echo(f"{name}: {value}")
-
-
-@app.command()
-def latency(config: Config, settings: Settings = None) -> None:
-    """Measure a search's latency table if it is missing; show its space's extremes."""
-    from proxyless_strategy.trial import read_config
-
-    loaded = read_config(config, _overrides(settings or []))
-    from proxyless_strategy.search import prepare
-
-    typer.echo(f"table: {prepare(loaded).table}")
 
 
 @app.command()
@@ -112,20 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ProxylessError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
-
-
-def _overrides(settings: Sequence[str]) -> dict[str, Any]:
-    """Dotted keys and their values, which are read as YAML."""
-    overrides = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"--set {setting} names no value; write it as key=value")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: {value!r} is not valid YAML") from error
-    return overrides
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy import cli
+from proxyless_strategy.cli_options import key_values
 
 
 def status_of(*arguments: str) -> Any:
@@ -45,11 +46,11 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
     assert status_of(*arguments) == 2
 
 
-@pytest.mark.parametrize("command", ["search", "latency", "experiment"])
+@pytest.mark.parametrize("command", ["search", "latency prepare", "experiment"])
 def test_a_missing_config_is_one_sentence_and_status_2(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
-    assert status_of(command, str(tmp_path / "none.yml")) == 2
+    assert status_of(*command.split(), str(tmp_path / "none.yml")) == 2
     output, error = capsys.readouterr()
     assert output == ""
     assert len(error.splitlines()) == 1
@@ -58,7 +59,7 @@ def test_a_missing_config_is_one_sentence_and_status_2(
 
 def test_settings_are_read_as_yaml() -> None:
     settings = ["search.epochs=3", "target=0.5", "rule=reinforce", "retrain=null", "data.options={a: 1}"]
-    assert cli._overrides(settings) == {
+    assert key_values(settings) == {
         "search.epochs": 3,
         "target": 0.5,
         "rule": "reinforce",
@@ -70,7 +71,7 @@ def test_settings_are_read_as_yaml() -> None:
 @pytest.mark.parametrize("setting", ["epochs", "=3", "a={"])
 def test_a_setting_without_a_value_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match=f"--set {setting}"):
-        cli._overrides([setting])
+        key_values([setting])
 
 
 def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_an_error_of_ours_is_its_message_alone(
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("search", "rule: reinforce\nseed: 3\n"), ("latency", "table: tables/reinforce-3.yml\n")],
+    [("search", "rule: reinforce\nseed: 3\n"), ("latency prepare", "table: tables/reinforce-3.yml\n")],
 )
 def test_settings_reach_the_search(
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +111,7 @@ def test_settings_reach_the_search(
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     (tmp_path / "a.yml").write_text("{rule: gradient}")
-    assert status_of(command, str(tmp_path / "a.yml"), "--set", "rule=reinforce", "--set", "seed=3") == 0
+    assert status_of(*command.split(), str(tmp_path / "a.yml"), "--set", "rule=reinforce", "--set", "seed=3") == 0
     assert capsys.readouterr().out == expected
 
 

@@ -1,0 +1,606 @@
+"""`proxyless latency`: build, look at, check and convert latency tables. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hardware.errors import BackendError, ConfigError, SpaceError, TableError
+
+from .cli_options import Config, Settings, key_values
+
+if TYPE_CHECKING:
+    from hardware.checks import TableCheck
+    from hardware.model import LatencyModel
+    from hardware.op_spec import OpSpec
+    from hardware.table import LatencyTable
+    from search_spaces import SpaceCosts
+
+app = typer.Typer(
+    help="Latency tables: build, look at, check and convert them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+CALIBRATION_SEED = 0
+NAMED_ENTRIES = 8
+
+Table = Annotated[Path, typer.Argument(metavar="TABLE.yml", help="The latency table.")]
+Space = Annotated[str, typer.Option("--space", metavar="NAME", help="The search space, or module:function.")]
+OptionalSpace = Annotated[
+    str | None, typer.Option("--space", metavar="NAME", help="The search space (default: the table's own).")
+]
+SpaceOptions = Annotated[
+    list[str] | None,
+    typer.Option("--space-option", metavar="KEY=VALUE", help="An option of the space, for example stem_stride=1."),
+]
+InputSize = Annotated[int, typer.Option(min=8, help="Side of the input image in pixels.")]
+OptionalInputSize = Annotated[
+    int | None, typer.Option("--input-size", min=8, help="Side of the input image (default: the table's own).")
+]
+Classes = Annotated[int, typer.Option(min=1, help="Classes of the head.")]
+OptionalClasses = Annotated[int | None, typer.Option("--classes", min=1, help="Classes (default: the table's own).")]
+Channels = Annotated[int, typer.Option(min=1, help="Channels of the input image.")]
+OptionalChannels = Annotated[
+    int | None, typer.Option("--channels", min=1, help="Channels of the image (default: the table's own).")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images per inference.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads that one inference may use.")]
+Nets = Annotated[int, typer.Option(min=8, help="Whole nets that the table is calibrated on.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the draw.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+
+
+@app.command()
+def build(
+    space: Space,
+    input_size: InputSize,
+    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    backend: Annotated[str, typer.Option(help="What runs the operators.")] = "onnxruntime",
+    space_option: SpaceOptions = None,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    classes: Classes = 1000,
+    channels: Channels = 3,
+    nets: Nets = 24,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")] = 40.0,
+    force: Force = False,
+) -> None:
+    """Measure a space's latency table on this machine. An interrupted build continues when started again."""
+    costs, name = _space_costs(space, space_option, input_size, classes, channels)
+    from hardware.locks import table_lock
+    from hardware.measure import Plan, build_table
+
+    _check_new(out, force=force)
+    with table_lock(out, wait=False):
+        _check_new(out, force=force)
+        try:
+            table = build_table(
+                costs.distinct(),
+                _random_nets(costs, nets, seed=CALIBRATION_SEED),
+                backend=backend,
+                input_size=input_size,
+                batch=batch,
+                threads=threads,
+                space=name,
+                out=out,
+                plan=Plan(rounds=300, seconds=seconds),
+                progress=sys.stderr.isatty(),
+            )
+        except KeyboardInterrupt:
+            if Path(f"{out}.partial").exists():
+                typer.echo(f"interrupted; the same command continues from {out}.partial", err=True)
+            raise
+    _echo_calibration(table)
+    _echo_sums(table, costs)
+    typer.echo(f"table: {out} ({len(table.entries)} operators)")
+
+
+@app.command()
+def prepare(config: Config, settings: Settings = None) -> None:
+    """Measure a search's latency table if it is missing; show its space's extremes."""
+    from .trial import read_config
+
+    loaded = read_config(config, key_values(settings or []))
+    from .search import prepare
+
+    typer.echo(f"table: {prepare(loaded).table}")
+
+
+@app.command()
+def show(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A table's file, or a shipped table's name (pixel1).")],
+    space: OptionalSpace = None,
+    input_size: OptionalInputSize = None,
+    space_option: SpaceOptions = None,
+    classes: OptionalClasses = None,
+    channels: OptionalChannels = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="NET", help="List one net's layers: minimum, maximum, or a candidate for every edge."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="P.png", help="Draw those layers.")] = None,
+) -> None:
+    """Show what a table is of, how good it is, and what the nets of its space take by it."""
+    from hardware.tables import open_table
+
+    loaded = open_table(table)
+    if plot is not None and layers is None:
+        raise ConfigError("--plot draws one net; say which with --layers minimum, maximum or a candidate")
+    _echo_header(table, loaded)
+    _echo_calibration(loaded)
+    _echo_checks(loaded)
+    if space is None and not _own_space(loaded):
+        if layers is not None:
+            raise ConfigError(f"{table} does not say its space, so there is no net to list; give --space")
+        typer.echo("give --space to see what its nets take")
+        return
+    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    model = _echo_sums(loaded, costs)
+    if layers is not None:
+        from rich.console import Console
+
+        report = model.report(_choices_named(layers, model))
+        typer.echo()
+        Console(width=120, soft_wrap=True).print(report.render())
+        if plot is not None:
+            _check_new(plot, force=True)
+            report.plot(plot, title=f"{layers} on {loaded.header.device}: {report.total():.3f} {report.unit}")
+            typer.echo(f"plot: {plot}")
+
+
+@app.command()
+def check(
+    table: Table,
+    space: OptionalSpace = None,
+    nets: Annotated[int, typer.Option(min=6, help="Held-out nets: half uniform, half of varied depth.")] = 30,
+    space_option: SpaceOptions = None,
+    input_size: OptionalInputSize = None,
+    classes: OptionalClasses = None,
+    channels: OptionalChannels = None,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=3, metavar="N", help="Fit the calibration anew on N other nets (default: only if it lacks)."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="P.png", help="Draw predicted against measured.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")] = 30.0,
+    seed: Seed = 1,
+) -> None:
+    """Measure whole nets that a table has never seen, and compare; the figures go into the table's header."""
+    from hardware.checks import check_table
+    from hardware.locks import table_lock
+    from hardware.measure import Plan
+    from hardware.table import LatencyTable
+
+    loaded = LatencyTable.load(table)
+    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
+    _check_same_device(loaded)
+    if plot is not None:
+        _check_new(plot, force=True)
+    anew = calibrate if calibrate is not None else 0 if loaded.header.calibration else 10
+    seen = set(_random_nets(costs, _calibration_nets(loaded), seed=CALIBRATION_SEED))
+    calibration_nets = _unseen(costs, anew, seed=seed + 1, seen=seen)
+    seen.update(calibration_nets)
+    uniform = _unseen(costs, nets - nets // 2, seed=seed, seen=seen, depth="uniform")
+    seen.update(uniform)
+    varied = _unseen(costs, nets // 2, seed=seed, seen=seen, depth="varied")
+    with table_lock(table, wait=False):
+        checked = check_table(
+            loaded,
+            {"uniform": uniform, "depth-varied": varied},
+            calibration_nets=calibration_nets,
+            plan=Plan(rounds=200, seconds=seconds),
+            seed=seed,
+            progress=sys.stderr.isatty(),
+        )
+        checked.table.save(table)
+    _echo_check(checked)
+    if plot is not None:
+        checked.plot(plot)
+        typer.echo(f"plot: {plot}")
+    typer.echo(f"figures stored in {table}")
+
+
+@app.command()
+def fit(
+    table: Table,
+    out: Annotated[Path, typer.Option(metavar="MODEL.json", help="The learned model to write.")],
+    space: OptionalSpace = None,
+    nets: Annotated[int, typer.Option(min=20, help="Random nets to measure; one fifth is kept for testing.")] = 300,
+    space_option: SpaceOptions = None,
+    input_size: OptionalInputSize = None,
+    classes: OptionalClasses = None,
+    channels: OptionalChannels = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of each group of 32 nets.")] = 8.0,
+    seed: Seed = 2,
+    force: Force = False,
+) -> None:
+    """Learn a latency model from whole nets, which can predict operators that were never measured (`fill`)."""
+    from hardware import predictor, statistics
+    from hardware.measure import Plan, measure_nets
+    from hardware.table import LatencyTable
+
+    _check_new(out, force=force)
+    loaded = LatencyTable.load(table)
+    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
+    _check_same_device(loaded)
+    header = loaded.header
+    drawn = _random_nets(costs, nets, seed=seed)
+    timed = measure_nets(
+        drawn,
+        backend=header.backend,
+        batch=header.batch,
+        threads=header.threads,
+        table=loaded,
+        plan=Plan(rounds=100, minimum_rounds=min(15, 100), seconds=seconds, extra_rounds=0),
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
+    measured = [figure.settled_ms for figure in timed]
+    model = predictor.fit(drawn, measured, header=header, seed=seed)
+    test, _ = predictor.split(nets, seed=seed)
+    by_table = statistics.figures([loaded.calibrated_ms(drawn[i]) for i in test], [measured[i] for i in test])
+    model.save(out)
+    typer.echo(f"{len(test)} test nets of {nets}:")
+    typer.echo(f"  {'learned model':16}{_figures(model.figures['test'])}")
+    typer.echo(f"  {'table':16}{_figures(by_table)}")
+    typer.echo(f"model: {out}")
+
+
+@app.command()
+def fill(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.json", help="A model that `fit` wrote.")],
+    space: Space,
+    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    input_size: OptionalInputSize = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="TABLE.yml", help="Keep what this table has, and predict the rest.")
+    ] = None,
+    space_option: SpaceOptions = None,
+    classes: Classes = 1000,
+    channels: Channels = 3,
+    force: Force = False,
+) -> None:
+    """Predict operators that were never measured (another width or input size), each marked as predicted."""
+    from hardware.predictor import LearnedModel
+    from hardware.table import LatencyTable
+
+    _check_new(out, force=force)
+    learned = LearnedModel.load(model)
+    size = input_size or learned.header.input_size
+    costs, _ = _space_costs(space, space_option, size, classes, channels)
+    if table is None:
+        filled = learned.table(costs.distinct(), input_size=size)
+    else:
+        measured = LatencyTable.load(table)
+        if measured.header.input_size != size:
+            raise TableError(
+                f"{table} was measured at input size {measured.header.input_size}, not {size}; leave out --table to "
+                "predict every operator."
+            )
+        filled = learned.fill(measured, costs.distinct())
+    filled.save(out)
+    predicted = sum(entry.predicted for entry in filled.entries.values())
+    _echo_sums(filled, costs)
+    typer.echo(f"table: {out} ({predicted} of {len(filled.entries)} operators predicted)")
+
+
+@app.command()
+def kit(
+    space: Space,
+    input_size: InputSize,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The kit's folder; new or empty.")],
+    space_option: SpaceOptions = None,
+    batch: Batch = 1,
+    classes: Classes = 1000,
+    channels: Channels = 3,
+    nets: Nets = 24,
+    held_out: Annotated[int, typer.Option(min=0, help="Further whole nets, to check the table by.")] = 16,
+    tflite: Annotated[bool, typer.Option("--tflite", help="Also write .tflite files (extra `litert`).")] = False,
+) -> None:
+    """Write a folder to copy to any device with Python and onnxruntime, and measure there."""
+    from hardware.kit import write_kit
+
+    costs, name = _space_costs(space, space_option, input_size, classes, channels)
+    _check_new(out, force=True, folder=True)
+    calibration = _random_nets(costs, nets, seed=CALIBRATION_SEED)
+    script = write_kit(
+        costs.distinct(),
+        calibration,
+        out,
+        input_size=input_size,
+        batch=batch,
+        space=name,
+        held_out=_unseen(costs, held_out, seed=1, seen=set(calibration)),
+        tflite=tflite,
+    )
+    typer.echo(f"kit: {out} ({len(costs.distinct())} operators, {nets + held_out} whole nets)")
+    typer.echo(f"copy the folder to the device, run `python {script.name}` there, and bring results.json back:")
+    typer.echo("  proxyless latency import results.json --out TABLE.yml")
+
+
+@app.command("import")
+def import_(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="What a kit's measure.py wrote.")],
+    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    force: Force = False,
+) -> None:
+    """Make the table of a device from the results of its kit."""
+    from hardware.kit import import_results
+    from hardware.locks import table_lock
+
+    _check_new(out, force=force)
+    table = import_results(results)
+    with table_lock(out, wait=False):
+        _check_new(out, force=force)
+        table.save(out)
+    _echo_calibration(table)
+    _echo_checks(table)
+    typer.echo(f"table: {out} ({len(table.entries)} operators of {table.header.device})")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="TABLE", help="A table released by ProxylessNAS or Once-for-all, or one of ours.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.yml", help="The file to write.")],
+    device: Annotated[str, typer.Option(help="A released table's device in words (default: the file's name).")] = "",
+    proxylessnas: Annotated[
+        bool, typer.Option("--proxylessnas", help="Write ProxylessNAS's dialect (the default for a table of ours).")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Read a released table of either dialect into our format, or write a table in ProxylessNAS's dialect."""
+    from hardware import formats
+    from hardware.table import FORMAT, load_yaml
+    from hardware.tables import open_table, shipped_names
+
+    _check_new(out, force=force)
+    if source in shipped_names():
+        ours = True
+    else:
+        document = load_yaml(Path(source))
+        ours = isinstance(document, dict) and document.get("format") == FORMAT
+    table = open_table(source) if ours else formats.read_released(source, device=device)
+    if ours or proxylessnas:
+        formats.write_proxylessnas(table, out)
+        typer.echo(f"table: {out} ({len(table.entries)} operators, ProxylessNAS's dialect)")
+    else:
+        table.save(out)
+        typer.echo(f"table: {out} ({len(table.entries)} operators of {table.header.device}, uncalibrated)")
+
+
+# ---- spaces ------------------------------------------------------------------------------------------------------
+
+
+def _space_costs(
+    space: str, options: Sequence[str] | None, input_size: int, classes: int, channels: int
+) -> tuple[SpaceCosts, str]:
+    """A space's operators, and its name with its options, from which `_own_space` makes it again."""
+    from search_spaces import get_space
+
+    chosen = key_values(options or [], option="--space-option")
+    try:
+        costs = get_space(space, **chosen).costs(input_size, num_classes=classes, in_chans=channels)
+    except (TypeError, ValueError) as error:
+        raise SpaceError(f"the space {space} cannot be made with these options: {error}; correct them") from error
+    written = [f"{key}={json.dumps(value, separators=(',', ':'), default=str)}" for key, value in chosen.items()]
+    return costs, " ".join([space, *written])
+
+
+def _own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
+    """The space that a table's header names, and its options; None where it names none that is known."""
+    from search_spaces import SPACES
+
+    name, *options = table.header.space.split(" ")
+    known = name in SPACES or ":" in name
+    return (name, options) if known and all("=" in option for option in options) else None
+
+
+def _costs_of_table(
+    table: LatencyTable,
+    space: str | None,
+    options: Sequence[str] | None,
+    input_size: int | None,
+    classes: int | None,
+    channels: int | None,
+) -> SpaceCosts:
+    """The operators of a space as the table has them, where the options do not say otherwise."""
+    own = _own_space(table)
+    if space is None and own is None:
+        raise ConfigError(f"the table's space is {table.header.space!r}, which is unknown here; give --space")
+    if own is not None and not options and space in (None, own[0]):
+        space, options = own
+    heads, images = _ends(table)
+    size = input_size or table.header.input_size
+    costs, _ = _space_costs(
+        space or "",
+        options,
+        size,
+        classes or (heads[0] if len(heads) == 1 else 1000),
+        channels or (images[0] if len(images) == 1 else 3),
+    )
+    return costs
+
+
+def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
+    """Classes of the table's heads, and channels of its operators on the input image."""
+    from hardware.op_spec import OpSpec
+
+    ops = [OpSpec.from_key(key) for key in table.entries]
+    heads = sorted({op.output_shape[0] for op in ops if op.kind == "head"})
+    size = table.header.input_size
+    images = sorted({op.input_shape[0] for op in ops if op.kind == "conv" and op.input_shape[1:] == (size, size)})
+    return heads, images
+
+
+def _random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
+    return [costs.chain(choices) for choices in costs.random_choices(count, seed=seed)]
+
+
+def _calibration_nets(table: LatencyTable) -> int:
+    return table.header.calibration.nets if table.header.calibration else 0
+
+
+def _unseen(
+    costs: SpaceCosts, count: int, *, seed: int, seen: set[tuple[OpSpec, ...]], depth: str = "both"
+) -> list[tuple[OpSpec, ...]]:
+    """Distinct random nets that are not among `seen`; `depth` is `uniform`, `varied` or `both`."""
+    if depth == "uniform":
+        choices = costs.random_choices(4 * count, seed=seed, vary_depth=False)
+    else:
+        choices = costs.random_choices(8 * count, seed=seed)[
+            1 if depth == "varied" else 0 :: 2 if depth != "both" else 1
+        ]
+    nets = [net for net in dict.fromkeys(costs.chain(c) for c in choices) if net not in seen][:count]
+    if len(nets) < count:
+        raise SpaceError(f"the space {costs.space} has too few nets to hold {count} out; ask for fewer")
+    return nets
+
+
+def _choices_named(name: str, model: LatencyModel) -> Mapping[str, str]:
+    if name in ("minimum", "maximum"):
+        return (model.minimum() if name == "minimum" else model.maximum())[1]
+    common = _common_candidates(model)
+    if name not in common:
+        raise ConfigError(f"--layers {name} is no net; give minimum, maximum or one of {', '.join(common)}")
+    return dict.fromkeys(model.labels, name)
+
+
+def _common_candidates(model: LatencyModel) -> list[str]:
+    """Candidates that every edge has."""
+    first, *others = model.candidates or ((),)
+    return [name for name in first if all(name in options for options in others)]
+
+
+# ---- files and devices -------------------------------------------------------------------------------------------
+
+
+def _check_new(path: Path, *, force: bool, folder: bool = False) -> None:
+    """Refuses a file that exists, or that cannot be written, before anything is measured."""
+    if not folder and path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file in it")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; give another name, or --force to replace it")
+    existing = path if folder else path.absolute().parent
+    while not existing.exists():
+        existing = existing.absolute().parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"cannot write {path}: {existing} is no folder that may be written to; choose another place")
+
+
+def _check_same_device(table: LatencyTable) -> None:
+    """Refuses to compare a table with another device than its own."""
+    from hardware.backends import backend_names, get_backend
+
+    header = table.header
+    if header.backend not in backend_names():
+        raise BackendError(
+            f"the table was measured with {header.backend!r} on {header.device}, which this machine cannot run; "
+            f"backends here are {', '.join(backend_names())}"
+        )
+    with get_backend(header.backend) as backend:
+        here = backend.device()
+    if here != header.device:
+        raise TableError(
+            f"the table is of {header.device!r}, but this machine is {here!r}; measure nets on the table's device"
+        )
+
+
+# ---- what is printed ---------------------------------------------------------------------------------------------
+
+
+def _echo_header(name: str, table: LatencyTable) -> None:
+    header = table.header
+    predicted = sum(entry.predicted for entry in table.entries.values())
+    count = f"{len(table.entries)} operators" + (f" ({predicted} predicted)" if predicted else "")
+    threads = f"{header.threads} thread{'s' * (header.threads > 1)}"
+    load = "" if header.load_average is None else f", load {header.load_average:.2f}"
+    versions = ", ".join(f"{library} {version}" for library, version in header.versions.items())
+    rows = {
+        "table": f"{name}: {count} of {header.space or 'an unnamed space'} at {header.input_size} px",
+        "device": header.device,
+        "runtime": f"{header.backend}, {threads}, batch {header.batch}, {header.dtype}",
+        "versions": versions,
+        "measured": f"{header.created or 'date unknown'}, {header.repeats} samples or more of each operator{load}",
+        "source": header.source,
+    }
+    for label, text in rows.items():
+        if text:
+            typer.echo(f"{label:14}{text}")
+
+
+def _echo_calibration(table: LatencyTable) -> None:
+    calibration = table.header.calibration
+    if calibration is None:
+        typer.echo(f"{'calibration':14}none: its sums are uncalibrated")
+        return
+    figures = calibration.figures.get("calibrated") or {}
+    quality = f"; {_figures(figures)} on them" if figures else ""
+    typer.echo(
+        f"{'calibration':14}{calibration.scale:.4f} x sum {calibration.offset_ms:+.4f} ms, "
+        f"from {calibration.nets} whole nets{quality}"
+    )
+
+
+def _echo_checks(table: LatencyTable) -> None:
+    together = (table.header.checks or {}).get("together")
+    if together:
+        typer.echo(f"{'checked':14}{_figures(together['calibrated'])} on {table.header.checks['nets']} held-out nets")
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return (
+        f"RMSE {figures['rmse_ms']:.4f} ms, MAPE {100 * figures['mape']:.2f} %, "
+        f"Spearman {figures['spearman']:.3f}, Kendall {figures['kendall']:.3f}"
+    )
+
+
+def _echo_sums(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
+    """What the fixed parts, the uniform nets, the extremes and the average net of a space take."""
+    from hardware.model import LatencyModel
+
+    table.check(costs.distinct(), input_size=costs.input_size, batch=table.header.batch)
+    model = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+    used = model.mask.sum(axis=1, keepdims=True)
+    rows = {"fixed parts": model.fixed_ms}
+    rows |= {f"all {name}": model.latency(dict.fromkeys(model.labels, name)) for name in _common_candidates(model)}
+    rows |= {
+        "minimum": model.minimum()[0],
+        "maximum": model.maximum()[0],
+        "E[LAT] at alpha = 0": float(model.expected(model.mask / used)),
+    }
+    typer.echo(f"\n{costs.space} at {costs.input_size} px, {model.unit}")
+    for label, value in rows.items():
+        typer.echo(f"  {label:20}{value:12.4f}")
+    return model
+
+
+def _echo_check(check: TableCheck) -> None:
+    from rich.console import Console
+
+    Console(width=100).print(check.render())
+    typer.echo(f"the machine was {check.drift:.3f} x as slow as when the table was built")
+    spreads: dict[str, Any] = {key: check.table.entries[key].spread for key in check.noisy}
+    _echo_some("noisy", [f"{key} (spread {100 * spread:.0f} %)" for key, spread in spreads.items()])
+    pairs = [
+        f"{small} takes {check.table.entries[small].ms:.4f} ms, more than {large} ({check.table.entries[large].ms:.4f})"
+        for small, large in check.unordered
+    ]
+    _echo_some("non-monotone", pairs)
+
+
+def _echo_some(title: str, lines: Sequence[str]) -> None:
+    """The first few lines of a list, and how many there are."""
+    typer.echo(f"{title} entries: {len(lines) or 'none'}")
+    for line in lines[:NAMED_ENTRIES]:
+        typer.echo(f"  {line}")
+    if len(lines) > NAMED_ENTRIES:
+        typer.echo(f"  ... and {len(lines) - NAMED_ENTRIES} more")
