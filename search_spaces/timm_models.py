@@ -1,4 +1,4 @@
-"""The timm entry point: any MBConv subnet by its arch strings, as `timm.create_model('proxylessnas', ...)`."""
+"""The timm entry points: any MBConv subnet by its arch strings as `proxylessnas`, and the published networks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,32 @@ from torch import nn
 
 from hardware.errors import SubnetError
 
-__all__ = ["proxylessnas"]
+__all__ = [
+    "proxylessnas",
+    "proxylessnas_cpu",
+    "proxylessnas_gpu",
+    "proxylessnas_mobile",
+    "proxylessnas_mobile_14",
+]
 
-MOBILE_ARCH: tuple[tuple[str, ...], ...] = (
-    ("ds_r1_k3_s1_c16_noskip",),
-    ("ir_r1_k5_s2_e3_c24", "ir_r1_k3_s1_e3_c24"),
-    ("ir_r1_k7_s2_e3_c40", "ir_r1_k3_s1_e3_c40", "ir_r1_k5_s1_e3_c40", "ir_r1_k5_s1_e3_c40"),
-    ("ir_r1_k7_s2_e6_c80", "ir_r1_k5_s1_e3_c80", "ir_r1_k5_s1_e3_c80", "ir_r1_k5_s1_e3_c80"),
-    ("ir_r1_k5_s1_e6_c96", "ir_r1_k5_s1_e3_c96", "ir_r1_k5_s1_e3_c96", "ir_r1_k5_s1_e3_c96"),
-    ("ir_r1_k7_s2_e6_c192", "ir_r1_k7_s1_e6_c192", "ir_r1_k7_s1_e3_c192", "ir_r1_k7_s1_e3_c192"),
-    ("ir_r1_k7_s1_e6_c320",),
-)
-"""Proxyless-R mobile, arXiv 1812.00332 figure 5; the network that `proxylessnas` builds without `arch_def`."""
+# The published networks (arXiv 1812.00332, its release): a block is kernel_expansion, Z a skipped one; widths are those
+# of the stem, block 0, stages 1 to 6 and the feature mix.
+_STRIDES = (2, 2, 2, 1, 2, 1)
+_CPU = ("3_6 3_3 3_3 3_3", "3_6 3_3 3_3 5_3", "3_6 Z Z 3_3", "5_6 3_3 3_3 3_3", "5_6 5_3 5_3 3_3", "5_6")
+_GPU = ("5_3 Z Z Z", "7_3 Z Z 3_3", "7_6 Z Z 5_3", "5_6 Z 3_3 5_3", "7_6 7_6 7_6 5_6", "7_6")
+_MOBILE = ("5_3 3_3 Z Z", "7_3 3_3 5_3 5_3", "7_6 5_3 5_3 5_3", "5_6 5_3 5_3 5_3", "7_6 7_6 7_3 7_3", "7_6")
+_CPU_WIDTHS = (40, 24, 32, 48, 88, 104, 216, 360, 1432)
+_GPU_WIDTHS = (40, 24, 32, 56, 112, 128, 256, 432, 1728)
+_MOBILE_WIDTHS = (32, 16, 32, 40, 80, 96, 192, 320, 1280)
+_MOBILE_14_WIDTHS = (48, 24, 40, 56, 112, 136, 256, 448, 1792)
+
+
+def _arch_def(stages: Sequence[str], first_width: int, widths: Sequence[int]) -> list[list[str]]:
+    strings = [[f"ds_r1_k3_s1_c{first_width}_noskip"]]
+    for blocks, width, stride in zip(stages, widths, _STRIDES, strict=True):
+        kept = [block.split("_") for block in blocks.split() if block != "Z"]
+        strings.append([f"ir_r1_k{k}_s{1 if i else stride}_e{e}_c{width}" for i, (k, e) in enumerate(kept)])
+    return strings
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -43,7 +57,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"proxylessnas": _cfg()})
+default_cfgs = generate_default_cfgs({name: _cfg() for name in __all__})
 
 
 def _set_stem_stride(model: Any, stem_stride: int) -> None:
@@ -55,6 +69,56 @@ def _set_stem_stride(model: Any, stem_stride: int) -> None:
 
 def _feature_count(strings: Sequence[Sequence[str]]) -> int:
     return 1 + sum("_s2" in stage[0] for stage in strings)
+
+
+def _gen_proxylessnas(
+    variant: str,
+    arch_def: Sequence[Sequence[str]],
+    pretrained: bool,
+    *,
+    stem_size: int,
+    num_features: int,
+    stem_stride: int = 2,
+    act_layer: str = "relu6",
+    bn_eps: float = 1e-3,
+    bn_momentum: float = 0.1,
+    **kwargs: Any,
+) -> nn.Module:
+    strings = [list(stage) for stage in arch_def]
+    for number, stage in enumerate(strings):
+        if not stage:
+            raise SubnetError(f"stage {number} of arch_def is empty; leave it out")
+        for string in stage[1:]:
+            if "_s2" in string:
+                raise SubnetError(f"{string!r} strides inside stage {number}; only the first block of a stage may")
+    if stem_stride not in (1, 2):
+        raise SubnetError(f"stem_stride = {stem_stride!r}; it must be 1 or 2")
+    if kwargs.get("features_only"):
+        kwargs.setdefault("out_indices", tuple(range(_feature_count(strings))))
+    model = _create_effnet(
+        variant,
+        pretrained,
+        block_args=decode_arch_def(strings),
+        stem_size=stem_size,
+        fix_stem=True,
+        num_features=num_features,
+        round_chs_fn=partial(round_channels, multiplier=None),
+        act_layer=act_layer,
+        norm_layer=partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum),
+        **kwargs,
+    )
+    if stem_stride != 2:
+        _set_stem_stride(model, stem_stride)
+    return model
+
+
+def _gen_published(
+    variant: str, stages: Sequence[str], widths: Sequence[int], pretrained: bool, **kwargs: Any
+) -> nn.Module:
+    """A published network; `widths` are those of the stem, block 0, stages 1 to 6 and the feature mix."""
+    stem, first, *middle, last = widths
+    kwargs = {"stem_size": stem, "num_features": last, **kwargs}
+    return _gen_proxylessnas(variant, _arch_def(stages, first, middle), pretrained, **kwargs)
 
 
 @register_model
@@ -87,29 +151,39 @@ def proxylessnas(
         SubnetError: An arch string strides after the first block of its stage (timm would silently ignore that),
             or a stage is empty.
     """
-    strings = [list(stage) for stage in (MOBILE_ARCH if arch_def is None else arch_def)]
-    for number, stage in enumerate(strings):
-        if not stage:
-            raise SubnetError(f"stage {number} of arch_def is empty; leave it out")
-        for string in stage[1:]:
-            if "_s2" in string:
-                raise SubnetError(f"{string!r} strides inside stage {number}; only the first block of a stage may")
-    if stem_stride not in (1, 2):
-        raise SubnetError(f"stem_stride = {stem_stride!r}; it must be 1 or 2")
-    if kwargs.get("features_only"):
-        kwargs.setdefault("out_indices", tuple(range(_feature_count(strings))))
-    model = _create_effnet(
+    return _gen_proxylessnas(
         "proxylessnas",
+        _arch_def(_MOBILE, 16, _MOBILE_WIDTHS[2:-1]) if arch_def is None else arch_def,
         pretrained,
-        block_args=decode_arch_def(strings),
         stem_size=stem_size,
-        fix_stem=True,
+        stem_stride=stem_stride,
         num_features=num_features,
-        round_chs_fn=partial(round_channels, multiplier=None),
         act_layer=act_layer,
-        norm_layer=partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum),
+        bn_eps=bn_eps,
+        bn_momentum=bn_momentum,
         **kwargs,
     )
-    if stem_stride != 2:
-        _set_stem_stride(model, stem_stride)
-    return model
+
+
+@register_model
+def proxylessnas_cpu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Proxyless CPU, found for a Xeon E5-2640 v4 at batch 1."""
+    return _gen_published("proxylessnas_cpu", _CPU, _CPU_WIDTHS, pretrained, **kwargs)
+
+
+@register_model
+def proxylessnas_gpu(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Proxyless GPU, found for a V100 at batch 8."""
+    return _gen_published("proxylessnas_gpu", _GPU, _GPU_WIDTHS, pretrained, **kwargs)
+
+
+@register_model
+def proxylessnas_mobile(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Proxyless mobile, found for a Pixel 1 at batch 1."""
+    return _gen_published("proxylessnas_mobile", _MOBILE, _MOBILE_WIDTHS, pretrained, **kwargs)
+
+
+@register_model
+def proxylessnas_mobile_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Proxyless mobile, 1.4 times as wide."""
+    return _gen_published("proxylessnas_mobile_14", _MOBILE, _MOBILE_14_WIDTHS, pretrained, **kwargs)

@@ -9,8 +9,9 @@ import torch
 
 from hardware.errors import SubnetError
 from search_spaces import Subnet, get_space, timm_models
+from tests.benchmarks import published
 
-MODELS = timm_models.__all__
+MODELS = sorted(set(timm_models.__all__))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -20,6 +21,24 @@ def test_forward_and_classifier(name):
     model.reset_classifier(3)
     assert model(torch.randn(2, 2, 64, 64)).shape == (2, 3)
     assert model.default_cfg["first_conv"] == "conv_stem"
+    assert model.default_cfg["architecture"] == name
+
+
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_published_networks_have_the_published_sizes(name):
+    sizes = published.sizes(name)
+    assert (sizes["params_m"], sizes["macs_m"]) == published.PUBLISHED[name]
+    assert sizes["equal"]
+
+
+def test_every_registered_model_is_tested():
+    assert set(MODELS) == set(timm.list_models("proxylessnas*"))
+    assert timm.list_pretrained("proxylessnas*") == []
+
+
+def test_without_arch_strings_it_is_the_published_mobile_net():
+    ours, mobile = (timm.create_model(name).state_dict() for name in ("proxylessnas", "proxylessnas_mobile"))
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in mobile.items()}
 
 
 def test_importing_the_project_registers_the_models():
@@ -29,8 +48,9 @@ def test_importing_the_project_registers_the_models():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_features_only(name):
-    model = timm.create_model(name, features_only=True).eval()
-    maps = model(torch.randn(1, 3, 64, 64))
+    model = timm.create_model(name, features_only=True, in_chans=1).eval()
+    maps = model(torch.randn(1, 1, 64, 64))
+    assert len(maps) == 5
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
     assert [64 // m.shape[-1] for m in maps] == model.feature_info.reduction()
 
