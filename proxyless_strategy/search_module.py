@@ -109,6 +109,7 @@ class SearchModule(BaseOneShotLightningModule):
         self._paths: list[int] = []
         self._restored = False
         self._watched: dict[int, tuple[str, bool]] = {}
+        self._ddp_params_and_buffers_to_ignore = [f"architecture.{name}" for name in architecture.state_dict()]
 
     # ---- optimisers and schedule -------------------------------------------------------------------------------
 
@@ -218,10 +219,14 @@ class SearchModule(BaseOneShotLightningModule):
                 self.counters["warmup"] += 1
         return None if loss is None else loss.detach()
 
+    def _ready(self, batch: Any) -> Any:
+        """A batch in the trainer's precision, on its device."""
+        return self.trainer.strategy.batch_to_device(self.trainer.precision_plugin.convert_input(batch))
+
     def _architecture_step(self, batch_idx: int) -> None:
         assert self.architecture_batches is not None
         assert self._mode is not None
-        batch = self.trainer.strategy.batch_to_device(self.architecture_batches.next())
+        batch = self._ready(self.architecture_batches.next())
         step = self.counters["architecture"]
         loss_based = isinstance(self.update, GradientUpdate)
 
@@ -373,7 +378,7 @@ class SearchModule(BaseOneShotLightningModule):
         loader = self.train_batches.twin(stream=_CALIBRATION_STREAM)
         with torch.no_grad(), isolated_seed(mix_seed(self.problem.seed, _CALIBRATION_STREAM)):
             for count, batch in enumerate(loader, start=1):
-                network(self.inputs(self.trainer.strategy.batch_to_device(batch)))
+                network(self.inputs(self._ready(batch)))
                 if count >= self.calibration_batches:
                     break
         for norm, momentum in zip(norms, momenta, strict=True):

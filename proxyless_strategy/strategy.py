@@ -21,6 +21,7 @@ from .derivation import Derived, Deriver
 from .gates import Estimator
 from .loaders import ArchitectureBatches, SeededLoader
 from .objectives import make_objective
+from .processes import prepare
 from .search_module import SearchModule
 from .supernet import Supernet, check_mutables
 from .updates import GradientUpdate, Problem, ReinforceUpdate
@@ -253,8 +254,9 @@ class ProxylessStrategy(OneShotStrategy):
         return (shared / world).cpu()
 
     def mutate_evaluator(self, evaluator: Any) -> Any:
-        """Wrap the evaluator's module and loaders."""
+        """Wrap the evaluator's module and loaders, and set up its processes (see `processes.prepare`)."""
         self._trainer = evaluator.trainer
+        prepare(evaluator.trainer.strategy)
         return super().mutate_evaluator(evaluator)
 
     def _process(self) -> tuple[int, int]:

@@ -1,0 +1,266 @@
+"""A search on two processes (gloo, on the CPU): `python -m tests.proxyless_strategy.test_ddp FOLDER` is one of them.
+
+Lightning starts the second process by running this module again; each writes what it saw to FOLDER.
+"""
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from nni.nas.evaluator.pytorch import DataLoader, Lightning, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import TorchSyncBatchNorm
+from torch import nn
+
+from proxyless_strategy import search_module
+from proxyless_strategy.processes import TimmSyncBatchNorm
+from proxyless_strategy.strategy import ProxylessStrategy
+
+from . import tiny
+from .test_search_module import StopAt, Stopped
+
+WORLD = 2
+BATCH = 16
+RULES = {
+    "paper": {},
+    "unbiased": {"estimator": "unbiased"},
+    "all": {"paths": "all"},
+    "reinforce": {"rule": "reinforce", "samples": 3},
+}
+NORMS = ("none", "frozen")
+
+
+class Recorder(tiny.Module):
+    """Keeps the gradients of every weight step; freezes batch norms on request."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.frozen = frozen
+        self.gradients, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        if self.frozen:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        named = self.model.named_parameters()
+        self.gradients.append({n: None if p.grad is None else p.grad.clone() for n, p in named})
+
+    def on_validation_start(self):
+        self.validated.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+
+def search(*, devices, norm="batch", shuffle=True, epochs=3, ckpt_path=None, callbacks=(), counts=None, **options):
+    """One search; returns what can be compared between processes."""
+    options = {"latency": tiny.costs(), "target_ms": 8.0, "warmup_epochs": 1, "steps_per_update": 2, **options}
+    torch.manual_seed(0)
+    space = tiny.TinySpace(norm=norm != "none")
+    module = Recorder(frozen=norm == "frozen")
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="64-true" if norm in NORMS else "32-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=list(callbacks),
+        num_sanity_val_steps=0,
+    )
+    evaluator = Lightning(
+        module,
+        trainer,
+        train_dataloaders=DataLoader(tiny.data(), batch_size=BATCH // devices, shuffle=shuffle),
+        val_dataloaders=DataLoader(tiny.data(64, seed=1), batch_size=BATCH // devices, shuffle=shuffle),
+    )
+    strategy = ProxylessStrategy(**options)
+    paths, outcomes = [], []
+    with watched(paths, outcomes, counts):
+        strategy.search(space, evaluator, ckpt_path=ckpt_path)
+    return {
+        "paths": paths,
+        "outcomes": outcomes,
+        "gradients": module.gradients,
+        "validated": module.validated,
+        "weights": {name: value.clone() for name, value in space.named_parameters()},
+        "alpha": strategy.architecture.alpha.detach().clone(),
+        "export": strategy.export(),
+        "counters": dict(strategy._searched().counters),
+    }
+
+
+@contextlib.contextmanager
+def watched(paths, outcomes, counts):
+    """Record drawn paths, alpha's gradients and, where `counts` is a list, the size of every all-reduce."""
+    draw, apply, reduce = (
+        search_module.SearchModule._draw_paths,
+        search_module.apply_outcome,
+        torch.distributed.all_reduce,
+    )
+
+    def drawn(self):
+        paths.append(draw(self))
+        return paths[-1]
+
+    def applied(architecture, optimizer, outcome):
+        outcomes.append(outcome.gradient.clone())
+        return apply(architecture, optimizer, outcome)
+
+    def reduced(tensor, *args, **kwargs):
+        if counts is not None:
+            counts.append(tensor.numel())
+        return reduce(tensor, *args, **kwargs)
+
+    search_module.SearchModule._draw_paths = drawn
+    search_module.apply_outcome = applied
+    torch.distributed.all_reduce = reduced
+    try:
+        yield
+    finally:
+        search_module.SearchModule._draw_paths = draw
+        search_module.apply_outcome = apply
+        torch.distributed.all_reduce = reduce
+
+
+def worker(folder):
+    """Run every case on this process and save what it saw."""
+    found = {}
+    for norm in NORMS:
+        for rule, options in RULES.items():
+            counts = []
+            found[norm, rule] = search(devices=WORLD, norm=norm, shuffle=False, counts=counts, **options)
+            found[norm, rule]["reduced"] = counts
+    for rule in ("paper", "reinforce"):
+        found["long", rule] = search(devices=WORLD, epochs=10, **RULES[rule])
+        save = ModelCheckpoint(dirpath=folder / rule, every_n_train_steps=1, save_last=True)
+        with contextlib.suppress(Stopped):
+            search(devices=WORLD, epochs=10, callbacks=[save, StopAt(40)], **RULES[rule])
+        last = folder / rule / "last.ckpt"
+        found["resumed", rule] = search(devices=WORLD, epochs=10, ckpt_path=last, **RULES[rule])
+    torch.save(found, folder / f"rank{os.environ['LOCAL_RANK']}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each process saw."""
+    folder = tmp_path_factory.mktemp("ddp")
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.proxyless_strategy.test_ddp", str(folder)],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def equal(first, second):
+    """Names of the tensors that differ."""
+    assert set(first) == set(second)
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@pytest.mark.parametrize("rule", ["paper", "reinforce"])
+def test_ranks_stay_bit_identical_over_fifty_steps(ranks, rule):
+    first, second = (rank["long", rule] for rank in ranks)
+    assert first["counters"] == second["counters"]
+    assert first["counters"]["weights"] == 60
+    assert first["counters"]["architecture"] > 20
+    assert first["paths"] == second["paths"]
+    assert torch.equal(first["alpha"], second["alpha"])
+    assert equal(first["weights"], second["weights"]) == []
+    assert first["export"] == second["export"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_ranks_exchange_one_small_tensor_in_an_architecture_step_and_nothing_for_gates(ranks, rule):
+    for rank in ranks:
+        found = rank["none", rule]
+        assert len(found["outcomes"]) == 3
+        assert len(found["reduced"]) in (3, 6), "at most the differences and the loss of each architecture step"
+        assert max(found["reduced"]) <= 3 * 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_equal_those_of_one_process_with_the_joined_batch(ranks, norm, rule):
+    single = search(devices=1, norm=norm, shuffle=False, **RULES[rule])
+    for rank in ranks:
+        found = rank[norm, rule]
+        assert found["paths"] == single["paths"]
+        assert len(found["gradients"]) == len(single["gradients"]) == 18
+        for mine, theirs in zip(found["gradients"], single["gradients"], strict=True):
+            for name, expected in theirs.items():
+                assert (mine[name] is None) == (expected is None), f"{name}: only sampled paths may have a gradient"
+                if expected is not None:
+                    torch.testing.assert_close(mine[name], expected, rtol=0, atol=1e-6)
+        assert any(gradient.abs().max() > 1e-4 for gradient in found["outcomes"])
+        torch.testing.assert_close(found["outcomes"], single["outcomes"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found["alpha"], single["alpha"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["paper", "reinforce"])
+def test_validation_sees_the_same_statistics_on_all_ranks(ranks, rule):
+    first, second = (rank["long", rule]["validated"] for rank in ranks)
+    assert len(first) == len(second) == 10
+    for mine, theirs in zip(first, second, strict=True):
+        assert equal(mine, theirs) == []
+
+
+@pytest.mark.parametrize("rule", ["paper", "reinforce"])
+def test_a_resumed_search_equals_an_uninterrupted_one_on_every_rank(ranks, rule):
+    for rank in ranks:
+        whole, resumed = rank["long", rule], rank["resumed", rule]
+        assert len(resumed["paths"]) == 60 - 39
+        assert torch.equal(whole["alpha"], resumed["alpha"])
+        assert equal(whole["weights"], resumed["weights"]) == []
+        assert whole["counters"] == resumed["counters"]
+
+
+def test_lightnings_options_are_set_for_the_user():
+    strategy = ProxylessStrategy()
+    strategy.mutate_model(tiny.TinySpace())
+    made = tiny.evaluator(devices=2, strategy="ddp", sync_batchnorm=True)
+    assert type(made.trainer.strategy._layer_sync) is TorchSyncBatchNorm
+    strategy.mutate_evaluator(made)
+    options = made.trainer.strategy._ddp_kwargs
+    assert options["find_unused_parameters"]
+    assert not options["broadcast_buffers"]
+    assert type(made.trainer.strategy._layer_sync) is TimmSyncBatchNorm
+
+
+def test_synchronised_batch_norms_keep_timms_activations():
+    definition = [["ds_r1_k3_s1_c8_noskip"], ["ir_r1_k3_s2_e3_c16"]]
+    model = timm.create_model("proxylessnas", arch_def=definition, num_features=32).eval()
+    x = torch.randn(1, 3, 32, 32) * 10
+    expected, before = model(x), dict(model.state_dict())
+    dropped = TorchSyncBatchNorm().apply(copy.deepcopy(model))
+    assert not torch.allclose(dropped(x), expected), "torch's own conversion drops them: the reason for timm's"
+    sync = TimmSyncBatchNorm()
+    converted = sync.apply(model)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 7
+    assert equal(before, converted.state_dict()) == []
+    assert torch.equal(converted(x), expected), "in evaluation mode it needs no process group"
+    reverted = sync.revert(converted)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in reverted.modules())
+    assert equal(before, reverted.state_dict()) == []
+    assert torch.equal(reverted(x), expected)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    worker(Path(sys.argv[1]))
