@@ -67,6 +67,25 @@ def export(
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
 
 
+@app.command("import-released")
+def import_released_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.json", help="A network of ProxylessNAS's release.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The export folder to write.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CHECKPOINT.pth]", help="Its weights; none: random ones.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels (default: as the config or its name says, else 224).")
+    ] = None,
+) -> None:
+    """Turn a released ProxylessNAS network into a folder that timm loads as local-dir:DIR."""
+    from proxyless_strategy.importing import import_released
+
+    folder = import_released(config, checkpoint, out, input_size=input_size)
+    weights = "random weights, as no checkpoint was given" if checkpoint is None else f"the weights of {checkpoint}"
+    typer.echo(f"{folder}: {weights}")
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a search or an experiment.")],
