@@ -10,7 +10,7 @@ import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's publi
 import torch
 from nni.mutable import frozen_context
 from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.oneshot.pytorch.strategy import OneShotStrategy, no_default_hook
+from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
@@ -23,7 +23,7 @@ from .loaders import ArchitectureBatches, SeededLoader
 from .objectives import make_objective
 from .processes import prepare
 from .search_module import SearchModule
-from .supernet import Supernet, check_mutables
+from .supernet import Supernet, check_mutables, refuse
 from .updates import GradientUpdate, Problem, ReinforceUpdate
 
 
@@ -139,8 +139,8 @@ class ProxylessStrategy(OneShotStrategy):
     # ---- the space ---------------------------------------------------------------------------------------------
 
     def default_mutation_hooks(self) -> list[Any]:
-        """Gated forms of LayerChoice, InputChoice and Repeat; anything else that can be chosen is refused."""
-        return [self.paths_of_space.hook, _refuse]
+        """Gated forms of LayerChoice, InputChoice, Repeat and Cell; anything else that can be chosen is refused."""
+        return [self.paths_of_space.hook, refuse]
 
     def mutate_model(self, model: Any) -> Any:
         """Turn a model space into its supernet, in place.
@@ -319,15 +319,6 @@ class ProxylessStrategy(OneShotStrategy):
         """The derived subnet, frozen, with the supernet's weights."""
         self.oneshot_module.set_model(self.supernet)
         yield cast(RawFormatModelSpace, self.model_space).freeze(self.export())
-
-
-def _refuse(module: torch.nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> bool:
-    try:
-        return no_default_hook(module, name, memo, kwargs)
-    except TypeError as error:
-        raise UnsupportedSpaceError(
-            f"{name} ({type(module).__name__}) cannot be searched by ProxylessStrategy: {error}"
-        ) from error
 
 
 def _described(architecture: ArchitectureParameters, derived: Derived) -> str:

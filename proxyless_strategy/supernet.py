@@ -9,8 +9,12 @@ from typing import Any, cast
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
 from nni.mutable import Categorical, CategoricalMultiple
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, Repeat
+from nni.nas.hub.pytorch.nasnet import NDSStage
+from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, ModelSpace, Repeat
+from nni.nas.nn.pytorch.base import MutableModule, recursive_freeze
+from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.space import model_context
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -89,36 +93,31 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _inner(gradients: Sequence[Tensor], differences: Sequence[Tensor]) -> Tensor:
+def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
     """`<dL/dy, d>` in float32 or better."""
-    total: Tensor | None = None
-    for gradient, difference in zip(gradients, differences, strict=True):
-        if gradient.dtype in (torch.float16, torch.bfloat16):
-            gradient, difference = gradient.float(), difference.float()
-        product = (gradient * difference).sum()
-        total = product if total is None else total + product
-    return cast(Tensor, total)
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient, difference = gradient.float(), difference.float()
+    return (gradient * difference).sum()
 
 
 class _Tap:
-    """Collects the gradients of one layer's outputs and turns them into gate-gradient differences."""
+    """Turns the gradients of one layer's outputs into gate-gradient differences, as they come."""
 
     def __init__(self, plan: RunPlan, edge: int, count: int, compare: Callable[[], list[Sequence[Tensor]]]):
         self.plan = plan
         self.edge = edge
-        self.gradients: list[Tensor | None] = [None] * count
         self.missing = count
         self.compare = compare
+        self.found: list[Sequence[Tensor]] = []
 
     def hook(self, position: int) -> Callable[[Tensor], None]:
         def collect(gradient: Tensor) -> None:
-            self.gradients[position] = gradient
             self.missing -= 1
+            with torch.no_grad():
+                self.found = self.found or self.compare()
+                self.plan.record(self.edge, [_inner(gradient, differences[position]) for differences in self.found])
             if self.missing == 0:
-                with torch.no_grad():
-                    gradients = cast("list[Tensor]", self.gradients)
-                    self.plan.record(self.edge, [_inner(gradients, d) for d in self.compare()])
-                self.gradients = []
+                self.found = []
 
         return collect
 
@@ -214,19 +213,104 @@ class BinaryGateInput(InputChoice, _GatedModule):
 
 
 class BinaryGateRepeat(Repeat, _GatedModule):
-    """A Repeat whose depth is one choice: block `d` runs exactly where the depth is greater than `d`."""
+    """A Repeat whose depth is one choice: block `d` runs exactly where the depth is greater than `d`.
+
+    Args:
+        blocks: As many as the greatest depth.
+        depth: The depth, a function of one choice.
+        choice: That choice.
+        first: Transforms the first of the outputs where only one block runs (NNI's `NDSStage`).
+    """
+
+    def __init__(self, blocks: list[nn.Module], depth: Any, choice: Categorical, first: nn.Module | None = None):
+        super().__init__(blocks, depth)
+        self.first_cell_transformation = first
+        self._choice_label = choice.label
+        self._depths = [int(depth.freeze({choice.label: value})) for value in choice.values]
 
     def forward(self, x: Any) -> Any:
-        plan = self._selector.current(self.label or "depth")
-        depths = cast(Categorical, self.depth_choice).values
+        plan = self._selector.current(self._choice_label)
 
         def run(candidate: int) -> Any:
-            y = x
-            for block in list(self.blocks)[: depths[candidate]]:
+            y, depth = x, self._depths[candidate]
+            for block in list(self.blocks)[:depth]:
                 y = block(y)
+            if depth == 1 and self.first_cell_transformation is not None:
+                y = [self.first_cell_transformation(y[0]), *y[1:]]
             return y
 
         return gated(plan, self.edge, run)
+
+
+class BinaryGateCell(_GatedModule):
+    """A Cell of operators made by factories: one operator for each combination of choice and input.
+
+    A factory may make another operator for another input (a stride where it comes from outside a reduction cell), so
+    that an operator cannot be chosen without its input.
+
+    Args:
+        cell: The cell of the space, with `merge_op` "all".
+    """
+
+    def __init__(self, cell: Cell):
+        super().__init__()
+        self._cell = [cell]
+        self.preprocessor, self.postprocessor = cell.preprocessor, cell.postprocessor
+        self.layers = nn.ModuleList()
+        self.choices: list[tuple[LayerChoice, InputChoice]] = []
+        for node, (operators, inputs) in enumerate(zip(cell.ops, cell.inputs, strict=True), cell.num_predecessors):
+            for index, (operator, source) in enumerate(zip(operators, inputs, strict=True)):
+                made = [create_cell_op_candidates(cell.op_candidates_factory, node, index, j)[0] for j in range(node)]
+                self.layers.append(nn.ModuleList(nn.ModuleDict(candidates) for candidates in made))
+                self.choices.append((operator, source))
+                self.add_mutable(operator.choice)
+                self.add_mutable(source.choice)
+        self._edges: list[tuple[int, int]] = []
+
+    def _attach_all(self, edges: list[tuple[int, int]], selector: PathSelector) -> None:
+        self._edges, self._selector = edges, selector
+
+    def forward(self, *inputs: Any) -> Any:
+        cell = self._cell[0]
+        plan = self._selector.current(cell.label)
+        predecessors = preprocess_cell_inputs(cell.num_predecessors, *inputs)
+        states = list(self.preprocessor(predecessors))
+        for start in range(0, len(self.layers), cell.num_ops_per_node):
+            terms = [self._term(plan, start + k, states) for k in range(cell.num_ops_per_node)]
+            states.append(torch.sum(torch.stack(terms), 0))
+        merged = torch.cat([states[node] for node in cell.output_node_indices], cell.concat_dim)
+        return self.postprocessor(merged, predecessors)
+
+    def _term(self, plan: RunPlan, position: int, states: list[Tensor]) -> Tensor:
+        operator_edge, input_edge = self._edges[position]
+        names = self.choices[position][0].names
+        by_input = cast("Sequence[dict[str, nn.Module]]", self.layers[position])
+
+        def operate(operator: int) -> Any:
+            return gated(plan, input_edge, lambda source: by_input[source][names[operator]](states[source]))
+
+        return gated(plan, operator_edge, operate)
+
+    def freeze(self, sample: dict[str, Any]) -> Cell:
+        """NNI's fixed cell, with this cell's weights."""
+        old = self._cell[0]
+        with model_context(sample):
+            cell = Cell(
+                cast(Any, old.op_candidates_factory),
+                old.num_nodes,
+                old.num_ops_per_node,
+                old.num_predecessors,
+                old.merge_op,
+                recursive_freeze(self.preprocessor, sample)[0],
+                recursive_freeze(self.postprocessor, sample)[0],
+                old.concat_dim,
+                label=old.label,
+            )
+        for position, (operator, source) in enumerate(self.choices):
+            chosen = self.layers[position][sample[source.label][0]][sample[operator.label]]  # type: ignore[index]
+            node, index = divmod(position, old.num_ops_per_node)
+            cell.ops[node][index] = recursive_freeze(chosen, sample)[0]
+        return cell
 
 
 class Supernet:
@@ -290,8 +374,10 @@ class Supernet:
             return self._layer(module, name)
         if type(module) is InputChoice:
             return self._input(module, name)
-        if type(module) is Repeat and not isinstance(module.depth_choice, int):
+        if type(module) in (Repeat, NDSStage) and not isinstance(module.depth_choice, int):
             return self._repeat(module, name)
+        if type(module) is Cell and module.merge_op == "all" and module.op_candidates_factory is not None:
+            return self._cell(module, name)
         return None
 
     def _layer(self, module: LayerChoice, name: str) -> BinaryGateLayer:
@@ -318,18 +404,33 @@ class Supernet:
         return gated_input
 
     def _repeat(self, module: Repeat, name: str) -> BinaryGateRepeat:
-        depth = module.depth_choice
-        if not isinstance(depth, Categorical):
+        depth = cast(Any, module.depth_choice)
+        leaves = list(depth.simplify().values())
+        if len(leaves) != 1 or not isinstance(leaves[0], Categorical):
             raise UnsupportedSpaceError(
-                f"the depth of the Repeat at {name} is {depth!r}; declare a plain choice of integers"
+                f"the depth of the Repeat at {name} is {depth!r}; declare it as a function of one choice of integers"
             )
-        gated_repeat = BinaryGateRepeat(list(module.blocks), depth)
-        edge = self.add_edge(depth.label, depth.values, name)
+        (choice,) = leaves
+        first = module.first_cell_transformation_factory() if isinstance(module, NDSStage) else None
+        gated_repeat = BinaryGateRepeat(list(module.blocks), depth, choice, first)
+        edge = self.add_edge(choice.label, choice.values, name)
         gated_repeat._attach(edge, self.selector)
         for block in range(module.min_depth, module.max_depth):
-            longer = [index for index, value in enumerate(depth.values) if value > block]
+            longer = [index for index, value in enumerate(gated_repeat._depths) if value > block]
             self.add_path(f"{name}.blocks.{block}", edge, longer)
         return gated_repeat
+
+    def _cell(self, module: Cell, name: str) -> BinaryGateCell:
+        gated_cell = BinaryGateCell(module)
+        edges = []
+        for position, (operator, source) in enumerate(gated_cell.choices):
+            operator_edge = self.add_edge(operator.label, operator.names, name)
+            edges.append((operator_edge, self.add_edge(source.label, range(source.n_candidates), name, as_list=True)))
+            for index, candidate in enumerate(operator.names):
+                for j in range(source.n_candidates):
+                    self.add_path(f"{name}.layers.{position}.{j}.{candidate}", operator_edge, [index])
+        gated_cell._attach_all(edges, self.selector)
+        return gated_cell
 
     @contextmanager
     def running(self, active: Sequence[int], others: Sequence[Sequence[int]] | None = None) -> Iterator[RunPlan]:
@@ -352,18 +453,58 @@ class Supernet:
             self.selector.plan = before
 
 
+class OnePath(nn.Module):
+    """A supernet that always runs one path.
+
+    Args:
+        network: The mutated space.
+        supernet: Its paths.
+        active: Candidate index per edge.
+    """
+
+    def __init__(self, network: nn.Module, supernet: Supernet, active: Sequence[int]):
+        super().__init__()
+        self.network = network
+        self._supernet = supernet
+        self._active = list(active)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._supernet.running(self._active):
+            return self.network(*args, **kwargs)
+
+
 def check_mutables(space: ModelSpace) -> None:
     """Refuse what cannot be searched, before the space is changed.
 
     Raises:
-        UnsupportedSpaceError: A mutable is neither a LayerChoice, an InputChoice of one, nor a Repeat's depth.
+        UnsupportedSpaceError: A mutable is neither a choice of one nor of several values (see also `refuse`).
     """
     for label, mutable in space.simplify().items():
         if not isinstance(mutable, (Categorical, CategoricalMultiple)):
             raise UnsupportedSpaceError(
                 f"the space has {label!r}, a {type(mutable).__name__}; ProxylessStrategy searches LayerChoice, "
-                "InputChoice of one input and Repeat"
+                "InputChoice of one input, Repeat and Cell"
             )
+
+
+def refuse(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> bool:
+    """NNI mutation hook, the last one: refuses what no other hook has replaced and still has something to choose.
+
+    Raises:
+        UnsupportedSpaceError: A Cell merges its loose ends, or a layer has a choice in its own arguments.
+    """
+    if isinstance(module, Cell) and module.merge_op != "all":
+        raise UnsupportedSpaceError(
+            f"the Cell {module.label!r} (at {name}) has merge_op {module.merge_op!r}, so that its width changes with "
+            "its inputs; declare merge_op='all'"
+        )
+    if isinstance(module, MutableModule) and module.mutables:
+        labels = sorted({label for mutable in module.mutables for label in mutable.simplify()})
+        raise UnsupportedSpaceError(
+            f"{name} ({type(module).__name__}) has the choice {', '.join(map(repr, labels))} in its own arguments; "
+            "ProxylessStrategy searches LayerChoice, InputChoice of one input, Repeat and Cell: make it a LayerChoice"
+        )
+    return True
 
 
 class ArchitectureStepMode:
