@@ -94,7 +94,9 @@ class TableCheck:
         left.legend(frameon=False)
         right.axhspan(-2, 2, color="tab:green", alpha=0.12, label="within 2 %")
         right.axhline(0, color="0.7", linewidth=1)
+        largest = 1.25 * max(2.4, 100 * float(np.abs(calibrated / measured - 1).max()))
         right.set(xlabel="measured latency (ms)", ylabel="error of the calibrated prediction (%)")
+        right.set(xlim=limits, ylim=(-largest, largest))
         right.legend(frameon=False)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
@@ -102,8 +104,9 @@ class TableCheck:
         header = self.table.header
         figure.suptitle(
             f"{header.space or 'latency table'} on {header.device} ({header.backend}, {header.threads} thread"
-            f"{'s' * (header.threads > 1)}, batch {header.batch}): "
-            f"MAPE {100 * f['mape']:.2f} %, Spearman {f['spearman']:.3f}, Kendall {f['kendall']:.3f}",
+            f"{'s' * (header.threads > 1)}, batch {header.batch})\n"
+            f"{len(measured)} held-out nets: MAPE {100 * f['mape']:.2f} %, "
+            f"Spearman {f['spearman']:.3f}, Kendall {f['kendall']:.3f}",
             fontsize=11,
         )
         figure.savefig(Path(path), dpi=120)

@@ -148,7 +148,7 @@ def processor():
 
 
 def show(done, rounds, elapsed, seconds):
-    share = min(1.0, max(done / rounds, elapsed / seconds))
+    share = min(1.0, max(done / rounds, elapsed / max(seconds, 1e-9)))
     left = elapsed * (1 - share) / share if share else 0.0
     sys.stdout.write(f"\rmeasuring: {100 * share:3.0f} %, about {left:.0f} s left   ")
     sys.stdout.flush()

@@ -145,7 +145,7 @@ class LatencyTable:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise TableError(
                 f"{path} is no latency table of this project (no `format: {FORMAT}`); "
-                "released tables are read with hardware.formats."
+                "released tables are read with `proxyless latency convert`."
             )
         return _parse(document, path)
 

@@ -96,7 +96,7 @@ def build(
                 typer.echo(f"interrupted; the same command continues from {out}.partial", err=True)
             raise
     _echo_calibration(table)
-    _echo_sums(table, costs)
+    _echo_sums(_model(table, costs), costs)
     typer.echo(f"table: {out} ({len(table.entries)} operators)")
 
 
@@ -131,20 +131,21 @@ def show(
     loaded = open_table(table)
     if plot is not None and layers is None:
         raise ConfigError("--plot draws one net; say which with --layers minimum, maximum or a candidate")
+    costs = model = None
+    if space is not None or layers is not None or _own_space(loaded):
+        costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+        model = _model(loaded, costs)
+    report = model.report(_choices_named(layers, model)) if layers is not None and model is not None else None
     _echo_header(table, loaded)
     _echo_calibration(loaded)
     _echo_checks(loaded)
-    if space is None and not _own_space(loaded):
-        if layers is not None:
-            raise ConfigError(f"{table} does not say its space, so there is no net to list; give --space")
+    if model is None or costs is None:
         typer.echo("give --space to see what its nets take")
         return
-    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
-    model = _echo_sums(loaded, costs)
-    if layers is not None:
+    _echo_sums(model, costs)
+    if report is not None:
         from rich.console import Console
 
-        report = model.report(_choices_named(layers, model))
         typer.echo()
         Console(width=120, soft_wrap=True).print(report.render())
         if plot is not None:
@@ -238,7 +239,7 @@ def fit(
         batch=header.batch,
         threads=header.threads,
         table=loaded,
-        plan=Plan(rounds=100, minimum_rounds=min(15, 100), seconds=seconds, extra_rounds=0),
+        plan=Plan(rounds=100, minimum_rounds=15, seconds=seconds, extra_rounds=0),
         seed=seed,
         progress=sys.stderr.isatty(),
     )
@@ -287,7 +288,7 @@ def fill(
         filled = learned.fill(measured, costs.distinct())
     filled.save(out)
     predicted = sum(entry.predicted for entry in filled.entries.values())
-    _echo_sums(filled, costs)
+    _echo_sums(_model(filled, costs), costs)
     typer.echo(f"table: {out} ({predicted} of {len(filled.entries)} operators predicted)")
 
 
@@ -441,6 +442,14 @@ def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
     return heads, images
 
 
+def _model(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
+    """Latencies of a space's choices by a table that has all of its operators."""
+    from hardware.model import LatencyModel
+
+    table.check(costs.distinct(), input_size=costs.input_size, batch=table.header.batch)
+    return LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+
+
 def _random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
     return [costs.chain(choices) for choices in costs.random_choices(count, seed=seed)]
 
@@ -453,12 +462,8 @@ def _unseen(
     costs: SpaceCosts, count: int, *, seed: int, seen: set[tuple[OpSpec, ...]], depth: str = "both"
 ) -> list[tuple[OpSpec, ...]]:
     """Distinct random nets that are not among `seen`; `depth` is `uniform`, `varied` or `both`."""
-    if depth == "uniform":
-        choices = costs.random_choices(4 * count, seed=seed, vary_depth=False)
-    else:
-        choices = costs.random_choices(8 * count, seed=seed)[
-            1 if depth == "varied" else 0 :: 2 if depth != "both" else 1
-        ]
+    choices = costs.random_choices(8 * count, seed=seed, vary_depth=depth != "uniform")
+    choices = choices[1::2] if depth == "varied" else choices
     nets = [net for net in dict.fromkeys(costs.chain(c) for c in choices) if net not in seen][:count]
     if len(nets) < count:
         raise SpaceError(f"the space {costs.space} has too few nets to hold {count} out; ask for fewer")
@@ -563,12 +568,8 @@ def _figures(figures: Mapping[str, float]) -> str:
     )
 
 
-def _echo_sums(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
+def _echo_sums(model: LatencyModel, costs: SpaceCosts) -> None:
     """What the fixed parts, the uniform nets, the extremes and the average net of a space take."""
-    from hardware.model import LatencyModel
-
-    table.check(costs.distinct(), input_size=costs.input_size, batch=table.header.batch)
-    model = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
     used = model.mask.sum(axis=1, keepdims=True)
     rows = {"fixed parts": model.fixed_ms}
     rows |= {f"all {name}": model.latency(dict.fromkeys(model.labels, name)) for name in _common_candidates(model)}
@@ -580,7 +581,6 @@ def _echo_sums(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
     typer.echo(f"\n{costs.space} at {costs.input_size} px, {model.unit}")
     for label, value in rows.items():
         typer.echo(f"  {label:20}{value:12.4f}")
-    return model
 
 
 def _echo_check(check: TableCheck) -> None:

@@ -1,0 +1,422 @@
+"""`proxyless latency` on a device whose clock is a formula; one slow test on this machine, with a kit and a search."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import yaml
+
+from hardware import backends
+from hardware.backends import registry
+from hardware.measure import Plan
+from hardware.table import LatencyTable
+from hardware.tables import __file__ as tables_file
+from proxyless_strategy import cli
+from tests.hardware.conftest import FakeBackend, net_ms
+
+SPACE = ("--space", "small_mbconv", "--input-size", "16", "--classes", "10", "--channels", "1")
+PIXEL1 = Path(tables_file).with_name("pixel1.yml")
+COMMANDS = ("build", "prepare", "show", "check", "fit", "fill", "kit", "import", "convert")
+
+
+@pytest.fixture(autouse=True)
+def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[FakeBackend]:
+    """A backend named `fake`; the ones that were opened, in order. Its locks are this test run's own."""
+    opened: list[FakeBackend] = []
+
+    def make() -> FakeBackend:
+        opened.append(FakeBackend())
+        return opened[-1]
+
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    backends.register_backend("fake", make)
+    folder = str(tmp_path_factory.getbasetemp())
+    monkeypatch.setattr("hardware.locks.tempfile.gettempdir", lambda: folder)
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def status_of(*arguments: str) -> Any:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["latency", *arguments])
+    return exit_.value.code or 0
+
+
+def build(out: str = "table.yml", *more: str) -> Any:
+    return status_of("build", *SPACE, "--backend", "fake", "--out", out, "--seconds", "0.1", *more)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One table of the formula, built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_FACTORIES", {**registry._FACTORIES, "fake": FakeBackend})
+        patch.setattr("hardware.locks.tempfile.gettempdir", lambda: str(tmp_path_factory.getbasetemp()))
+        out = tmp_path_factory.mktemp("built") / "table.yml"
+        assert build(str(out)) == 0
+    return out
+
+
+@pytest.fixture
+def table(built: Path, here: Path) -> Path:
+    """A copy of that table, which a test may change."""
+    return Path(shutil.copy(built, here / "table.yml"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence with which a command refuses; it must leave with 2 and print nothing else."""
+    capsys.readouterr()
+    assert status_of(*arguments) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--help") == 0
+    page = capsys.readouterr().out
+    assert all(command in page for command in COMMANDS)
+
+
+# ---- show ----------------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_the_sums_of_the_pixel_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("show", "pixel1") == 0
+    page = capsys.readouterr().out
+    rows = dict(line.strip().rsplit(None, 1) for line in page.split("ms (uncalibrated)\n")[1].splitlines())
+    assert rows == {
+        "fixed parts": "11.3642",
+        "all 3x3_e3": "76.0481",
+        "all 3x3_e6": "136.4663",
+        "all 5x5_e3": "87.7203",
+        "all 5x5_e6": "158.9527",
+        "all 7x7_e3": "103.6662",
+        "all 7x7_e6": "191.0299",
+        "minimum": "29.6088",
+        "maximum": "191.0299",
+        "E[LAT] at alpha = 0": "113.9881",
+    }
+    assert "Google Pixel 1" in page
+    assert "uncalibrated" in page
+
+
+def test_show_knows_the_tables_own_space_classes_and_channels(
+    table: Path, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert status_of("show", str(table), "--layers", "minimum", "--plot", "layers.png") == 0
+    page = capsys.readouterr().out
+    assert "small_mbconv at 16 px, ms\n" in page
+    assert "stage1_block0" in page
+    assert (here / "layers.png").stat().st_size > 5_000
+
+
+def test_show_of_a_table_of_no_known_space_shows_its_header(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = LatencyTable.load(table)
+    dataclasses.replace(loaded, header=dataclasses.replace(loaded.header, space="mine")).save(table)
+    assert status_of("show", str(table)) == 0
+    assert "give --space" in capsys.readouterr().out
+    assert "give --space" in refused(capsys, "show", str(table), "--layers", "minimum")
+
+
+def test_show_refuses_another_width_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, "show", "pixel1", "--space", "imagenet_mbconv", "--space-option", "width_mult=1.1")
+    assert "nearest to the first are" in error
+
+
+# ---- build ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_built_table_has_the_space_the_settings_and_a_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build("deep/table.yml", "--batch", "2", "--threads", "3", "--nets", "9") == 0
+    assert "table: deep/table.yml (" in capsys.readouterr().out
+    header = LatencyTable.load("deep/table.yml").header
+    assert (header.space, header.backend, header.input_size) == ("small_mbconv", "fake", 16)
+    assert header.calibration is not None
+    assert (header.batch, header.threads, header.calibration.nets) == (2, 3, 9)
+
+
+def test_options_of_the_space_are_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build("table.yml", "--space-option", "kernels=[3, 5]", "--space-option", "stem_stride=1") == 0
+    assert LatencyTable.load("table.yml").header.space == "small_mbconv kernels=[3,5] stem_stride=1"
+    capsys.readouterr()
+    assert status_of("show", "table.yml") == 0
+    page = capsys.readouterr().out
+    assert "all 5x5_e6" in page
+    assert "all 7x7_e6" not in page
+
+
+def test_an_existing_table_is_replaced_only_by_force(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = table.read_text()
+    assert "exists" in refused(capsys, "build", *SPACE, "--backend", "fake", "--out", str(table), "--seconds", "0.1")
+    assert table.read_text() == before
+    assert build(str(table), "--nets", "11", "--force") == 0
+    assert table.read_text() != before
+
+
+def test_two_builds_of_one_file_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with filelock.FileLock(here / ".table.yml.lock"):
+        error = refused(capsys, "build", *SPACE, "--backend", "fake", "--out", "table.yml")
+    assert "another process is building" in error
+    assert not (here / "table.yml").exists()
+
+
+def test_an_interrupted_build_continues(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry._FACTORIES, "fake", lambda: FakeBackend(stop_after=1000))
+    assert build() == 130
+    assert "continues from table.yml.partial" in capsys.readouterr().err
+    assert not (here / "table.yml").exists()
+    kept = json.loads((here / "table.yml.partial").read_text())["samples"]
+    fewest = min(map(len, kept.values()))
+    assert fewest > 3
+
+    again = FakeBackend()
+    monkeypatch.setitem(registry._FACTORIES, "fake", lambda: again)
+    monkeypatch.setattr(
+        "hardware.measure.Plan", lambda **given: Plan(**{**given, "rounds": fewest + 1, "minimum_rounds": 1})
+    )
+    assert build() == 0
+    assert not (here / "table.yml.partial").exists()
+    assert LatencyTable.load("table.yml").header.repeats == fewest + 1
+    warm_up = 5 * len(kept)
+    assert len(again.timed) - warm_up <= 2 * len(kept)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--space", "smal", "--input-size", "16", "--out", "t.yml"), "unknown search space 'smal'"),
+        ((*SPACE, "--out", "t.yml", "--backend", "abacus"), "backend 'abacus' is unknown"),
+        ((*SPACE, "--out", "t.yml", "--space-option", "kernels"), "--space-option kernels names no value"),
+        ((*SPACE, "--out", "t.yml", "--space-option", "kernel=[3]"), "unknown option"),
+        ((*SPACE, "--out", "."), "is a folder"),
+        ((*SPACE, "--out", "file/t.yml"), "no folder that may be written to"),
+    ],
+)
+def test_a_build_that_cannot_work_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], here: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (here / "file").touch()
+    assert words in refused(capsys, "build", *arguments)
+    assert sorted(path.name for path in here.iterdir() if not path.name.startswith(".")) == ["file"]
+
+
+# ---- check ---------------------------------------------------------------------------------------------------------
+
+
+def test_check_compares_nets_that_the_calibration_has_not_seen(
+    table: Path, here: Path, formula: list[FakeBackend], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = LatencyTable.load(table).header.calibration
+    assert status_of("check", str(table), "--nets", "12", "--plot", "check.png", "--seconds", "0.1") == 0
+    page = capsys.readouterr().out
+    for word in ("uniform", "depth-varied", "together", "raw", "calibrated", "Kendall", "noisy entries: none"):
+        assert word in page
+    checked = LatencyTable.load(table)
+    assert checked.header.calibration == calibration
+    assert checked.header.checks["nets"] == 12
+    assert checked.header.checks["together"]["calibrated"]["spearman"] > 0.97
+    assert (here / "check.png").stat().st_size > 10_000
+    timed = {name for name in formula[-1].timed if "+" in name}
+    costs, _ = cli.latency_cli._space_costs("small_mbconv", None, 16, 10, 1)
+    seen = {"+".join(op.key for op in net) for net in cli.latency_cli._random_nets(costs, 24, seed=0)}
+    assert calibration is not None
+    assert timed & seen <= {"+".join(reference.ops) for reference in calibration.references}
+    assert len(timed - seen) == 12
+
+
+def test_the_two_groups_of_a_check_differ_in_depth(built: Path) -> None:
+    costs, _ = cli.latency_cli._space_costs("small_mbconv", None, 16, 10, 1)
+    uniform = cli.latency_cli._unseen(costs, 40, seed=1, seen=set(), depth="uniform")
+    varied = cli.latency_cli._unseen(costs, 40, seed=1, seen=set(), depth="varied")
+    spans = [max(map(net_ms, nets)) - min(map(net_ms, nets)) for nets in (uniform, varied)]
+    assert spans[1] > spans[0]
+    assert len(set(uniform)) == len(set(varied)) == 40
+
+
+def test_check_calibrates_anew_on_request_and_where_there_is_none(table: Path) -> None:
+    loaded = LatencyTable.load(table)
+    bare = dataclasses.replace(loaded, header=dataclasses.replace(loaded.header, calibration=None, context={}))
+    bare.save(table)
+    assert status_of("check", str(table), "--nets", "6", "--seconds", "0.1") == 0
+    calibration = LatencyTable.load(table).header.calibration
+    assert calibration is not None
+    assert calibration.nets == 10
+    assert status_of("check", str(table), "--nets", "6", "--calibrate", "5", "--seconds", "0.1") == 0
+    calibration = LatencyTable.load(table).header.calibration
+    assert calibration is not None
+    assert calibration.nets == 5
+
+
+def test_check_names_noisy_and_non_monotone_entries(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = LatencyTable.load(table)
+    small, large = (
+        next(key for key in loaded.entries if key.startswith("mbconv") and f"-k:{kernel}-" in key) for kernel in (3, 7)
+    )
+    slow = dataclasses.replace(loaded.entries[small], ms=2 * loaded.entries[large].ms, spread=0.7)
+    dataclasses.replace(loaded, entries={**loaded.entries, small: slow}).save(table)
+    assert status_of("check", str(table), "--nets", "6", "--seconds", "0.1") == 0
+    page = capsys.readouterr().out
+    assert f"noisy entries: 1\n  {small} (spread 70 %)" in page
+    assert f"{small} takes" in page
+    assert large in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("a formula", "a board"), "this machine is 'a formula'"),
+        (lambda text: text.replace("backend: fake", "backend: tflite"), "which this machine cannot run"),
+        (lambda text: text[: len(text) // 2] + "{", "no valid YAML"),
+        (lambda text: text.replace("unit: ms", "unit: s"), "has unit 's'"),
+        (lambda text: text.replace("{ms: ", "{ms: -", 1), "must be finite and not negative"),
+        (lambda text: text.replace("{ms: ", "{ms: .nan, ms: ", 1), "twice"),
+        (lambda text: "a: 1", "no latency table of this project"),
+        (lambda text: text.replace("input_size: 16", "input_size: 32"), "not in the latency table"),
+    ],
+)
+def test_check_refuses_broken_and_foreign_tables_and_leaves_them(
+    table: Path, capsys: pytest.CaptureFixture[str], change: Any, words: str
+) -> None:
+    broken = change(table.read_text())
+    assert broken != table.read_text()
+    table.write_text(broken)
+    assert words in refused(capsys, "check", str(table), "--nets", "6", "--seconds", "0.1")
+    assert table.read_text() == broken
+
+
+def test_check_refuses_another_size_and_space(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "input size 16, not 32" in refused(capsys, "check", str(table), "--input-size", "32")
+    assert "not in the latency table" in refused(capsys, "check", str(table), "--space", "imagenet_mbconv")
+
+
+# ---- fit, fill -----------------------------------------------------------------------------------------------------
+
+
+def test_fit_reports_the_model_beside_the_table_and_fill_marks_predictions(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("fit", str(table), "--nets", "60", "--out", "model.json", "--seconds", "0.1") == 0
+    page = capsys.readouterr().out
+    assert page.startswith("12 test nets of 60:")
+    assert "learned model   RMSE" in page
+    assert "table           RMSE" in page
+
+    fill = ("fill", "model.json", "--space", "small_mbconv", "--classes", "10", "--channels", "1")
+    assert status_of(*fill, "--input-size", "24", "--out", "other.yml") == 0
+    other = LatencyTable.load("other.yml")
+    assert other.header.input_size == 24
+    assert all(entry.predicted for entry in other.entries.values())
+
+    wide = ("--space-option", "width_mult=1.5", "--table", str(table), "--out", "wide.yml")
+    assert status_of(*fill, *wide) == 0
+    filled, before = LatencyTable.load("wide.yml"), LatencyTable.load(table)
+    assert all(filled.entries[key] == entry for key, entry in before.entries.items())
+    assert any(entry.predicted for entry in filled.entries.values())
+    capsys.readouterr()
+    assert status_of("show", "wide.yml", "--space", "small_mbconv", "--space-option", "width_mult=1.5") == 0
+    assert "predicted)" in capsys.readouterr().out
+
+
+def test_fill_refuses_a_table_of_another_size_and_what_is_no_model(
+    table: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "model.json").write_text("{}")
+    fill = ("fill", "model.json", "--space", "small_mbconv", "--out", "filled.yml")
+    assert "no learned latency model" in refused(capsys, *fill)
+    assert status_of("fit", str(table), "--nets", "30", "--out", "good.json", "--seconds", "0.1") == 0
+    fill = ("fill", "good.json", "--space", "small_mbconv", "--out", "filled.yml")
+    assert "leave out --table" in refused(capsys, *fill, "--table", str(table), "--input-size", "24")
+    assert not (here / "filled.yml").exists()
+
+
+# ---- kit, import, convert ------------------------------------------------------------------------------------------
+
+
+def test_a_kit_is_imported_with_figures_on_its_held_out_nets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("kit", *SPACE, "--nets", "10", "--held-out", "5", "--out", "kit") == 0
+    assert "python measure.py" in capsys.readouterr().out
+    run_kit(sys.executable, here / "kit", "--rounds", "4", "--seconds", "0")
+    assert status_of("import", "kit/results.json", "--out", "board.yml") == 0
+    assert "on 5 held-out nets" in capsys.readouterr().out
+    header = LatencyTable.load("board.yml").header
+    assert header.calibration is not None
+    assert (header.device, header.calibration.nets, header.checks["nets"]) == ("a board", 10, 5)
+    assert "exists" in refused(capsys, "import", "kit/results.json", "--out", "board.yml")
+    assert "is not empty" in refused(capsys, "kit", *SPACE, "--out", "kit")
+    assert "give 3 or more" in refused(capsys, "kit", *SPACE, "--held-out", "2", "--out", "kit2")
+
+
+def test_what_is_no_results_file_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "results.json").write_text('{"format": ')
+    assert "no valid JSON" in refused(capsys, "import", "results.json", "--out", "board.yml")
+    assert "no results file" in refused(capsys, "import", "none.json", "--out", "board.yml")
+    assert not (here / "board.yml").exists()
+
+
+def test_released_tables_are_read_and_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("convert", "pixel1", "--out", "released.yaml") == 0
+    released = yaml.safe_load((here / "released.yaml").read_text())
+    assert len(released) == 72
+    assert released["Conv-input:224x224x3-output:112x112x32"]["mean"] == pytest.approx(4.083756)
+    assert status_of("convert", "released.yaml", "--device", "a phone", "--out", "ours.yml") == 0
+    ours = LatencyTable.load("ours.yml")
+    assert ours.header.device == "a phone"
+    assert {key: entry.ms for key, entry in ours.entries.items()} == pytest.approx(
+        {key: entry.ms for key, entry in LatencyTable.load(PIXEL1).entries.items()}
+    )
+    assert status_of("convert", "released.yaml", "--proxylessnas", "--out", "again.yaml") == 0
+    assert yaml.safe_load((here / "again.yaml").read_text()).keys() == released.keys()
+    assert "exists" in refused(capsys, "convert", "pixel1", "--out", "ours.yml")
+    assert "there is no latency table at none.yaml" in refused(capsys, "convert", "none.yaml", "--out", "a.yml")
+
+
+def run_kit(python: str, folder: Path, *options: str) -> None:
+    """Runs a kit's script in its folder, as on a device: outside this package and its environment."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    command = [python, "-I", "measure.py", "--device", "a board", *options]
+    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_search_on_a_table_that_a_bare_environment_measured(here: Path) -> None:
+    """Set KIT_PYTHON to the Python of a virtual environment with onnxruntime alone; else this environment's is used."""
+    kit_of = ("--space", "small_mbconv", "--input-size", "32", "--classes", "10", "--channels", "1")
+    assert status_of("kit", *kit_of, "--out", "kit") == 0
+    device = Path(shutil.move(here / "kit", here / "device"))
+    run_kit(os.environ.get("KIT_PYTHON", sys.executable), device, "--seconds", "10")
+    assert status_of("import", str(device / "results.json"), "--out", "device.yml") == 0
+    config = {
+        "space": "small_mbconv",
+        "data": "digits",
+        "input_size": 32,
+        "hardware": {"backend": "onnxruntime", "table": "device.yml"},
+        "target": 0.3,
+        "search": {"warmup_epochs": 1, "epochs": 1},
+        "retrain": None,
+        "out": "run",
+    }
+    (here / "search.yml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["search", "search.yml"])
+    assert not exit_.value.code
+    row = json.loads((here / "run" / "row.json").read_text())
+    assert row["table_ms"] <= row["target_ms"]
+    assert Path(row["onnx"]).exists()
