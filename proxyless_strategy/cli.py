@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from hardware.errors import ProxylessError
 from search_spaces._nni import silence_false_alarms
@@ -84,6 +85,58 @@ def import_released_command(
     folder = import_released(config, checkpoint, out, input_size=input_size)
     weights = "random weights, as no checkpoint was given" if checkpoint is None else f"the weights of {checkpoint}"
     typer.echo(f"{folder}: {weights}")
+
+
+class SpreadOptions(typer.core.TyperCommand):
+    """Lets a repeatable option take several values at once: `--batch 1 8` is `--batch 1 --batch 8`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        option, values = "", 0
+        for argument in args:
+            if argument.startswith("-"):
+                option, values = argument, 0
+            elif option in repeatable:
+                values += 1
+                spread += [option] if values > 1 else []
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=SpreadOptions)
+def benchmark(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the table, JSON and picture.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME_OR_FOLDER...", help="Of timm or torchvision, or export folders (default: a few)."),
+    ] = None,
+    backends: Annotated[
+        list[str] | None, typer.Option(metavar="BACKEND...", help="onnxruntime, torch (default: both).")
+    ] = None,
+    input_size: Annotated[int | None, typer.Option(min=1, help="Pixels (default: each model's own).")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, metavar="N...", help="Images (default: 1 and 8).")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure on each backend.")] = 25.0,
+) -> None:
+    """Compare networks: latency, size, activation memory and published accuracy."""
+    from rich.console import Console
+
+    from hardware.measure import Plan
+    from proxyless_strategy import benchmark as bench
+
+    measured = bench.run_benchmark(
+        models or bench.DEFAULT_MODELS,
+        backends=backends or bench.BACKENDS,
+        batches=batch or bench.BATCHES,
+        input_size=input_size,
+        threads=threads,
+        plan=Plan(rounds=400, minimum_rounds=8, seconds=seconds),
+        say=typer.echo,
+    )
+    console = Console()
+    Console(width=max(console.width, bench.TABLE_WIDTH)).print(measured.table())
+    typer.echo("\n".join(str(path) for path in bench.save_benchmark(measured, out)))
 
 
 @app.command()

@@ -68,15 +68,15 @@ class Deriver:
 
         Args:
             budget: Greatest cost.
-            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`, where one
-                does; None asks for no least cost.
+            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`. Where none
+                does, the slack is doubled until one does. None asks for no least cost.
 
         Raises:
             TargetError: No subnet is within the budget.
         """
-        least = -math.inf if slack is None else (1 - slack) * budget
         nested = any(edge.parent is not None for edge in self.edges)
         argmax = self.argmax()
+        least = 0.0 if slack is None else (1 - slack) * budget
         if not nested and least <= argmax.cost <= budget:
             return argmax
         fastest = self.fastest()
@@ -85,8 +85,12 @@ class Deriver:
                 f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
             )
         gain = self._flat(np.maximum(self.log_p, _LOG_FLOOR))
-        found = self._solve(gain, least, budget) or self._solve(gain, -math.inf, budget)
-        return found or fastest
+        while slack is not None and slack < 1:
+            found = self._solve(gain, (1 - slack) * budget, budget)
+            if found is not None:
+                return found
+            slack = 2 * slack if slack else 0.001
+        return self._solve(gain, -math.inf, budget) or fastest
 
     def curve(self, points: int = 20) -> list[Derived]:
         """The trade-off of one search: the most probable subnet at `points` budgets from fastest to most probable."""

@@ -187,6 +187,14 @@ def rescale_pairs(before: Tensor, after: Tensor, pairs: Pairs) -> Tensor:
     return after.scatter_add(1, index, -shift[:, None].expand(-1, 2))
 
 
+def limit_pairs(alpha: Tensor, pairs: Pairs, span: float) -> Tensor:
+    """Bring each pair to a distance of at most `span`, moving its smaller member."""
+    index = torch.stack([pairs.active, pairs.second.clamp(min=0)], dim=1)
+    values = alpha.gather(1, index)
+    limited = values.clamp(min=values.amax(1, keepdim=True) - span)
+    return alpha.scatter(1, index, torch.where(pairs.valid[:, None], limited, values))
+
+
 def pair_probability(p: Tensor, a: int, b: int) -> Tensor:
     """Probability that `sample_pairs` draws the unordered pair: `p_a p_b (1/(1 - p_a) + 1/(1 - p_b))`, shape `L`."""
     p_a, p_b = p[:, a], p[:, b]

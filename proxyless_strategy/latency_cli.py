@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -275,9 +276,10 @@ def fill(
     _check_new(out, force=force)
     learned = LearnedModel.load(model)
     size = input_size or learned.header.input_size
-    costs, _ = _space_costs(space, space_option, size, classes, channels)
+    costs, name = _space_costs(space, space_option, size, classes, channels)
     if table is None:
         filled = learned.table(costs.distinct(), input_size=size)
+        filled = dataclasses.replace(filled, header=dataclasses.replace(filled.header, space=name))
     else:
         measured = LatencyTable.load(table)
         if measured.header.input_size != size:

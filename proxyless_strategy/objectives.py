@@ -38,7 +38,11 @@ class LatencyReward(Protocol):
     """An objective for REINFORCE."""
 
     def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
-        """Reward of each of `M` subnets, shape `M`."""
+        """Reward of each of `M` subnets, shape `M`; without the latency term where `reward_slope` gives it."""
+        ...
+
+    def reward_slope(self, expected: float) -> float:
+        """`-dE[R]/dE[LAT]` of a latency term that is linear in `LAT`, whose gradient is then exact; 0 without one."""
         ...
 
     def update(self, expected: float) -> None:
@@ -51,6 +55,10 @@ class _Stateless:
 
     def plan(self, steps: int) -> None:
         """The number of steps does not matter."""
+
+    def reward_slope(self, expected: float) -> float:
+        """Latency is part of each reward."""
+        return 0.0
 
     def update(self, expected: float) -> None:
         """Nothing to update."""
@@ -149,7 +157,8 @@ class TargetController:
     """An augmented Lagrangian that lands E on T without tuning, for both rules.
 
     `lambda_t = lambda_(t-1) + eta (E - T_t)/T`; the multiplier that applies is `lambda_t + rho (E - T_t)/T`, on `E/T`
-    in the loss and on `-LAT/T` in the reward. `T_t` goes in a straight line from the first step's E to `T` over the
+    in the loss and on `-LAT/T` in the reward, where its gradient is taken in closed form: `LAT` is a known sum over
+    edges, and sampling it would only add noise. `T_t` goes in a straight line from the first step's E to `T` over the
     first `approach` of the planned steps: with `T` from the start, a far target lets latency alone choose, and
     saturate, every edge before the task has had a say.
 
@@ -196,7 +205,10 @@ class TargetController:
         return 1.0, self.applied(expected) / self.target
 
     def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
-        return accuracy - self.applied(expected) * (latency / self.target - 1)
+        return accuracy
+
+    def reward_slope(self, expected: float) -> float:
+        return self.applied(expected) / self.target
 
     def update(self, expected: float) -> None:
         """Move the multiplier by the step's gap."""

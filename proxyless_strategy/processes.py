@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from typing import Any
 
+import torch
 from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+)
+"""DDP's option that copies buffers before every forward pass; newer torch versions renamed it."""
+
+_ended = False
 
 
 def prepare(strategy: Any) -> None:
@@ -22,9 +34,37 @@ def prepare(strategy: Any) -> None:
     """
     if not isinstance(strategy, DDPStrategy):
         return
-    strategy._ddp_kwargs.update(find_unused_parameters=True, broadcast_buffers=False, static_graph=False)
+    options = strategy._ddp_kwargs
+    options.pop("broadcast_buffers", None)
+    options.update({"find_unused_parameters": True, "static_graph": False, _BUFFERS: False})
     if isinstance(strategy._layer_sync, TorchSyncBatchNorm):
         strategy._layer_sync = TimmSyncBatchNorm()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a user started, and not one that joined its search."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def launched() -> bool:
+    """Whether this process has already run a search on several processes."""
+    return _ended
+
+
+def end_processes(strategy: Any) -> None:
+    """End a search on several processes: the first one goes on alone, the others exit.
+
+    Args:
+        strategy: `trainer.strategy`.
+    """
+    global _ended
+    if not isinstance(strategy, DDPStrategy):
+        return
+    _ended = True
+    strategy.barrier()
+    torch.distributed.destroy_process_group()
+    if strategy.global_rank != 0:
+        raise SystemExit(0)
 
 
 class TimmSyncBatchNorm(LayerSync):

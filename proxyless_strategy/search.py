@@ -27,6 +27,7 @@ from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
 
 from .config import SearchConfig
 from .data import ImageData, check_data, load_data
+from .processes import is_first_process
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -174,6 +175,9 @@ def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool 
 def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> SearchResult:
     """Search, derive, retrain, export and measure.
 
+    With `search.devices` above 1 Lightning starts the calling script once more for each further process. Those take
+    part in the search and then end here: only the first process retrains, exports and measures.
+
     Args:
         config: What to search.
         on_epoch: Called once per epoch of search and retraining with `phase` (warmup, search, retrain), `epoch`,
@@ -189,9 +193,12 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
     started = time.monotonic()
     check(config)
+    _check_processes(config)
+    first = is_first_process()
     data = load_data(config.data, input_size=config.input_size, seed=config.seed)
-    prepared = prepare(config, data=data)
-    _claim_out(config)
+    prepared = prepare(config, data=data, quiet=not first)
+    if first:
+        _claim_out(config)
     report = on_epoch or (lambda metrics: None)
     subnet, weights = _searched(config, prepared, data, report)
     model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
@@ -263,6 +270,16 @@ def _check_objective(config: SearchConfig) -> None:
     make_objective(
         config.objective, rule=config.rule, target=2.0 if target else None, minimum=2.0, **config.objective_options
     )
+
+
+def _check_processes(config: SearchConfig) -> None:
+    from .processes import launched
+
+    if config.search.devices > 1 and launched():
+        raise ConfigError(
+            f"search.devices = {config.search.devices}, but this script has already run a search on several processes; "
+            "run each of them in a script of its own"
+        )
 
 
 def _check_out(config: SearchConfig) -> None:
@@ -385,6 +402,7 @@ def _search(
     from .epoch_log import EpochLog
     from .evaluator import ImageClassifier
     from .loaders import isolated_seed
+    from .processes import end_processes
     from .strategy import ProxylessStrategy
 
     settings = config.search
@@ -429,7 +447,8 @@ def _search(
         val_dataloaders=data.loader("architecture", shuffle=True, **shared),
     )
     last = config.out / "search.ckpt"
-    print(_forecast(config, prepared, data), flush=True)
+    if is_first_process():
+        print(_forecast(config, prepared, data), flush=True)
     module = strategy.search(network, evaluator, ckpt_path=last if last.exists() else None)
     derived = module.derive()
     choices = {label: str(value) for label, value in module.architecture.export(derived.choice).items()}
@@ -446,6 +465,7 @@ def _search(
     if config.retrain is None:
         frozen = module.derived_network()
         weights = prepared.space.timm_names(frozen.state_dict(), choices)
+    end_processes(trainer.strategy)
     return Subnet(prepared.space, choices), weights, record
 
 

@@ -22,7 +22,7 @@ from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .loaders import ArchitectureBatches, SeededLoader, isolated_seed, mix_seed, seed_everything
-from .supernet import ArchitectureStepMode, OnePath, Supernet
+from .supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights
 from .updates import (
     GradientUpdate,
     Problem,
@@ -362,14 +362,16 @@ class SearchModule(BaseOneShotLightningModule):
     def derived_network(self) -> nn.Module:
         """A copy of the derived subnet with the supernet's weights and re-estimated BN statistics.
 
-        Where NNI freezes a space by making it anew (its NDS family), it is a copy of the supernet on the subnet's path.
+        Where NNI freezes a space or its layers by making them anew (its NDS family, its `MutableConv2d`), it is a copy
+        of the supernet on the subnet's path.
         """
         supernet = cast(ModelSpace, self.model)
         choice = self.derive().choice
-        frozen = supernet.freeze(self.architecture.export(choice))
-        known = {id(parameter) for parameter in supernet.parameters()}
-        kept = all(id(parameter) in known for parameter in frozen.parameters())
-        network = copy.deepcopy(frozen) if kept else OnePath(copy.deepcopy(supernet), self.supernet, choice)
+        network = (
+            copy.deepcopy(supernet.freeze(self.architecture.export(choice)))
+            if freezing_keeps_weights(supernet)
+            else OnePath(copy.deepcopy(supernet), self.supernet, choice)
+        )
         self._recalibrate(network)
         return network.eval()
 

@@ -43,8 +43,8 @@ class ProxylessStrategy(OneShotStrategy):
         target: The target as a fraction of the way from the space's fastest to its slowest subnet.
         objective: How latency enters, see `objectives.make_objective`; `target` lands on the target untuned.
         objective_options: Its coefficients.
-        slack: Share of the target that the export may leave unused, where such a subnet exists; None exports the most
-            probable subnet within the target however fast it is.
+        slack: Share of the target that the export may leave unused (doubled until such a subnet exists); None exports
+            the most probable subnet within the target however fast it is.
         warmup_epochs: Epochs in which only weights are trained, on uniform paths.
         steps_per_update: Weight steps between two architecture steps.
         estimator: `paper` or `unbiased`, see `gates.pair_weight` (gradient rule).
@@ -73,7 +73,7 @@ class ProxylessStrategy(OneShotStrategy):
         target: float | None = None,
         objective: str = "target",
         objective_options: dict[str, float] | None = None,
-        slack: float | None = 0.1,
+        slack: float | None = 0.02,
         warmup_epochs: int = 0,
         steps_per_update: int = 5,
         estimator: Estimator = "paper",
@@ -316,7 +316,7 @@ class ProxylessStrategy(OneShotStrategy):
         return self._module
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """The derived subnet, frozen, with the supernet's weights."""
+        """The derived subnet, frozen; with the supernet's weights where `freezing_keeps_weights`."""
         self.oneshot_module.set_model(self.supernet)
         yield cast(RawFormatModelSpace, self.model_space).freeze(self.export())
 

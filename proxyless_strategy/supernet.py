@@ -473,6 +473,12 @@ class OnePath(nn.Module):
             return self.network(*args, **kwargs)
 
 
+def freezing_keeps_weights(network: nn.Module) -> bool:
+    """Whether NNI's `freeze` leaves the weights as they are, in every module of a mutated space."""
+    keeping = [kind.freeze for kind in (MutableModule, LayerChoice, InputChoice, Repeat, BinaryGateCell)]
+    return all(type(module).freeze in keeping for module in network.modules() if isinstance(module, MutableModule))
+
+
 def check_mutables(space: ModelSpace) -> None:
     """Refuse what cannot be searched, before the space is changed.
 

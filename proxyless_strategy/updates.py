@@ -245,6 +245,9 @@ class ReinforceUpdate:
         if not np.isfinite(rewards.numpy()).all():
             return Outcome(None, expected, entropy, None, float("nan"))
         gradient = gates.reinforce_gradient(p, drawn, self.baseline.advantages(rewards), active)
+        total = architecture.total_costs(p, problem.costs)
+        latency_gradient = gates.softmax_gradient(p, objective.reward_slope(expected) * total)
+        gradient = gradient + latency_gradient * architecture.reach(p)[:, None]
         return Outcome(gradient, expected, entropy, None, gates.scalar(accuracy.mean()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,8 +259,26 @@ class ReinforceUpdate:
         self.baseline.load_state_dict(state)
 
 
-def apply_outcome(architecture: ArchitectureParameters, optimizer: torch.optim.Optimizer, outcome: Outcome) -> None:
-    """Move alpha by the optimiser's step on the outcome's gradient, and rescale its pairs."""
+LOGIT_SPAN = 6.0
+"""Largest distance in logits between candidates: a probability ratio of about 400. An edge that is nearly one-hot has
+no gradient left, so that E could no longer be moved back to its target."""
+
+
+def apply_outcome(
+    architecture: ArchitectureParameters,
+    optimizer: torch.optim.Optimizer,
+    outcome: Outcome,
+    *,
+    span: float = LOGIT_SPAN,
+) -> None:
+    """Move alpha by the optimiser's step on the outcome's gradient, keep it from saturating, and rescale its pairs.
+
+    Args:
+        architecture: Holds alpha.
+        optimizer: Alpha's optimiser.
+        outcome: What the step found; without a gradient nothing moves.
+        span: See `LOGIT_SPAN`; for pairs, within the pair.
+    """
     alpha = architecture.alpha
     if outcome.gradient is None:
         return
@@ -265,10 +286,13 @@ def apply_outcome(architecture: ArchitectureParameters, optimizer: torch.optim.O
     alpha.grad = outcome.gradient.to(device=alpha.device, dtype=alpha.dtype)
     optimizer.step()
     alpha.grad = None
-    if outcome.pairs is not None:
-        pairs = gates.Pairs(outcome.pairs.active.to(alpha.device), outcome.pairs.second.to(alpha.device))
-        with torch.no_grad():
-            alpha.copy_(gates.rescale_pairs(before, alpha.detach(), pairs))
+    with torch.no_grad():
+        if outcome.pairs is None:
+            top = gates.logits(alpha, architecture.mask).amax(-1, keepdim=True)
+            alpha.copy_(torch.where(architecture.mask, alpha.clamp(min=top - span), alpha))
+        else:
+            pairs = gates.Pairs(outcome.pairs.active.to(alpha.device), outcome.pairs.second.to(alpha.device))
+            alpha.copy_(gates.rescale_pairs(before, gates.limit_pairs(alpha, pairs, span), pairs))
 
 
 def alpha_optimizer(architecture: ArchitectureParameters, learning_rate: float) -> torch.optim.Optimizer:
@@ -276,18 +300,20 @@ def alpha_optimizer(architecture: ArchitectureParameters, learning_rate: float) 
     return torch.optim.Adam([architecture.alpha], lr=learning_rate, betas=(0.0, 0.999))
 
 
-def derived_learning_rate(rule: str, steps: int, candidates: int, *, dense: bool = False, travel: float = 8.0) -> float:
-    """Adam's rate such that an alpha can move by `travel` over the search.
+def derived_learning_rate(rule: str, steps: int, candidates: int, *, dense: bool = False) -> float:
+    """Adam's rate such that an alpha can travel far enough over the search.
 
-    With pairs an alpha takes part in about `2 S / N` of `S` steps, otherwise in all of them; Adam with beta1 = 0 moves
-    it by at most the rate each time: `rate = travel N / (2 S)` or `travel / S`.
+    Adam with beta1 = 0 moves an alpha by at most the rate at each of its updates. With pairs an alpha takes part in
+    about `2 S / N` of `S` steps, otherwise in all of them. The gradient rule is given 8 logits of travel
+    (`rate = 8 N / (2 S)`, or `8 / S`), REINFORCE, whose estimate from a few subnets is noisier, 24
+    (`tests/benchmarks/target.py`).
 
     Args:
         rule: `gradient` or `reinforce`.
         steps: Planned architecture steps, `S`.
         candidates: `N`.
         dense: Whether each gradient step moves every candidate (`paths="all"`, or the unbiased estimator's latency).
-        travel: Distance in logits.
     """
-    updates = steps if rule == "reinforce" or dense else max(1.0, 2 * steps / candidates)
-    return travel / updates
+    if rule == "reinforce":
+        return 24.0 / steps
+    return 8.0 / (steps if dense else max(1.0, 2 * steps / candidates))

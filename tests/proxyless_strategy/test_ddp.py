@@ -5,6 +5,7 @@ Lightning starts the second process by running this module again; each writes wh
 
 import contextlib
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -13,16 +14,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 
-from proxyless_strategy import search_module
+from hardware.measure import Plan, build_table
+from proxyless_strategy import processes, search_module
 from proxyless_strategy.processes import TimmSyncBatchNorm
 from proxyless_strategy.strategy import ProxylessStrategy
+from search_spaces import get_space
 
 from . import tiny
+from .test_search import SPACE
 from .test_search_module import StopAt, Stopped
 
 WORLD = 2
@@ -155,15 +160,7 @@ def worker(folder):
 def ranks(tmp_path_factory):
     """What each process saw."""
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.proxyless_strategy.test_ddp", str(folder)],
-        cwd=Path(__file__).parents[2],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = started("tests.proxyless_strategy.test_ddp", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -231,6 +228,48 @@ def test_a_resumed_search_equals_an_uninterrupted_one_on_every_rank(ranks, rule)
         assert whole["counters"] == resumed["counters"]
 
 
+def started(*arguments):
+    """Run a module of Python in a process without the environment of an earlier search on several processes."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retrain", [None, {"epochs": 1, "batch_size": 64}])
+def test_a_trial_on_two_processes_ends_with_one_result(tmp_path, retrain):
+    space = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1)
+    nets = [space.chain(choices) for choices in space.random_choices(8, seed=0)]
+    plan = Plan(rounds=5, minimum_rounds=5)
+    table = tmp_path / "table.yml"
+    build_table(space.distinct(), nets, input_size=16, space="tests", out=table, plan=plan, progress=False)
+    config = {
+        "space": SPACE,
+        "data": "digits",
+        "input_size": 16,
+        "hardware": {"table": str(table)},
+        "target": 0.5,
+        "search": {"warmup_epochs": 1, "epochs": 2, "steps_per_update": 2, "batch_size": 64, "devices": WORLD},
+        "retrain": retrain,
+        "out": str(tmp_path / "run"),
+    }
+    path = tmp_path / "search.yml"
+    path.write_text(yaml.safe_dump(config))
+    done = started("proxyless_strategy.trial", str(path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("predicted: about") == done.stdout.count("derived ") == 1
+    row = json.loads((tmp_path / "run" / "row.json").read_text())
+    assert row["table_ms"] <= row["target_ms"]
+    assert (row["accuracy"] is None) == (retrain is None)
+    assert Path(row["onnx"]).exists()
+
+
 def test_lightnings_options_are_set_for_the_user():
     strategy = ProxylessStrategy()
     strategy.mutate_model(tiny.TinySpace())
@@ -239,7 +278,7 @@ def test_lightnings_options_are_set_for_the_user():
     strategy.mutate_evaluator(made)
     options = made.trainer.strategy._ddp_kwargs
     assert options["find_unused_parameters"]
-    assert not options["broadcast_buffers"]
+    assert options[processes._BUFFERS] is False
     assert type(made.trainer.strategy._layer_sync) is TimmSyncBatchNorm
 
 

@@ -65,7 +65,8 @@ def test_within_equals_enumeration(problem, seed, slack):
         budget *= 1 + 1e-9
         allowed = [pair for pair in everything if pair[0] <= budget]
         if slack is not None:
-            allowed = [pair for pair in allowed if pair[0] >= (1 - slack) * budget] or allowed
+            share = next(2**n * slack for n in range(9) if any(c >= (1 - 2**n * slack) * budget for c, _ in allowed))
+            allowed = [pair for pair in allowed if pair[0] >= (1 - share) * budget]
         found = deriver.within(budget, slack=slack)
         assert found.cost <= budget
         assert found.log_probability == pytest.approx(max(total for _, total in allowed), abs=1e-9)

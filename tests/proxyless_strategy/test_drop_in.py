@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-from nni.nas.hub import pytorch as hub
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, Repeat
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty, RangeProfilerFilter
 from nni.nas.strategy import Proxyless
@@ -17,6 +16,7 @@ from hardware.errors import ConfigError, UnsupportedSpaceError
 from proxyless_strategy.profiler import CostProfiler
 from proxyless_strategy.strategy import ProxylessStrategy
 from proxyless_strategy.supernet import ArchitectureStepMode, OnePath
+from search_spaces import get_space
 from tests.benchmarks.drop_in import SPACES, attempt, evaluator, search
 
 from . import tiny
@@ -64,15 +64,26 @@ def test_what_cannot_be_searched_is_refused_by_name_before_training(name, words)
         ProxylessStrategy().mutate_model(SPACES[name]())
 
 
-def test_a_space_that_nni_freezes_by_making_it_anew_is_validated_with_its_own_weights():
+@pytest.mark.parametrize("name", ["DARTS", "ProxylessNAS"])
+def test_a_space_that_nni_freezes_by_making_it_anew_is_validated_with_its_own_weights(name):
     strategy = strategy_of("gradient")
-    space = hub.DARTS(width=4, num_cells=3, dataset="cifar")
+    space = SPACES[name]()
     search(space, strategy)
     network = strategy._searched().derived_network()
     assert isinstance(network, OnePath)
     assert all(torch.equal(a, b) for a, b in zip(network.network.parameters(), space.parameters(), strict=True))
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("make", [tiny.TinySpace, lambda: get_space("small_mbconv").build(num_classes=3, in_chans=1)])
+def test_other_spaces_are_validated_as_frozen_nets_with_their_own_weights(make):
+    strategy = tiny.searched(space=make, latency=None, target_ms=None)
+    network = strategy._searched().derived_network()
+    assert not isinstance(network, OnePath)
+    own = list(strategy._searched().model.parameters())
+    for value in network.parameters():
+        assert any(value.shape == o.shape and torch.equal(value, o) for o in own)
 
 
 class Add(nn.Module):

@@ -222,3 +222,13 @@ def test_reinforce_leaves_an_edge_alone_that_was_not_reached():
     )
     assert (gradient[1] == 0).all()
     assert gradient[0].abs().max() > 0
+
+
+def test_limited_pairs_stay_within_the_span_and_leave_the_larger_member_alone():
+    alpha, _ = random_alpha(rows=2, columns=4)
+    alpha[0, 1] += 50
+    pairs = gates.Pairs(torch.tensor([1, 2]), torch.tensor([3, -1]))
+    limited = gates.limit_pairs(alpha, pairs, 6.0)
+    assert (limited[0, 1] - limited[0, 3]).item() == pytest.approx(6.0)
+    assert limited[0, 1] == alpha[0, 1]
+    assert torch.equal(limited[1], alpha[1])

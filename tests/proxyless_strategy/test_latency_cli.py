@@ -320,7 +320,9 @@ def test_fit_reports_the_model_beside_the_table_and_fill_marks_predictions(
     assert "table           RMSE" in page
 
     fill = ("fill", "model.json", "--space", "small_mbconv", "--classes", "10", "--channels", "1")
-    assert status_of(*fill, "--input-size", "24", "--out", "other.yml") == 0
+    other_width = ("--space-option", "width_mult=2")
+    assert status_of(*fill, "--input-size", "24", *other_width, "--out", "other.yml") == 0
+    assert status_of("show", "other.yml") == 0
     other = LatencyTable.load("other.yml")
     assert other.header.input_size == 24
     assert all(entry.predicted for entry in other.entries.values())

@@ -60,11 +60,21 @@ def test_controller_follows_its_equations_and_survives_a_restart():
     controller.update(60.0)
     assert controller.multiplier == pytest.approx(0.01)
     assert controller.applied(60.0) == pytest.approx(2.01)
-    reward = controller.reward(torch.tensor([0.9]), torch.tensor([75.0]), 60.0)
-    assert reward.item() == pytest.approx(0.9 - 2.01 * 0.5)
+    assert controller.reward(torch.tensor([0.9]), torch.tensor([75.0]), 60.0).item() == pytest.approx(0.9)
+    assert controller.reward_slope(60.0) == pytest.approx(2.01 / 50.0)
     other = TargetController(50.0)
     other.load_state_dict(controller.state_dict())
     assert other.multiplier == controller.multiplier
+
+
+def test_controller_approaches_a_far_target_in_a_straight_line():
+    controller = TargetController(50.0, approach=0.5)
+    controller.plan(8)
+    targets = []
+    for expected in (90.0, 80.0, 70.0, 60.0, 55.0, 50.0):
+        targets.append(controller.present_target(expected))
+        controller.update(expected)
+    assert targets == pytest.approx([90.0, 80.0, 70.0, 60.0, 50.0, 50.0])
 
 
 def test_first_baseline_leaves_each_sample_out_and_later_ones_use_earlier_steps_alone():

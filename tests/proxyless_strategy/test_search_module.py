@@ -217,7 +217,7 @@ def test_batches_without_a_clear_input_are_refused_with_a_way_out():
 
 @pytest.mark.parametrize(
     ("arguments", "rate"),
-    [(("gradient", 700, 7), 0.04), (("reinforce", 800, 7), 0.01), (("gradient", 100_000, 7), 8 * 7 / 2e5)],
+    [(("gradient", 700, 7), 0.04), (("reinforce", 800, 7), 0.03), (("gradient", 100_000, 7), 8 * 7 / 2e5)],
 )
 def test_learning_rate_is_derived_from_the_planned_steps(arguments, rate):
     assert derived_learning_rate(*arguments) == pytest.approx(rate)

@@ -11,10 +11,17 @@ from torch import nn
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import macs_model
 from proxyless_strategy import gates
-from proxyless_strategy.objectives import AccuracyOnly
+from proxyless_strategy.objectives import AccuracyOnly, TargetController
 from proxyless_strategy.strategy import ProxylessStrategy
 from proxyless_strategy.supernet import ArchitectureStepMode
-from proxyless_strategy.updates import GradientUpdate, Problem, ReinforceUpdate
+from proxyless_strategy.updates import (
+    GradientUpdate,
+    Outcome,
+    Problem,
+    ReinforceUpdate,
+    alpha_optimizer,
+    apply_outcome,
+)
 from search_spaces import get_space
 
 
@@ -388,3 +395,30 @@ def test_a_weight_step_moves_sampled_candidates_alone():
                     assert candidate == "skip" or any(name in moved for name in mine)
                 else:
                     assert not moved.intersection(mine)
+
+
+def test_reinforce_under_a_target_has_the_exact_latency_gradient():
+    class Constant(TargetController):
+        def reward_slope(self, expected):
+            return 0.3
+
+    strategy, network, architecture = prepared(Chain())
+    p = architecture.probabilities()
+    costs = torch.arange(9.0).double().view(3, 3) * architecture.mask
+    problem = Problem(strategy.paths_of_space, architecture, costs, 1.0, Constant(4.0), 0)
+    with ArchitectureStepMode(network).active():
+        outcome = ReinforceUpdate().compute(problem, lambda: torch.tensor(0.5), 0, scale=None)
+    assert torch.allclose(outcome.gradient, gates.softmax_gradient(p, 0.3 * costs), atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["pairs", "dense"])
+def test_no_edge_saturates(rule):
+    _, _, architecture = prepared(Chain())
+    optimizer = alpha_optimizer(architecture, 1.0)
+    gradient = torch.zeros(3, 3, dtype=torch.float64)
+    gradient[0, 0], gradient[0, 1] = -1.0, 1.0
+    pairs = gates.Pairs(torch.tensor([0, 0, 0]), torch.tensor([1, -1, -1])) if rule == "pairs" else None
+    for _ in range(30):
+        apply_outcome(architecture, optimizer, Outcome(gradient, 1.0, 1.0, pairs, 0.0))
+    alpha = architecture.host_alpha()
+    assert (alpha[0, 0] - alpha[0, 1]).item() == pytest.approx(6.0, abs=1e-9)
