@@ -134,6 +134,7 @@ def test_a_registered_model_is_built_alike_each_time(name):
     state = torch.get_rng_state()
     first, again = (build_model(name, seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(next(iter(build_model(name, seed=4).parameters())), next(iter(first.values())))
     assert torch.equal(torch.get_rng_state(), state)
 
 
