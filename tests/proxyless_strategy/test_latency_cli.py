@@ -411,7 +411,7 @@ def test_a_search_on_a_table_that_a_bare_environment_measured(here: Path) -> Non
         "input_size": 32,
         "hardware": {"backend": "onnxruntime", "table": "device.yml"},
         "target": 0.3,
-        "search": {"warmup_epochs": 1, "epochs": 1},
+        "search": {"warmup_epochs": 1, "epochs": 2},
         "retrain": None,
         "out": "run",
     }
