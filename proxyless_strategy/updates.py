@@ -157,7 +157,8 @@ class GradientUpdate:
             count = len(differences[row])
             measured[row, :count] = values[start : start + count]
             start += count
-        return problem.reduce(measured), task_loss
+        shared = problem.reduce(torch.cat([measured.flatten(), torch.tensor([task_loss], dtype=torch.float64)]))
+        return shared[:-1].view_as(measured), gates.scalar(shared[-1])
 
     def _two(
         self,
