@@ -49,6 +49,8 @@ class HardwareConfig(_Section):
     table: Path | None = None
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
+    device: Literal["this", "other"] = "this"
+    """`other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
 
 
 class SearchSettings(_Section):

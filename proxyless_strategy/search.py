@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hardware import tables as shipped
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.files import write_atomically
 from hardware.measure import Measurement, build_table, load_or_build, measure_model_file, measure_nets
 from hardware.model import LatencyModel
 from hardware.table import LatencyTable
+from hardware.tables import shipped_names
 from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
 
 from .config import SearchConfig
@@ -66,7 +68,8 @@ class SearchResult:
         onnx: The exported ONNX file.
         target_ms: Latency target; None where there was none.
         table_ms: The subnet's latency by the table.
-        latency_ms: Measured latency, in the state of the machine in which the table was built.
+        latency_ms: Measured latency, in the state of the machine in which the table was built; None where the table is
+            of another device.
         latency_now_ms: The same as the clock read it, before that correction.
         accuracy: Test accuracy of the retrained subnet, 0..1; None without retraining.
         params: Parameters of the exported model.
@@ -80,8 +83,8 @@ class SearchResult:
     onnx: Path
     target_ms: float | None
     table_ms: float
-    latency_ms: float
-    latency_now_ms: float
+    latency_ms: float | None
+    latency_now_ms: float | None
     accuracy: float | None
     params: int
     macs: int
@@ -112,6 +115,14 @@ def default_table_path(config: SearchConfig) -> Path:
     return cache / "proxyless_strategy" / f"{name}-{hardware.threads}threads-batch{hardware.batch}.yml"
 
 
+def table_path(config: SearchConfig) -> Path:
+    """The config's latency table: a shipped one by its name, a file, or `default_table_path`."""
+    table = config.hardware.table
+    if table is not None and str(table) in shipped_names():
+        return Path(shipped.__file__).with_name(f"{table}.yml")
+    return table or default_table_path(config)
+
+
 def check(config: SearchConfig) -> None:
     """Refuse what cannot work, before any work is done.
 
@@ -120,12 +131,17 @@ def check(config: SearchConfig) -> None:
             holds another search.
     """
     space = get_space(config.space.name, **config.space.options)
-    with get_backend(config.hardware.backend):
-        pass
+    if config.hardware.device == "this":
+        with get_backend(config.hardware.backend):
+            pass
     check_data(config.data)
     _check_objective(config)
     _check_out(config)
-    path = config.hardware.table or default_table_path(config)
+    path = table_path(config)
+    if config.hardware.device == "other" and not path.exists():
+        raise TableError(
+            f"there is no table {path} of the other device; give an existing one, or of {', '.join(shipped_names())}"
+        )
     if path.exists():
         table = LatencyTable.load(path)
         _check_table(config, table)
@@ -143,7 +159,7 @@ def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool 
     """
     space = get_space(config.space.name, **config.space.options)
     data = data or load_data(config.data, input_size=config.input_size, seed=config.seed)
-    path = config.hardware.table or default_table_path(config)
+    path = table_path(config)
     costs = _costs(config, space, data)
 
     def build() -> LatencyTable:
@@ -239,8 +255,8 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         onnx=onnx.path,
         target_ms=prepared.target_ms,
         table_ms=table_ms,
-        latency_ms=measured.settled_ms,
-        latency_now_ms=measured.ms,
+        latency_ms=None if measured is None else measured.settled_ms,
+        latency_now_ms=None if measured is None else measured.ms,
         accuracy=accuracy,
         params=summary.params,
         macs=summary.macs,
@@ -250,9 +266,11 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     return result
 
 
-def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement:
+def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | None:
     """The deployed latency: of the ONNX file where the backend runs it, else of the same operators in the backend."""
     hardware = config.hardware
+    if hardware.device == "other":
+        return None
     shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": hardware.backend}
     table = prepared.latency.table
     if hardware.backend == "onnxruntime":
@@ -311,14 +329,15 @@ def _claim_out(config: SearchConfig) -> None:
 
 
 def _check_table(config: SearchConfig, table: LatencyTable) -> None:
+    if config.hardware.device == "other":
+        return
     for name, there, here in (
         ("backend", table.header.backend, config.hardware.backend),
         ("threads", table.header.threads, config.hardware.threads),
     ):
         if there != here:
-            path = config.hardware.table or default_table_path(config)
             raise TableError(
-                f"the table {path} was measured with {name} {there}, but the config says {here}; "
+                f"the table {table_path(config)} was measured with {name} {there}, but the config says {here}; "
                 f"set hardware.{name} or give another table"
             )
 

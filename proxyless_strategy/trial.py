@@ -20,6 +20,7 @@ from typing import Any
 
 from hardware.errors import ExperimentError, ProxylessError
 from hardware.files import write_atomically
+from hardware.tables import shipped_names
 from proxyless_strategy.config import SearchConfig, load_config
 from search_spaces._nni import silence_false_alarms
 
@@ -54,7 +55,7 @@ def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
         return Path(os.path.normpath(start / value.expanduser()))
 
     hardware, data = config.hardware, config.data
-    if hardware.table is not None:
+    if hardware.table is not None and str(hardware.table) not in shipped_names():
         hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
     if data.root is not None:
         data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
@@ -147,12 +148,8 @@ def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
             f"trial {row['trial']} has no finite test accuracy to report; keep `retrain` in the search config and "
             "look for a diverging loss in its log"
         )
-    return {
-        "default": row["accuracy"],
-        "latency_ms": row["latency_ms"],
-        "table_ms": row["table_ms"],
-        "target_ms": row["target_ms"],
-    }
+    latencies = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
+    return {"default": row["accuracy"], **{name: value for name, value in latencies.items() if value is not None}}
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

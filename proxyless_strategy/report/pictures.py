@@ -111,7 +111,8 @@ def draw_searches(folder: Path, out: Path) -> Path:
             right.add_patch(patch)
             right.text(column + 0.5, y + 0.45, f"{kernel}x{kernel}\ne{expansion}", ha="center", va="center", fontsize=7)
         accuracy = search.row.get("accuracy")
-        note = "" if accuracy is None else f"{accuracy:.1%}, {search.row['latency_ms']:.3g} ms"
+        latency = search.row.get("latency_ms") or search.row.get("table_ms")
+        note = "" if accuracy is None else f"{accuracy:.1%}, {latency:.3g} ms"
         right.text(len(labels) + 0.1, y + 0.45, note, va="center", fontsize=8)
         right.text(-0.1, y + 0.45, search.name, va="center", ha="right", fontsize=8)
     right.set(xlim=(0, len(labels) + 1.6), ylim=(-0.05, len(searches)), title="derived subnets")

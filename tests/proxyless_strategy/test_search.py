@@ -21,6 +21,7 @@ from hardware.table import LatencyTable
 from proxyless_strategy import search
 from proxyless_strategy.config import load_config, parse_config
 from proxyless_strategy.report.pictures import draw_searches
+from proxyless_strategy.trial import read_config
 from search_spaces import Subnet, get_space
 
 SPACE = {
@@ -118,6 +119,27 @@ def test_the_torch_backend_measures_the_same_network(tmp_path):
         tmp_path / "torch.yml", tmp_path / "run", hardware={"table": str(tmp_path / "torch.yml"), "backend": "torch"}
     )
     assert search.run_search(config.model_copy(update={"retrain": None})).latency_ms > 0
+
+
+def test_a_table_of_another_device_is_used_and_nothing_is_measured_here(table, tmp_path, monkeypatch):
+    foreign = LatencyTable.load(table)
+    header = dataclasses.replace(foreign.header, backend="tflite", device="a phone", threads=4)
+    dataclasses.replace(foreign, header=header).save(tmp_path / "phone.yml")
+    monkeypatch.setattr(search, "measure_model_file", None)
+    config = settings(table, tmp_path / "run", hardware={"table": str(tmp_path / "phone.yml"), "device": "other"})
+    result = search.run_search(config)
+    assert result.latency_ms is None
+    assert result.table_ms <= result.target_ms
+    missing = settings(table, tmp_path / "other", hardware={"table": str(tmp_path / "no.yml"), "device": "other"})
+    with pytest.raises(TableError, match=r"no\.yml.*pixel1"):
+        search.check(missing)
+
+
+def test_a_shipped_table_is_found_by_its_name(tmp_path):
+    path = tmp_path / "search.yml"
+    path.write_text("hardware: {table: pixel1, device: other}")
+    config = read_config(path)
+    assert LatencyTable.load(search.table_path(config)).header.device.startswith("Google Pixel")
 
 
 def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):
