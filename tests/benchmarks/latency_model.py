@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="keep the table here")
     parser.add_argument("--plot", type=Path, help="draw predicted against measured here")
     parser.add_argument("--progress", action="store_true")
-    print(json.dumps(run(parser.parse_args()), indent=2))
+    print(json.dumps(run(parser.parse_args())))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def sizes(name: str) -> dict[str, Any]:
 def main() -> None:
     """Command line of the check."""
     rows = {name: sizes(name) for name in PUBLISHED}
-    print(json.dumps(rows, indent=2))
+    print(json.dumps(rows))
     sys.exit(not all(row["equal"] for row in rows.values()))
 
 
