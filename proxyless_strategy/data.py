@@ -11,7 +11,6 @@ import gzip
 import importlib
 import inspect
 import operator
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from torchvision import transforms
 
 from hardware.errors import ConfigError, DataError
 from proxyless_strategy.config import DataConfig
+from proxyless_strategy.loaders import isolated_seed
 
 Part = Literal["weights", "architecture", "training", "test"]
 PARTS: tuple[Part, ...] = ("weights", "architecture", "training", "test")
@@ -134,18 +134,9 @@ def _divided(count: int, size: int, drop_last: bool) -> int:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seeds Python's, NumPy's and torch's (CPU) global generators inside the context and puts them back on exit."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
+    """`isolated_seed` of several numbers."""
+    with isolated_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0])):
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
 
 
 @dataclass(frozen=True, eq=False)

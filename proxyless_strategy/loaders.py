@@ -33,10 +33,12 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def isolated_seed(seed: int) -> Iterator[None]:
-    """Seed every generator, and give back their states on exit."""
+    """Seed Python's, NumPy's and torch's (CPU) global generators inside the context, and put them back on exit."""
     states = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
     try:
-        seed_everything(seed)
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' augmentations draw from the global generator
+        random.seed(seed)
         yield
     finally:
         torch.set_rng_state(states[0])

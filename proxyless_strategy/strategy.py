@@ -176,7 +176,7 @@ class ProxylessStrategy(OneShotStrategy):
                 f"target {self.target_ms:.6g} {self.latency.unit} is below the fastest subnet's {fastest.cost:.6g} "
                 f"({_described(architecture, fastest)}); raise the target or change the space"
             )
-        self.minimum_ms, self.maximum_ms = fastest.cost, slowest.cost
+        self.minimum_ms = fastest.cost
 
     def cost_matrix(self) -> tuple[torch.Tensor, float]:
         """Own cost of each candidate, `L x N` float64 in the matrix's order, and the fixed part.
