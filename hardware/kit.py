@@ -156,6 +156,7 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         dtype="float32",
         input_size=int(manifest["input_size"]),
         space=str(manifest["space"]),
+        place=str(document.get("place", "")),
         created=str(document["created"]),
         versions={str(name): str(version) for name, version in document["versions"].items()},
         repeats=min(int(figure["count"]) for figure in graphs.values()),

@@ -61,6 +61,7 @@ def main():
         "kit": manifest,
         "device": options.device or processor(),
         "backend": options.runtime,
+        "place": "cpu",
         "threads": options.threads,
         "quantile": QUANTILE,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),

@@ -138,7 +138,7 @@ def measure(
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
     with _opened(backend) as device, measuring_lock():
-        runnables = {name: device.prepare(chain, batch=batch, threads=threads) for name, chain in chains.items()}
+        runnables = _prepare(device, chains, batch=batch, threads=threads, progress=progress)
         samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress)
     return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
 
@@ -170,7 +170,7 @@ def measure_model_file(
         progress: Whether to show a progress bar.
     """
     plan = plan or Plan(rounds=2000, seconds=4.0)
-    with _opened(backend) as device, measuring_lock():
+    with _opened(backend, table=table) as device, measuring_lock():
         if not isinstance(device, SharedBackend):
             raise BackendError(f"backend {device.name!r} cannot time a model file; use 'onnxruntime'.")
         runnable = device.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
@@ -186,6 +186,7 @@ def _references(table: LatencyTable, device: Backend, *, batch: int, threads: in
     header = table.header
     for name, there, here in (
         ("backend", header.backend, device.name),
+        ("place", header.place or device.place, device.place),
         ("batch", header.batch, batch),
         ("threads", header.threads, threads),
     ):
@@ -236,13 +237,11 @@ def measure_nets(
     figures: list[Measurement] = []
     anchors = {f"anchor {i}": tuple(net) for i, net in enumerate(nets[:REFERENCES])} if table is None else {}
     then: dict[str, float] = {}
-    with _opened(backend) as device, measuring_lock():
+    with _opened(backend, table=table) as device, measuring_lock():
         for first in range(0, len(nets), group):
             part = {f"net {i}": tuple(net) for i, net in enumerate(nets[first : first + group])}
             references = _references(table, device, batch=batch, threads=threads) if table else {}
-            runnables = {
-                name: device.prepare(chain, batch=batch, threads=threads) for name, chain in {**part, **anchors}.items()
-            }
+            runnables = _prepare(device, {**part, **anchors}, batch=batch, threads=threads, progress=progress)
             runnables |= {name: runnable for name, (_, runnable) in references.items()}
             samples = _sample(device, runnables, plan=plan, seed=seed + first, progress=progress)
             now = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
@@ -262,6 +261,7 @@ def build_table(
     input_size: int,
     batch: int = 1,
     threads: int = 1,
+    place: str | None = None,
     space: str = "",
     out: str | Path | None = None,
     plan: Plan | None = None,
@@ -277,6 +277,7 @@ def build_table(
         input_size: Side of the network's input image.
         batch: Images per inference.
         threads: Threads that one inference may use.
+        place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...); None takes the backend's own choice.
         space: The search space in words.
         out: Where to save the table; what is measured meanwhile is kept in `<out>.partial` and taken up again by
             a build with the same settings. None saves nothing.
@@ -299,11 +300,12 @@ def build_table(
     chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
     first = next(iter(distinct.values()))
     unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
-    with unshared, _opened(backend) as device, measuring_lock():
+    with unshared, _opened(backend, place) as device, measuring_lock():
         name, versions = device.device(), device.versions()
         settings = {
             "backend": device.name,
             "device": name,
+            "place": device.place,
             "versions": versions,
             "batch": batch,
             "threads": threads,
@@ -311,10 +313,9 @@ def build_table(
             "sample_ms": plan.sample_ms,
         }
         partial = _Partial(Path(f"{out}.partial"), settings) if out is not None else None
-        runnables = {
-            label: device.prepare(chain, batch=batch, threads=threads, input_shape=None if chain else first.input_shape)
-            for label, chain in chains.items()
-        }
+        runnables = _prepare(
+            device, chains, batch=batch, threads=threads, input_shape=first.input_shape, progress=progress
+        )
         samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
@@ -331,6 +332,7 @@ def build_table(
             dtype=device.dtype,
             input_size=input_size,
             space=space,
+            place=device.place,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             versions=versions,
             repeats=min(len(values) for values in samples.values()),
@@ -438,13 +440,42 @@ def _with_calibration(
 
 
 @contextmanager
-def _opened(backend: str | Backend) -> Iterator[Backend]:
-    """A backend that is closed at the end where its name was given, and left to the caller otherwise."""
+def _opened(
+    backend: str | Backend, place: str | None = None, *, table: LatencyTable | None = None
+) -> Iterator[Backend]:
+    """A backend that is closed at the end where its name was given, and left to the caller otherwise.
+
+    Args:
+        backend: A backend or its name.
+        place: Which of its devices measures; None takes the one that a table was measured on, where one is given.
+        table: That table.
+    """
     if isinstance(backend, Backend):
+        if place:
+            backend.use(place)
         yield backend
         return
-    with get_backend(backend) as device:
+    with get_backend(backend, place or (table.header.place if table else None)) as device:
         yield device
+
+
+def _prepare(
+    device: Backend,
+    chains: Mapping[str, Sequence[OpSpec]],
+    *,
+    batch: int,
+    threads: int,
+    progress: bool,
+    input_shape: tuple[int, ...] | None = None,
+) -> dict[str, Runnable]:
+    """Runnables of all chains; `input_shape` is that of an empty one."""
+    runnables = {}
+    with _bar(progress, f"preparing {len(chains)} graphs") as advance:
+        for name, chain in chains.items():
+            shape = None if chain else input_shape
+            runnables[name] = device.prepare(chain, batch=batch, threads=threads, input_shape=shape)
+            advance(len(runnables) / len(chains))
+    return runnables
 
 
 def _sample(
@@ -466,7 +497,7 @@ def _sample(
     order = random.Random(f"{seed}:{min(map(len, samples.values()), default=0)}")
     start = saved = clock()
     try:
-        with _bar(progress, plan.rounds, len(names)) as advance:
+        with _bar(progress, f"measuring {len(names)} graphs") as advance:
             while names:
                 done, elapsed = min(map(len, samples.values())), clock() - start
                 due = _due(samples, plan, done=done, elapsed=elapsed)
@@ -475,7 +506,7 @@ def _sample(
                 order.shuffle(due)
                 for name in due:
                     samples[name].append(1e3 * device.time(runnables[name], repeats=repeats[name]))
-                advance(done + 1, elapsed, plan)
+                advance(_share(plan, done + 1, elapsed))
                 if partial is not None and clock() - saved > PARTIAL_SECONDS:
                     partial.save(samples)
                     saved = clock()
@@ -492,6 +523,12 @@ def _due(samples: Mapping[str, list[float]], plan: Plan, *, done: int, elapsed: 
         if due:
             return due
     return _noisy(samples, plan) if elapsed <= 1.25 * plan.seconds else []
+
+
+def _share(plan: Plan, done: int, elapsed: float) -> float:
+    """How much of a plan is carried out, 0..1."""
+    by_time = min(elapsed / plan.seconds, done / plan.minimum_rounds) if plan.seconds else 1.0
+    return min(1.0, max(done / plan.rounds, by_time))
 
 
 def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:
@@ -534,23 +571,18 @@ class _Partial:
 
 
 @contextmanager
-def _bar(progress: bool, rounds: int, count: int) -> Iterator[Callable[[int, float, Plan], None]]:
+def _bar(progress: bool, title: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar with the time left, moved by the share (0..1) of the work that is done."""
     if not progress:
-        yield lambda done, elapsed, plan: None
+        yield lambda share: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     with Progress(*columns, TimeRemainingColumn(), transient=True, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"measuring {count} graphs", total=1.0)
-
-        def advance(done: int, elapsed: float, plan: Plan) -> None:
-            by_rounds = done / rounds
-            by_time = min(elapsed / plan.seconds, done / plan.minimum_rounds) if plan.seconds else 1.0
-            bar.update(task, completed=min(1.0, max(by_rounds, by_time)))
-
-        yield advance
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def _digest(chain: Sequence[OpSpec]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hardware.backends.base import input_of
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
 from hardware.primitives import (
@@ -53,9 +54,7 @@ def chain_model(
             a few kB, as fast as with random weights.
     """
     chain = check_chain(chain)
-    shape = chain[0].input_shape if chain else input_shape
-    if shape is None:
-        raise BackendError("an empty chain needs input_shape; give (C, H, W).")
+    shape = input_of(chain, input_shape)
     if input_shape is not None and tuple(input_shape) != tuple(shape):
         raise BackendError(f"the chain takes {tuple(shape)}, but input_shape is {tuple(input_shape)}.")
     groups = [decompose(op) for op in chain]

@@ -87,9 +87,9 @@ class LearnedModel:
         Raises:
             TableError: The table was measured in other settings than the model's nets.
         """
-        for name in ("device", "backend", "threads", "batch"):
+        for name in ("device", "backend", "place", "threads", "batch"):
             there, here = getattr(table.header, name), getattr(self.header, name)
-            if there != here:
+            if there != here and (name != "place" or (there and here)):
                 raise TableError(
                     f"the learned model is of {name} {here!r}, the table of {there!r}; fit one on that device."
                 )

@@ -66,6 +66,7 @@ class TableHeader:
     Attributes:
         device: The device in words.
         backend: Name of the measuring backend.
+        place: Which of the backend's devices it was (`cpu`, `cuda:1`, ...); empty where unknown.
         threads: Threads that one inference may use.
         batch: Images per inference.
         dtype: Number format, `float32` for all backends here.
@@ -91,6 +92,7 @@ class TableHeader:
     dtype: str
     input_size: int
     space: str = ""
+    place: str = ""
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: int = 0

@@ -49,8 +49,14 @@ class HardwareConfig(_Section):
     table: Path | None = None
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
-    device: Literal["this", "other"] = "this"
-    """`other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
+    device: str = Field("this", min_length=1)
+    """`this`: the backend's own choice on this machine; or one of the backend's devices (`cpu`, `cuda:1`, ...); or
+    `other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
+
+    @property
+    def place(self) -> str | None:
+        """Which of the backend's devices measures, where the config names one."""
+        return None if self.device in ("this", "other") else self.device
 
 
 class SearchSettings(_Section):

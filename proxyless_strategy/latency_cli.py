@@ -63,6 +63,9 @@ def build(
     out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
     backend: Annotated[str, typer.Option(help="What runs the operators.")] = "onnxruntime",
     space_option: SpaceOptions = None,
+    device: Annotated[
+        str | None, typer.Option(help="Which of the backend's devices: cpu, cuda:1, ... (default: its own choice).")
+    ] = None,
     threads: Threads = 1,
     batch: Batch = 1,
     classes: Classes = 1000,
@@ -87,6 +90,7 @@ def build(
                 input_size=input_size,
                 batch=batch,
                 threads=threads,
+                place=device,
                 space=name,
                 out=out,
                 plan=Plan(rounds=300, seconds=seconds),
@@ -513,7 +517,7 @@ def _check_same_device(table: LatencyTable) -> None:
             f"the table was measured with {header.backend!r} on {header.device}, which this machine cannot run; "
             f"backends here are {', '.join(backend_names())}"
         )
-    with get_backend(header.backend) as backend:
+    with get_backend(header.backend, header.place) as backend:
         here = backend.device()
     if here != header.device:
         raise TableError(
@@ -533,7 +537,7 @@ def _echo_header(name: str, table: LatencyTable) -> None:
     versions = ", ".join(f"{library} {version}" for library, version in header.versions.items())
     rows = {
         "table": f"{name}: {count} of {header.space or 'an unnamed space'} at {header.input_size} px",
-        "device": header.device,
+        "device": header.device + (f" ({header.place})" if header.place not in ("", "cpu") else ""),
         "runtime": f"{header.backend}, {threads}, batch {header.batch}, {header.dtype}",
         "versions": versions,
         "measured": f"{header.created or 'date unknown'}, {header.repeats} samples or more of each operator{load}",

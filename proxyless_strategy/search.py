@@ -112,7 +112,8 @@ def default_table_path(config: SearchConfig) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hardware = config.hardware
     name = f"{config.space.name.replace(':', '.')}-{config.latency_input_size}px-{hardware.backend}"
-    return cache / "proxyless_strategy" / f"{name}-{hardware.threads}threads-batch{hardware.batch}.yml"
+    place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
+    return cache / "proxyless_strategy" / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
 
 
 def table_path(config: SearchConfig) -> Path:
@@ -131,9 +132,8 @@ def check(config: SearchConfig) -> None:
             holds another search.
     """
     space = get_space(config.space.name, **config.space.options)
-    if config.hardware.device == "this":
-        with get_backend(config.hardware.backend):
-            pass
+    if config.hardware.device != "other":
+        get_backend(config.hardware.backend, config.hardware.place).close()
     check_data(config.data)
     _check_objective(config)
     _check_out(config)
@@ -175,6 +175,7 @@ def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool 
             input_size=config.latency_input_size,
             batch=config.hardware.batch,
             threads=config.hardware.threads,
+            place=config.hardware.place,
             space=space.name,
             out=path,
             progress=sys.stderr.isatty(),
@@ -329,12 +330,17 @@ def _claim_out(config: SearchConfig) -> None:
 
 
 def _check_table(config: SearchConfig, table: LatencyTable) -> None:
-    if config.hardware.device == "other":
+    hardware, header = config.hardware, table.header
+    if hardware.device == "other":
         return
-    for name, there, here in (
-        ("backend", table.header.backend, config.hardware.backend),
-        ("threads", table.header.threads, config.hardware.threads),
-    ):
+    compared: list[tuple[str, Any, Any]] = [
+        ("backend", header.backend, hardware.backend),
+        ("threads", header.threads, hardware.threads),
+    ]
+    if hardware.place:
+        with get_backend(hardware.backend, hardware.place) as backend:
+            compared.append(("device", header.place or "unknown", backend.place))
+    for name, there, here in compared:
         if there != here:
             raise TableError(
                 f"the table {table_path(config)} was measured with {name} {there}, but the config says {here}; "

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ class Runnable:
         call: Runs it once; returns when the result is complete.
         threads: Threads that it may use; with one, CPU time of the calling thread is the clock.
         handle: Whatever the backend wants to remember.
+        wall_clock: Whether the wall clock is right even with one thread, because something else does the work.
     """
 
     call: Callable[[], object]
     threads: int = 1
     handle: Any = None
+    wall_clock: bool = False
 
 
 class Backend(abc.ABC):
@@ -35,10 +38,24 @@ class Backend(abc.ABC):
     Attributes:
         name: The backend's name in table headers.
         dtype: Number format of the tensors.
+        place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...), as the backend calls it.
     """
 
     name: str
     dtype: str = "float32"
+    place: str = "cpu"
+
+    def use(self, place: str) -> None:
+        """Chooses the device that measures, before anything is prepared; one that has several overrides this.
+
+        Raises:
+            BackendError: The backend has no such device.
+        """
+        if place != self.place:
+            raise BackendError(
+                f"backend {self.name!r} measures on {self.place!r} alone, not on {place!r}; leave the device out, or "
+                "choose another backend."
+            )
 
     @abc.abstractmethod
     def prepare(
@@ -64,7 +81,7 @@ class Backend(abc.ABC):
         With one thread the clock is the CPU time of the calling thread, which other processes cannot lengthen by
         pre-empting it; otherwise the wall clock.
         """
-        clock = time.thread_time if runnable.threads == 1 else time.perf_counter
+        clock = time.thread_time if runnable.threads == 1 and not runnable.wall_clock else time.perf_counter
         call = runnable.call
         call()
         start = clock()
@@ -118,9 +135,34 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def not_installed(name: str, package: str, *, extra: str | None = None) -> BackendError:
-    """The error of a backend whose package is missing; `extra` is this project's extra that brings it, if one does."""
-    what = f"'proxyless-strategy[{extra}]'" if extra else package
-    return BackendError(
-        f"backend {name!r} needs {package}, which is not installed; install it with `pip install {what}`."
-    )
+def required(module: str, *, backend: str, package: str, extra: str | None = None) -> Any:
+    """A module that a backend needs.
+
+    Args:
+        module: The module's name.
+        backend: The backend's name.
+        package: The package that has the module.
+        extra: This project's extra that brings the package, if one does.
+
+    Raises:
+        BackendError: The package is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        what = f"'proxyless-strategy[{extra}]'" if extra else package
+        raise BackendError(
+            f"backend {backend!r} needs {package}, which is not installed; install it with `pip install {what}`."
+        ) from None
+
+
+def input_of(chain: Sequence[OpSpec], input_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """`(C, H, W)` of a chain's input: its first operator's, or for an empty chain the given one.
+
+    Raises:
+        BackendError: An empty chain came without a shape.
+    """
+    shape = chain[0].input_shape if chain else input_shape
+    if shape is None:
+        raise BackendError("an empty chain needs input_shape; give (C, H, W).")
+    return tuple(shape)

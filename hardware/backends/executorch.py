@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware import primitives
-from hardware.backends.base import Backend, Runnable, not_installed
+from hardware.backends.base import Backend, Runnable, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
 
@@ -24,11 +24,8 @@ class ExecuTorchBackend(Backend):
     name = "executorch"
 
     def __init__(self) -> None:
-        try:
-            from executorch.runtime import Runtime
-        except ImportError:
-            raise not_installed(self.name, "executorch", extra="executorch") from None
-        self._runtime = Runtime.get()
+        runtime = required("executorch.runtime", backend=self.name, package="executorch", extra="executorch")
+        self._runtime = runtime.Runtime.get()
         self._threads = 0
 
     def prepare(

@@ -6,6 +6,7 @@ than a 3x3 one (DESIGN.md section 4). To measure a phone, write the kit's `.tfli
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hardware import primitives
-from hardware.backends.base import Runnable, SharedBackend, not_installed
+from hardware.backends.base import Runnable, SharedBackend, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
 
@@ -27,11 +28,8 @@ class LiteRTBackend(SharedBackend):
     name = "litert"
 
     def __init__(self) -> None:
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            raise not_installed(self.name, "ai-edge-litert", extra="litert") from None
-        self._interpreter = Interpreter
+        module = required("ai_edge_litert.interpreter", backend=self.name, package="ai-edge-litert", extra="litert")
+        self._interpreter = module.Interpreter
 
     def prepare(
         self,
@@ -75,10 +73,8 @@ def convert(chain: Sequence[OpSpec], path: str | Path, *, batch: int = 1) -> Pat
         path: The file to write.
         batch: Images per inference.
     """
-    try:
-        import litert_torch
-    except ImportError:
-        raise not_installed("litert", "litert-torch", extra="litert") from None
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    litert_torch = required("litert_torch", backend="litert", package="litert-torch", extra="litert")
     import torch
 
     from hardware.torch_module import Chain
@@ -89,7 +85,7 @@ def convert(chain: Sequence[OpSpec], path: str | Path, *, batch: int = 1) -> Pat
         module = Chain([primitives.decompose(op) for op in chain]).eval()
         shape = (batch, *chain[0].input_shape)
         outputs = [0] if len(chain[-1].output_shape) == 3 else None
-        module = litert_torch.to_channel_last_io(module, args=[0], outputs=outputs)
+        module = litert_torch.to_channel_last_io(module, args=[0], outputs=outputs).eval()
         example = torch.randn(shape[0], *shape[2:], shape[1])
     else:
         module, example = torch.nn.ReLU().eval(), torch.zeros(1, 1)

@@ -9,23 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from hardware.backends.base import Runnable, SharedBackend, not_installed
+from hardware.backends.base import Runnable, SharedBackend, cpu_name, required
 from hardware.errors import BackendError
 from hardware.onnx_graph import chain_model
 from hardware.op_spec import OpSpec
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 
 class OnnxRuntimeBackend(SharedBackend):
-    """Graphs written with `onnx.helper`, run with bound inputs and outputs and all graph optimisations."""
+    """Graphs written with `onnx.helper`, run with bound inputs and outputs and all graph optimisations.
+
+    Devices are `cpu`, `cuda` or `cuda:N`, and any other execution provider of the installed ONNX Runtime by its own
+    name (`XnnpackExecutionProvider`). Only on the CPU proper is the calling thread's CPU time the clock.
+    """
 
     name = "onnxruntime"
 
     def __init__(self) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise not_installed(self.name, "onnxruntime") from None
-        self._runtime = onnxruntime
+        self._runtime = required("onnxruntime", backend=self.name, package="onnxruntime")
+        self._provider = CPU
+        self._options: dict[str, Any] = {}
+
+    def use(self, place: str) -> None:
+        kind, _, index = place.partition(":")
+        provider = {"cpu": CPU, "cuda": CUDA}.get(kind, kind)
+        available = self._runtime.get_available_providers()
+        if provider not in available or (":" in place and not (kind == "cuda" and index.isdigit())):
+            raise BackendError(
+                f"backend 'onnxruntime' has no device {place!r} here; it has {', '.join(['cpu', *available])}."
+            )
+        self._provider = provider
+        self._options = {"device_id": int(index or 0)} if provider == CUDA else {}
+        self.place = f"cuda:{int(index or 0)}" if provider == CUDA else "cpu" if provider == CPU else provider
 
     def prepare(
         self,
@@ -45,6 +61,9 @@ class OnnxRuntimeBackend(SharedBackend):
         if not path.is_file():
             raise BackendError(f"there is no model file at {path}; export one first.")
         return self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
+
+    def device(self) -> str:
+        return cpu_name() if self._provider == CPU else f"{self.place} beside {cpu_name()}"
 
     def versions(self) -> dict[str, str]:
         return {"python": platform.python_version(), "onnxruntime": self._runtime.__version__}
@@ -66,16 +85,22 @@ class OnnxRuntimeBackend(SharedBackend):
             raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape.")
         array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         binding = session.io_binding()
-        feed = self._runtime.OrtValue.ortvalue_from_numpy(array)
+        feed = self._value(array)
         binding.bind_ortvalue_input(inputs[0].name, feed)
-        results = [self._runtime.OrtValue.ortvalue_from_numpy(r) for r in session.run(None, {inputs[0].name: array})]
+        results = [self._value(result) for result in session.run(None, {inputs[0].name: array})]
         for output, result in zip(session.get_outputs(), results, strict=True):
             binding.bind_ortvalue_output(output.name, result)
 
         def call() -> None:
             session.run_with_iobinding(binding)
 
-        return Runnable(call, threads=threads, handle=(session, binding, feed, results))
+        handle = (session, binding, feed, results)
+        return Runnable(call, threads=threads, handle=handle, wall_clock=self._provider != CPU)
+
+    def _value(self, array: np.ndarray) -> Any:
+        """An array where the device has its memory, so that copying it there is no part of the time."""
+        where = ("cuda", self._options["device_id"]) if self._provider == CUDA else ("cpu", 0)
+        return self._runtime.OrtValue.ortvalue_from_numpy(array, *where)
 
     def _session(self, source: str | bytes, threads: int) -> Any:
         options = self._runtime.SessionOptions()
@@ -85,7 +110,11 @@ class OnnxRuntimeBackend(SharedBackend):
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            return self._runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            session = self._runtime.InferenceSession(source, options, providers=[(self._provider, self._options)])
         except Exception as error:
             what = source if isinstance(source, str) else "the graph of a chain"
             raise BackendError(f"ONNX Runtime cannot load {what}: {error}") from None
+        # where a provider fails to start, ONNX Runtime logs it and takes the CPU instead
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(f"ONNX Runtime could not start {self._provider}, see its log; use the device 'cpu'.")
+        return session

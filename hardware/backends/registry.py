@@ -8,15 +8,22 @@ from hardware.backends.base import Backend
 from hardware.errors import BackendError
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str, place: str | None = None) -> Backend:
     """A fresh backend.
 
+    Args:
+        name: The backend's name.
+        place: Which of its devices measures (`cpu`, `cuda:1`, ...); None or empty takes the backend's own choice.
+
     Raises:
-        BackendError: The name is unknown, or the backend's package is not installed.
+        BackendError: The name is unknown, the backend's package is not installed, or it has no such device.
     """
     if name not in _FACTORIES:
         raise BackendError(f"backend {name!r} is unknown; known are {', '.join(backend_names())}.")
-    return _FACTORIES[name]()
+    backend = _FACTORIES[name]()
+    if place:
+        backend.use(place)
+    return backend
 
 
 def register_backend(name: str, factory: Callable[[], Backend]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware import primitives
-from hardware.backends.base import Backend, Runnable, not_installed
+from hardware.backends.base import Backend, Runnable, input_of, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
 
@@ -36,10 +36,7 @@ class TorchBackend(Backend):
     name = "torch"
 
     def __init__(self, *, channels_last: bool = False, compiled: bool = False) -> None:
-        from importlib.util import find_spec
-
-        if find_spec("torch") is None:
-            raise not_installed(self.name, "torch")
+        required("torch", backend=self.name, package="torch")
         self._options = {"channels_last": channels_last, "compiled": compiled}
         self._process: subprocess.Popen[str] | None = None
 
@@ -52,9 +49,7 @@ class TorchBackend(Backend):
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
         chain = primitives.check_chain(chain)
-        shape = chain[0].input_shape if chain else input_shape
-        if shape is None:
-            raise BackendError("an empty chain needs input_shape; give (C, H, W).")
+        shape = input_of(chain, input_shape)
         groups = [[to_plain(p) for p in primitives.decompose(op)] for op in chain]
         number = self._ask("prepare", groups=groups, shape=[batch, *shape], threads=threads, options=self._options)
         return Runnable(lambda: self._ask("run", number=number), threads=threads, handle=number)

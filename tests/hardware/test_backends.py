@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ import torch
 from hardware import onnx_graph, primitives
 from hardware.backends import Runnable, backend_names, get_backend, register_backend
 from hardware.backends.cuda import CudaBackend
-from hardware.backends.onnxruntime import OnnxRuntimeBackend
+from hardware.backends.onnxruntime import CUDA, OnnxRuntimeBackend
 from hardware.backends.torch import MALLOC_TUNABLES, TorchBackend, from_plain, to_plain
 from hardware.errors import BackendError
 from hardware.measure import Plan, measure_model_file
@@ -180,23 +184,53 @@ def test_inductor_needs_a_compiler(monkeypatch):
 
 
 class FakeCuda:
-    """A GPU that takes 3 ms for what is launched between two events, and gives times only after a synchronisation."""
+    """Two GPUs that take 3 ms for what is launched between two events, and give times only after a synchronisation.
+
+    As in CUDA, events, streams and graphs are those of the current device.
+    """
 
     def __init__(self):
         self.log = []
+        self.current = "cuda:0"
 
     def is_available(self):
         return True
 
-    def get_device_name(self):
-        return "a fake GPU"
+    def device_count(self):
+        return 2
+
+    def get_device_name(self, place):
+        return f"fake GPU {place}"
+
+    @contextmanager
+    def device(self, place):
+        before, self.current = self.current, place
+        yield
+        self.current = before
 
     def synchronize(self):
-        self.log.append("synchronize")
+        self.log.append(f"synchronize {self.current}")
 
     def Event(self, enable_timing):
         assert enable_timing
         return FakeEvent(self)
+
+    def Stream(self):
+        return SimpleNamespace(wait_stream=lambda other: self.log.append("wait"))
+
+    current_stream = Stream
+
+    def stream(self, stream):
+        return nullcontext()
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    @contextmanager
+    def graph(self, graph):
+        self.log.append(f"capture on {self.current}")
+        yield
+        self.log.append("captured")
 
 
 class FakeEvent:
@@ -204,7 +238,7 @@ class FakeEvent:
         self.cuda, self.happened = cuda, False
 
     def record(self):
-        self.cuda.log.append("record")
+        self.cuda.log.append(f"record {self.cuda.current}")
 
     def synchronize(self):
         self.happened = True
@@ -220,7 +254,8 @@ class TestCuda(BackendConformance):
         return CudaBackend(cuda=FakeCuda(), place="cpu")
 
 
-def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch):
+@pytest.mark.parametrize("place", ["cuda:0", "cuda:1"])
+def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch, place):
     cuda = FakeCuda()
     now = [0.0]
 
@@ -229,10 +264,13 @@ def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch):
         return now[0]
 
     monkeypatch.setattr("hardware.backends.cuda.time.monotonic", clock)
-    backend = CudaBackend(cuda=cuda, place="cpu")
+    backend = CudaBackend(cuda=cuda)
+    backend.use(place)
+    assert backend.device() == f"fake GPU {place}"
     runnable = Runnable(lambda: cuda.log.append("run"))
     assert backend.time(runnable, repeats=3) == pytest.approx(1e-3)
-    sample = ["synchronize", "record", "run", "run", "run", "record", "event"]
+    record = f"record {place}"
+    sample = [f"synchronize {place}", record, "run", "run", "run", record, "event"]
     assert cuda.log[-7:] == sample
     assert len(cuda.log) > 20
     cuda.log.clear()
@@ -242,6 +280,24 @@ def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch):
     cuda.log.clear()
     backend.time(runnable, repeats=3)
     assert len(cuda.log) > 20
+
+
+def test_cuda_replays_graphs_and_the_overhead_is_a_graph_too():
+    cuda = FakeCuda()
+    backend = CudaBackend(cuda=cuda, graphs=True, place="cpu")
+    for chain, shape in ((small_ops(), None), ((), (3, 16, 16))):
+        cuda.log.clear()
+        runnable = backend.prepare(chain, input_shape=shape)
+        assert cuda.log == ["wait", "wait", "capture on cpu", "captured"]
+        cuda.log.clear()
+        backend.time(runnable, repeats=2)
+        assert cuda.log[-6:] == ["synchronize cpu", "record cpu", "replay", "replay", "record cpu", "event"]
+
+
+@pytest.mark.parametrize("place", ["cuda:2", "cpu", "cuda:x", "gpu", "cuda:"])
+def test_cuda_names_its_devices(place):
+    with pytest.raises(BackendError, match=rf"no device '{place}' here; it has cuda:0 \(fake GPU 0\), cuda:1"):
+        CudaBackend(cuda=FakeCuda()).use(place)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -255,6 +311,42 @@ def test_cuda_needs_a_gpu():
 def test_cuda_on_a_real_gpu(graphs):
     with CudaBackend(graphs=graphs) as backend:
         assert backend.time(backend.prepare(small_ops(), batch=8), repeats=5) > 0
+
+
+@pytest.mark.parametrize("name", ["torch", "inductor"])
+def test_a_backend_of_one_device_accepts_its_name_alone(name):
+    get_backend(name, "cpu").close()
+    with pytest.raises(BackendError, match=rf"'{name}' measures on 'cpu' alone, not on 'cuda:1'"):
+        get_backend(name, "cuda:1")
+
+
+def test_devices_of_onnxruntime_are_its_execution_providers():
+    with get_backend("onnxruntime", "cpu") as backend:
+        assert backend.place == "cpu"
+        assert not backend.prepare(small_ops()).wall_clock
+    for place in ("cuda:1", "tpu", "cpu:1", "XnnpackExecutionProvider"):
+        with pytest.raises(BackendError, match=rf"no device '{place}' here; it has cpu, .*CPUExecutionProvider"):
+            get_backend("onnxruntime", place)
+
+
+def test_a_provider_that_onnxruntime_cannot_start_is_refused(monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA])
+    backend = OnnxRuntimeBackend()
+    backend.use("cuda:1")
+    assert (backend.place, backend._options) == ("cuda:1", {"device_id": 1})
+    assert "cuda:1 beside" in backend.device()
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(BackendError, match="could not start CUDAExecutionProvider"),
+    ):
+        backend.prepare(small_ops())
+
+
+def test_other_devices_than_the_calling_thread_are_timed_by_the_wall_clock():
+    runnable = Runnable(lambda: time.sleep(0.002), wall_clock=True)
+    with get_backend("onnxruntime") as backend:
+        assert backend.time(runnable, repeats=3) >= 0.002
+        assert backend.time(dataclasses.replace(runnable, wall_clock=False), repeats=3) < 0.002
 
 
 def test_the_default_clock_averages_over_repeats():

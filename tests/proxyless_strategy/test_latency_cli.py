@@ -151,6 +151,33 @@ def test_a_built_table_has_the_space_the_settings_and_a_calibration(capsys: pyte
     assert (header.batch, header.threads, header.calibration.nets) == (2, 3, 9)
 
 
+def test_a_device_of_the_backend_is_chosen_recorded_and_used_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used: list[str] = []
+
+    class TwoDevices(FakeBackend):
+        place = "npu:0"
+
+        def use(self, place: str) -> None:
+            used.append(place)
+            self.place = place
+
+    monkeypatch.setitem(registry._FACTORIES, "fake", TwoDevices)
+    assert build("first.yml") == 0
+    assert (LatencyTable.load("first.yml").header.place, used) == ("npu:0", [])
+    assert build("second.yml", "--device", "npu:1") == 0
+    assert (LatencyTable.load("second.yml").header.place, used) == ("npu:1", ["npu:1"])
+    used.clear()
+    assert status_of("check", "second.yml", "--nets", "6", "--seconds", "0.1") == 0
+    assert set(used) == {"npu:1"}
+    monkeypatch.setitem(registry._FACTORIES, "fake", FakeBackend)
+    assert "measures on 'cpu' alone, not on 'npu:1'" in refused(capsys, "check", "second.yml", "--nets", "6")
+    build_on = ("build", *SPACE, "--backend", "fake", "--out", "third.yml", "--device", "npu:1")
+    assert "leave the device out" in refused(capsys, *build_on)
+    assert not (here / "third.yml").exists()
+
+
 def test_options_of_the_space_are_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert build("table.yml", "--space-option", "kernels=[3, 5]", "--space-option", "stem_stride=1") == 0
     assert LatencyTable.load("table.yml").header.space == "small_mbconv kernels=[3,5] stem_stride=1"

@@ -177,6 +177,7 @@ def test_a_missing_table_is_built_and_kept(table, tmp_path, monkeypatch):
     [
         ({"space": "nowhere"}, SpaceError, "unknown search space 'nowhere'"),
         ({"hardware": {"backend": "abacus"}}, BackendError, "abacus"),
+        ({"hardware": {"device": "othr"}}, BackendError, "no device 'othr' here; it has cpu"),
         ({"data": "imagenet22k"}, DataError, "imagenet22k"),
         ({"data": {"name": "imagefolder", "root": "/no/such/place"}}, DataError, "/no/such/place"),
         ({"objective": "paper"}, ConfigError, "gradient rule"),
@@ -199,6 +200,25 @@ def test_a_table_of_another_backend_is_refused(table, tmp_path):
     config = settings(table, tmp_path, hardware={"table": str(table), "threads": 2})
     with pytest.raises(TableError, match=r"threads 1.*says 2"):
         search.check(config)
+
+
+def test_a_table_of_another_device_of_the_backend_is_refused(table, tmp_path):
+    whole = LatencyTable.load(table)
+    assert whole.header.place == "cpu"
+    search.check(settings(table, tmp_path / "run", hardware={"table": str(table), "device": "cpu"}))
+    dataclasses.replace(whole, header=dataclasses.replace(whole.header, place="cuda:0")).save(tmp_path / "gpu.yml")
+    config = settings(table, tmp_path / "run", hardware={"table": str(tmp_path / "gpu.yml"), "device": "cpu"})
+    with pytest.raises(TableError, match=r"measured with device cuda:0.*says cpu"):
+        search.check(config)
+
+
+def test_the_default_table_of_a_device_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = [
+        search.default_table_path(parse_config({"hardware": {"backend": "cuda", "device": device}})).name
+        for device in ("this", "cuda:1")
+    ]
+    assert names == ["small_mbconv-32px-cuda-1threads-batch1.yml", "small_mbconv-32px-cuda-cuda1-1threads-batch1.yml"]
 
 
 def test_a_table_that_lacks_an_operator_is_refused(table, tmp_path):
