@@ -178,19 +178,33 @@ class LatencyModel(CostModel):
         return op.kind != IDENTITY and self.table.entry(op).predicted
 
 
+def cost_model(name: str, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
+    """The cost that needs no device, by its name: `macs`, `params` or `activation_memory`.
+
+    Raises:
+        SpaceError: There is no such cost.
+    """
+    if name not in _MODELS:
+        raise SpaceError(f"cost {name!r} is unknown; known are {', '.join(_MODELS)}, and latency with a table.")
+    return _MODELS[name](fixed, edges)
+
+
 def macs_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
     """Multiply-accumulates in millions."""
     return CostModel(lambda op: primitives.macs(op) / 1e6, fixed=fixed, edges=edges, unit="M MACs")
 
 
 def params_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
-    """Convolution and linear weights in millions."""
+    """Trained parameters in millions, as an exported model has them."""
     return CostModel(lambda op: primitives.params(op) / 1e6, fixed=fixed, edges=edges, unit="M params")
 
 
 def activation_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
     """Bytes of all activations of one float32 image, in MB (1e6 bytes)."""
     return CostModel(lambda op: primitives.activation_bytes(op) / 1e6, fixed=fixed, edges=edges, unit="MB")
+
+
+_MODELS = {"macs": macs_model, "params": params_model, "activation_memory": activation_model}
 
 
 def chain_report(table: LatencyTable, chain: Iterable[OpSpec]) -> LatencyReport:

@@ -98,6 +98,19 @@ class LearnedModel:
         predicted = {key: self._entry(op, scale) for key, op in missing.items()}
         return LatencyTable(table.header, {**table.entries, **predicted})
 
+    def complete(self, table: LatencyTable, ops: Iterable[OpSpec], *, input_size: int) -> LatencyTable:
+        """`fill` at the table's own input size; at another one a table of predictions alone.
+
+        Raises:
+            TableError: The table was measured in other settings than the model's nets.
+        """
+        ops = tuple(ops)
+        filled = self.fill(table, ops)
+        if table.header.input_size == input_size:
+            return filled
+        predicted = self.table(ops, input_size=input_size)
+        return dataclasses.replace(predicted, header=dataclasses.replace(predicted.header, space=table.header.space))
+
     def save(self, path: str | Path) -> None:
         """Writes the model as JSON, atomically."""
         document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}

@@ -218,7 +218,8 @@ class LatencyTable:
             nearest = ", ".join(self.nearest(missing[0])) or "none, the table is empty"
             raise MissingOperatorError(
                 f"{len(missing)} of {len(wanted)} operators are not in the latency table (space {header.space!r}): "
-                f"{first}; nearest to the first are: {nearest}."
+                f"{first}; nearest to the first are: {nearest}; build a table of this space, or predict them "
+                "(`proxyless latency fit`, then `fill`)."
             )
 
     def calibrated_ms(self, ops: Iterable[OpSpec]) -> float:

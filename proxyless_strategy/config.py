@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hardware.errors import ConfigError
 
 Rule = Literal["gradient", "reinforce"]
+TARGETS = ("target", "target_ms", "target_cost")
 
 
 class _Section(BaseModel):
@@ -43,10 +44,15 @@ class DataConfig(_Section):
 
 
 class HardwareConfig(_Section):
-    """The device: a backend and the latency table measured with it (built if the file is missing)."""
+    """What a choice costs: its latency on a device by a table (built if the file is missing), or a count of its own."""
 
+    cost: Literal["latency", "macs", "params", "activation_memory"] = "latency"
+    """What `target` counts. All but latency need no table; with one, the subnet's latency is reported beside it."""
     backend: str = "onnxruntime"
     table: Path | None = None
+    fill: Path | None = None
+    """A learned model (`proxyless latency fit`) that predicts the operators which the table lacks, at another width or
+    input size; without it a missing operator is an error."""
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
     device: str = Field("this", min_length=1)
@@ -57,6 +63,20 @@ class HardwareConfig(_Section):
     def place(self) -> str | None:
         """Which of the backend's devices measures, where the config names one."""
         return None if self.device in ("this", "other") else self.device
+
+    @property
+    def uses_table(self) -> bool:
+        """Whether latencies are looked up at all."""
+        return self.cost == "latency" or self.table is not None
+
+    @model_validator(mode="after")
+    def _something_to_fill(self) -> HardwareConfig:
+        if self.fill is not None and not self.uses_table:
+            raise ValueError(
+                f"hardware.fill ({self.fill}) fills a latency table, but hardware.cost is {self.cost} and there is no "
+                "hardware.table; remove it or name a table"
+            )
+        return self
 
 
 class SearchSettings(_Section):
@@ -118,9 +138,11 @@ class SearchConfig(_Section):
     hardware: HardwareConfig = Field(default_factory=HardwareConfig)
     rule: Rule = "gradient"
     target: float | None = Field(None, gt=0, le=1)
-    """Latency target as a fraction of the way from the space's fastest to its slowest subnet."""
+    """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet."""
     target_ms: float | None = Field(None, gt=0)
     """Latency target in (calibrated) milliseconds."""
+    target_cost: float | None = Field(None, gt=0)
+    """Target of another cost than latency: millions of MACs or parameters, or MB (1e6 bytes) of activations."""
     objective: str = "target"
     objective_options: dict[str, float] = Field(default_factory=dict)
     search: SearchSettings = Field(default_factory=SearchSettings)
@@ -130,10 +152,15 @@ class SearchConfig(_Section):
 
     @model_validator(mode="after")
     def _one_target(self) -> SearchConfig:
-        if self.target is not None and self.target_ms is not None:
-            raise ValueError(
-                f"target ({self.target}) and target_ms ({self.target_ms}) are both given; keep one of them"
-            )
+        given = {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
+        if len(given) > 1:
+            named = " and ".join(f"{name} ({value})" for name, value in given.items())
+            raise ValueError(f"{named} are {'both' if len(given) == 2 else 'all'} given; keep one of them")
+        cost = self.hardware.cost
+        wrong = "target_cost" if cost == "latency" else "target_ms"
+        if wrong in given:
+            right = "target_ms" if cost == "latency" else "target_cost"
+            raise ValueError(f"{wrong} = {given[wrong]} is no target for hardware.cost {cost}; give {right} or target")
         return self
 
     @property
@@ -192,9 +219,9 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"cannot set {dotted}: {parent} is {child!r}, not a section of settings")
         node = child
-    if last in ("target", "target_ms") and not parents:
-        node.pop("target", None)
-        node.pop("target_ms", None)
+    if last in TARGETS and not parents:
+        for name in TARGETS:
+            node.pop(name, None)
     node[last] = value
 
 

@@ -14,11 +14,13 @@ class EpochLog(Callback):
     Args:
         warmup_epochs: Epochs that count as warm-up.
         report: Called with each row, on one process only.
+        unit: Unit of the expected cost.
     """
 
-    def __init__(self, warmup_epochs: int, report: Callable[[dict[str, Any]], None]):
+    def __init__(self, warmup_epochs: int, report: Callable[[dict[str, Any]], None], *, unit: str = "ms"):
         self.warmup_epochs = warmup_epochs
         self.report = report
+        self.unit = unit
         self.history: list[dict[str, Any]] = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -28,7 +30,8 @@ class EpochLog(Callback):
             "epoch": trainer.current_epoch + 1,
             "default": metrics.get("val_accuracy"),
             "loss": metrics.get("train_loss"),
-            "expected_ms": metrics.get("search/expected"),
+            "expected": metrics.get("search/expected"),
+            "unit": self.unit,
             "entropy": metrics.get("search/entropy"),
         }
         self.history.append(row)

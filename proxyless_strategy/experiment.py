@@ -434,12 +434,16 @@ def _read_row(out: Path, trial: str) -> dict[str, Any]:
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table()
     table.add_column("rule", no_wrap=True)
-    for title in ("target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
+    counted = any(row["cost"] != "latency" for row in rows)
+    others = ("cost", "target", "subnet") if counted else ()
+    for title in (*others, "target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("folder", overflow="fold")
     for row in rows:
+        costs = (row["unit"], *(_number(row[key], ".4g") for key in ("target_cost", "subnet_cost")))
         table.add_row(
             str(row["rule"]),
+            *(costs if counted else ()),
             *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
             _number(row["accuracy"], ".2%"),
             *(_number(row[key], ",") for key in ("params", "macs")),
@@ -470,7 +474,7 @@ def _progress(metrics: dict[str, Any]) -> str:
     for name, label, spec in (
         ("default", "accuracy", ".3f"),
         ("loss", "loss", ".3f"),
-        ("expected_ms", "expected ms", ".3f"),
+        ("expected", f"expected {metrics.get('unit', 'cost')}", ".4g"),
     ):
         if metrics.get(name) is not None:
             parts.append(f"{label} {metrics[name]:{spec}}")

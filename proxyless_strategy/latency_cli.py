@@ -113,7 +113,8 @@ def prepare(config: Config, settings: Settings = None) -> None:
     loaded = read_config(config, key_values(settings or []))
     from .search import prepare
 
-    typer.echo(f"table: {prepare(loaded).table}")
+    table = prepare(loaded).table
+    typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")
 
 
 @app.command()

@@ -22,7 +22,8 @@ from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.files import write_atomically
 from hardware.measure import Measurement, build_table, load_or_build, measure_model_file, measure_nets
-from hardware.model import LatencyModel
+from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.predictor import LearnedModel
 from hardware.table import LatencyTable
 from hardware.tables import shipped_names
 from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
@@ -35,6 +36,7 @@ OnEpoch = Callable[[dict[str, Any]], None]
 
 CONFIG_FILE = "config.json"
 SEARCH_FILE = "search.json"
+TABLE_FILE = "table.yml"
 CALIBRATION_NETS = 24
 
 
@@ -45,16 +47,27 @@ class Prepared:
     Attributes:
         space: The space's declaration.
         costs: Its operators at the deployed input size.
-        latency: Calibrated latency of its choices.
-        table: Path of the latency table.
-        target_ms: The target in ms; None where there is none.
+        cost: What the search counts: the latency, or another cost.
+        target: The target in the unit of `cost`; None where there is none.
+        latency: Calibrated latency of its choices; None where no table is used.
+        table: Path of the latency table; None where none is used.
     """
 
     space: MBConvDeclaration
     costs: SpaceCosts
-    latency: LatencyModel
-    table: Path
-    target_ms: float | None
+    cost: CostModel
+    target: float | None
+    latency: LatencyModel | None
+    table: Path | None
+
+    @property
+    def target_ms(self) -> float | None:
+        """The target where it is a latency."""
+        return self.target if self.cost is self.latency else None
+
+    def table_ms(self, subnet: Subnet) -> float | None:
+        """A subnet's latency by the table, where one is used."""
+        return None if self.latency is None else self.latency.latency(subnet.choices)
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,11 @@ class SearchResult:
         subnet: The derived subnet.
         folder: timm export folder.
         onnx: The exported ONNX file.
-        target_ms: Latency target; None where there was none.
-        table_ms: The subnet's latency by the table.
+        unit: What the target and the subnet's cost are in: calibrated ms, or the unit of `hardware.cost`.
+        target_cost: The target; None where there was none.
+        subnet_cost: The subnet's cost.
+        target_ms: The target where it is a latency.
+        table_ms: The subnet's latency by the table; None where no table was used.
         latency_ms: Measured latency, in the state of the machine in which the table was built; None where the table is
             of another device.
         latency_now_ms: The same as the clock read it, before that correction.
@@ -81,8 +97,11 @@ class SearchResult:
     subnet: Subnet
     folder: Path
     onnx: Path
+    unit: str
+    target_cost: float | None
+    subnet_cost: float
     target_ms: float | None
-    table_ms: float
+    table_ms: float | None
     latency_ms: float | None
     latency_now_ms: float | None
     accuracy: float | None
@@ -94,6 +113,10 @@ class SearchResult:
         """The result as plain values for a table of results."""
         return {
             "rule": self.config.rule,
+            "cost": self.config.hardware.cost,
+            "unit": self.unit,
+            "target_cost": self.target_cost,
+            "subnet_cost": self.subnet_cost,
             "target_ms": self.target_ms,
             "table_ms": self.table_ms,
             "latency_ms": self.latency_ms,
@@ -138,19 +161,25 @@ def check(config: SearchConfig) -> None:
     _check_objective(config)
     _check_out(config)
     path = table_path(config)
-    if config.hardware.device == "other" and not path.exists():
-        raise TableError(
-            f"there is no table {path} of the other device; give an existing one, or of {', '.join(shipped_names())}"
-        )
-    if path.exists():
-        table = LatencyTable.load(path)
-        _check_table(config, table)
+    table = None
+    if config.hardware.uses_table:
+        if config.hardware.device == "other" and not path.exists():
+            raise TableError(
+                f"there is no table {path} of the other device; give an existing one, or of "
+                f"{', '.join(shipped_names())}"
+            )
+        if path.exists():
+            table = LatencyTable.load(path)
+            _check_table(config, table)
+        if config.hardware.fill is not None:
+            LearnedModel.load(config.hardware.fill)
+    if table is not None or not config.hardware.uses_table:
         data = load_data(config.data, input_size=config.input_size, seed=config.seed)
-        _prepared(config, space, data, table, path)
+        _prepared(config, space, data, table)
 
 
 def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool = False) -> Prepared:
-    """Build the latency table if it is missing, and say what the space's fastest and slowest subnets take.
+    """Build the latency table if one is needed and missing, and say what the space's extreme subnets cost.
 
     Args:
         config: The search.
@@ -161,6 +190,7 @@ def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool 
     data = data or load_data(config.data, input_size=config.input_size, seed=config.seed)
     path = table_path(config)
     costs = _costs(config, space, data)
+    table = None
 
     def build() -> LatencyTable:
         if not quiet:
@@ -181,11 +211,12 @@ def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool 
             progress=sys.stderr.isatty(),
         )
 
-    table = load_or_build(path, build)
-    _check_table(config, table)
-    prepared = _prepared(config, space, data, table, path)
+    if config.hardware.uses_table:
+        table = load_or_build(path, build)
+        _check_table(config, table)
+    prepared = _prepared(config, space, data, table)
     if not quiet:
-        print(_summary(prepared), flush=True)
+        print(_summary(config, prepared), flush=True)
     return prepared
 
 
@@ -215,12 +246,13 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     data = load_data(config.data, input_size=config.input_size, seed=config.seed)
     prepared = prepare(config, data=data, quiet=not first)
     if first:
-        _claim_out(config)
+        _claim_out(config, prepared)
     report = on_epoch or (lambda metrics: None)
     subnet, weights = _searched(config, prepared, data, report)
     model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
-    table_ms = prepared.latency.latency(subnet.choices)
-    print(f"derived {' '.join(subnet.choices.values())}: {table_ms:.4g} ms by the table", flush=True)
+    subnet_cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
+    said = f"{subnet_cost:.4g} {prepared.cost.unit}" + (" by the table" if prepared.cost is prepared.latency else "")
+    print(f"derived {' '.join(subnet.choices.values())}: {said}", flush=True)
 
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
@@ -245,7 +277,14 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         model_args=model_args,
         subnet=subnet.to_dict(),
         pretrained_cfg=data.pretrained_cfg(),
-        metrics={"accuracy": accuracy, "table_ms": table_ms, "target_ms": prepared.target_ms},
+        metrics={
+            "accuracy": accuracy,
+            "table_ms": table_ms,
+            "target_ms": prepared.target_ms,
+            "unit": prepared.cost.unit,
+            "target_cost": prepared.target,
+            "subnet_cost": subnet_cost,
+        },
     )
     onnx = export_onnx(folder, config.out / "model.onnx", input_shape=size, batch=config.hardware.batch)
     measured = _measured(config, prepared, subnet, onnx.path)
@@ -254,6 +293,9 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         subnet=subnet,
         folder=folder,
         onnx=onnx.path,
+        unit=prepared.cost.unit,
+        target_cost=prepared.target,
+        subnet_cost=subnet_cost,
         target_ms=prepared.target_ms,
         table_ms=table_ms,
         latency_ms=None if measured is None else measured.settled_ms,
@@ -272,11 +314,12 @@ def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Pa
     hardware = config.hardware
     if hardware.device == "other":
         return None
-    shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": hardware.backend}
-    table = prepared.latency.table
-    if hardware.backend == "onnxruntime":
-        return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
-    return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]
+    table = None if prepared.latency is None else prepared.latency.table
+    with get_backend(hardware.backend, hardware.place or (table.header.place if table else None)) as backend:
+        shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
+        if hardware.backend == "onnxruntime":
+            return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
+        return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------
@@ -285,7 +328,7 @@ def _measured(config: SearchConfig, prepared: Prepared, subnet: Subnet, onnx: Pa
 def _check_objective(config: SearchConfig) -> None:
     from .objectives import make_objective
 
-    target = config.target_ms or config.target
+    target = config.target_ms or config.target_cost or config.target
     make_objective(
         config.objective, rule=config.rule, target=2.0 if target else None, minimum=2.0, **config.objective_options
     )
@@ -324,8 +367,10 @@ def _identity(config: SearchConfig) -> dict[str, Any]:
     return json.loads(config.model_dump_json(exclude={"out"}))
 
 
-def _claim_out(config: SearchConfig) -> None:
+def _claim_out(config: SearchConfig, prepared: Prepared) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
+    if config.hardware.fill is not None and prepared.latency is not None:
+        prepared.latency.table.save(config.out / TABLE_FILE)
     write_atomically(config.out / CONFIG_FILE, json.dumps(_identity(config), indent=2) + "\n")
 
 
@@ -352,45 +397,64 @@ def _costs(config: SearchConfig, space: MBConvDeclaration, data: ImageData) -> S
     return space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
 
 
-def _prepared(
-    config: SearchConfig, space: MBConvDeclaration, data: ImageData, table: LatencyTable, path: Path
-) -> Prepared:
+def _prepared(config: SearchConfig, space: MBConvDeclaration, data: ImageData, table: LatencyTable | None) -> Prepared:
     costs = _costs(config, space, data)
-    table.check(costs.distinct(), input_size=config.latency_input_size, batch=config.hardware.batch)
-    latency = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
-    low, fastest = latency.minimum()
-    high, _ = latency.maximum()
-    target = config.target_ms
+    latency = None
+    if table is not None:
+        if config.hardware.fill is not None:
+            model = LearnedModel.load(config.hardware.fill)
+            table = model.complete(table, costs.distinct(), input_size=config.latency_input_size)
+        table.check(costs.distinct(), input_size=config.latency_input_size, batch=config.hardware.batch)
+        latency = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+    cost: CostModel
+    if latency is not None and config.hardware.cost == "latency":
+        cost, (name, cheapest, dearest) = latency, ("target_ms", "fastest", "slowest")
+    else:
+        cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
+        name, cheapest, dearest = "target_cost", "cheapest", "dearest"
+    low, choices = cost.minimum()
+    high, _ = cost.maximum()
+    target = config.target_cost or config.target_ms
     if config.target is not None:
         target = low + config.target * (high - low)
     if target is not None and target < low:
         raise TargetError(
-            f"target_ms = {target:g} is below the fastest subnet of {space.name}, {low:.4g} ms "
-            f"({_named(fastest)}); raise the target or choose a smaller space"
+            f"{name} = {target:g} is below the {cheapest} subnet of {space.name}, {low:.4g} {cost.unit} "
+            f"({_named(choices)}); raise the target or choose a smaller space"
         )
     if target is not None and target > high:
         warnings.warn(
-            f"target_ms = {target:g} is above the slowest subnet of {space.name}, {high:.4g} ms: it is idle",
+            f"{name} = {target:g} is above the {dearest} subnet of {space.name}, {high:.4g} {cost.unit}: it is idle",
             stacklevel=2,
         )
-    return Prepared(space, costs, latency, path, target)
+    return Prepared(space, costs, cost, target, latency, None if latency is None else table_path(config))
 
 
 def _named(choices: dict[str, str]) -> str:
     return " ".join(choices.values())
 
 
-def _summary(prepared: Prepared) -> str:
-    low, fastest = prepared.latency.minimum()
-    high, slowest = prepared.latency.maximum()
-    unit = prepared.latency.unit
+def _summary(config: SearchConfig, prepared: Prepared) -> str:
+    cost, latency = prepared.cost, prepared.latency
+    low, cheapest = cost.minimum()
+    high, dearest = cost.maximum()
+    title, words = prepared.space.name, ("cheapest", "dearest")
+    if latency is not None and cost is latency:
+        title, words = (
+            f"{title} on {latency.table.header.device} ({latency.table.header.backend})",
+            ("fastest", "slowest"),
+        )
     lines = [
-        f"{prepared.space.name} on {prepared.latency.table.header.device} ({prepared.latency.table.header.backend})",
-        f"  fastest subnet {low:.4g} {unit}: {_named(fastest)}",
-        f"  slowest subnet {high:.4g} {unit}: {_named(slowest)}",
+        title,
+        f"  {words[0]} subnet {low:.4g} {cost.unit}: {_named(cheapest)}",
+        f"  {words[1]} subnet {high:.4g} {cost.unit}: {_named(dearest)}",
     ]
-    if prepared.target_ms is not None:
-        lines.append(f"  target {prepared.target_ms:.4g} {unit}")
+    if prepared.target is not None:
+        lines.append(f"  target {prepared.target:.4g} {cost.unit}")
+    if config.hardware.fill is not None and latency is not None:
+        ops = prepared.costs.distinct()
+        predicted = sum(latency.table.entry(op).predicted for op in ops)
+        lines.append(f"  {predicted} of {len(ops)} operators predicted by {config.hardware.fill}")
     return "\n".join(lines)
 
 
@@ -433,8 +497,8 @@ def _search(
     settings = config.search
     strategy = ProxylessStrategy(
         rule=config.rule,
-        latency=prepared.latency,
-        target_ms=prepared.target_ms,
+        latency=prepared.cost,
+        target_ms=prepared.target,
         objective=config.objective,
         objective_options=config.objective_options,
         warmup_epochs=settings.warmup_epochs,
@@ -449,7 +513,7 @@ def _search(
         network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    log = EpochLog(settings.warmup_epochs, report)
+    log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     checkpoint = ModelCheckpoint(
         dirpath=config.out, filename="search", save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -480,8 +544,9 @@ def _search(
     p = module.architecture.probabilities()
     record = {
         "probabilities": module.export_probs(),
-        "expected_ms": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
-        "target_ms": prepared.target_ms,
+        "unit": prepared.cost.unit,
+        "expected": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
+        "target": prepared.target,
         "argmax": module.architecture.export(module.architecture.argmax()),
         "counters": dict(module.counters),
         "history": log.history,

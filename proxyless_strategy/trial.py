@@ -57,6 +57,8 @@ def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
     hardware, data = config.hardware, config.data
     if hardware.table is not None and str(hardware.table) not in shipped_names():
         hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
+    if hardware.fill is not None:
+        hardware = hardware.model_copy(update={"fill": resolved(hardware.fill, hardware, "hardware", "fill")})
     if data.root is not None:
         data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
     out = resolved(config.out, config, "out")
@@ -148,8 +150,10 @@ def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
             f"trial {row['trial']} has no finite test accuracy to report; keep `retrain` in the search config and "
             "look for a diverging loss in its log"
         )
-    latencies = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
-    return {"default": row["accuracy"], **{name: value for name, value in latencies.items() if value is not None}}
+    costs = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
+    if row["cost"] != "latency":
+        costs |= {name: row[name] for name in ("target_cost", "subnet_cost")}
+    return {"default": row["accuracy"], **{name: value for name, value in costs.items() if value is not None}}
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,16 @@ class FinishedSearch:
 
     Attributes:
         name: How the picture calls it.
-        target_ms: Its target; None where there was none.
+        target: Its target; None where there was none.
+        unit: What target and expected cost are in.
         history: One row per epoch, see `EpochLog`.
         choices: Candidate by edge.
         row: The result's row; empty while the search has not been retrained and measured.
     """
 
     name: str
-    target_ms: float | None
+    target: float | None
+    unit: str
     history: list[dict[str, Any]]
     choices: dict[str, str]
     row: dict[str, Any]
@@ -47,17 +49,19 @@ def read_searches(folder: Path) -> list[FinishedSearch]:
         row_file = place / "row.json"
         row = json.loads(row_file.read_text(encoding="utf-8")) if row_file.exists() else {}
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        target = "no target" if search["target_ms"] is None else f"target {search['target_ms']:.4g} ms"
+        unit = search["unit"]
+        target = "no target" if search["target"] is None else f"target {search['target']:.4g} {unit}"
         searches.append(
             FinishedSearch(
                 f"{config['rule']}, {target}",
-                search["target_ms"],
+                search["target"],
+                unit,
                 search["history"],
                 search["subnet"]["choices"],
                 row,
             )
         )
-    return sorted(searches, key=lambda search: (search.name.split(",")[0], search.target_ms or 0))
+    return sorted(searches, key=lambda search: (search.name.split(",")[0], search.unit, search.target or 0))
 
 
 def draw_searches(folder: Path, out: Path) -> Path:
@@ -79,18 +83,23 @@ def draw_searches(folder: Path, out: Path) -> Path:
 
     searches = read_searches(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.75 * max(3, len(searches))), layout="constrained")
+    units = list(dict.fromkeys(search.unit for search in searches))
     for index, search in enumerate(searches):
         colour = f"C{index}"
-        points = [(row["epoch"], row["expected_ms"]) for row in search.history if row["expected_ms"] is not None]
-        left.plot(*zip(*points, strict=True), color=colour, label=search.name)
-        if search.target_ms is not None:
-            left.axhline(search.target_ms, color=colour, linestyle=":", linewidth=1)
-        if search.row.get("latency_ms"):
-            left.plot(points[-1][0] + 0.5, search.row["latency_ms"], "o", color=colour)
+        points = [(row["epoch"], row["expected"]) for row in search.history if row["expected"] is not None]
+        whole = points[0][1] if len(units) > 1 else 1.0
+        left.plot([epoch for epoch, _ in points], [e / whole for _, e in points], color=colour, label=search.name)
+        if search.target is not None:
+            left.axhline(search.target / whole, color=colour, linestyle=":", linewidth=1)
+        exported = search.row.get("latency_ms" if search.unit.startswith("ms") else "subnet_cost")
+        if exported:
+            left.plot(points[-1][0] + 0.5, exported / whole, "o", color=colour)
     left.set(
         xlabel="epoch",
-        ylabel="ms",
-        title="expected latency E[LAT] (line), target (dotted), exported subnet measured (dot)",
+        ylabel=units[0] if len(units) == 1 else "share of the first epoch's",
+        title="expected latency E[LAT] (line), target (dotted), exported subnet measured (dot)"
+        if units == ["ms"]
+        else "expected cost (line), target (dotted), exported subnet (dot)",
     )
     left.title.set_fontsize(10)
     left.legend(fontsize=8)
@@ -112,7 +121,8 @@ def draw_searches(folder: Path, out: Path) -> Path:
             right.text(column + 0.5, y + 0.45, f"{kernel}x{kernel}\ne{expansion}", ha="center", va="center", fontsize=7)
         accuracy = search.row.get("accuracy")
         latency = search.row.get("latency_ms") or search.row.get("table_ms")
-        note = "" if accuracy is None else f"{accuracy:.1%}, {latency:.3g} ms"
+        parts = [f"{accuracy:.1%}" if accuracy is not None else "", f"{latency:.3g} ms" if latency else ""]
+        note = ", ".join(part for part in parts if part)
         right.text(len(labels) + 0.1, y + 0.45, note, va="center", fontsize=8)
         right.text(-0.1, y + 0.45, search.name, va="center", ha="right", fontsize=8)
     right.set(xlim=(0, len(labels) + 1.6), ylim=(-0.05, len(searches)), title="derived subnets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 
 from hardware.errors import ConfigError, ExperimentError
+from proxyless_strategy import experiment
 from proxyless_strategy.experiment import SERVER_SCRIPT, build_back, read_plan, run_experiment
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"
@@ -383,3 +386,16 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
+
+
+def test_the_summary_names_the_unit_of_another_cost() -> None:
+    row: dict[str, Any] = {"rule": "gradient", "accuracy": 0.9, "params": 10, "macs": 20, "folder": "m"}
+    row |= {"cost": "latency", "unit": "ms", "target_cost": 4.0, "subnet_cost": 3.9}
+    row |= {"target_ms": 4.0, "table_ms": 3.9, "latency_ms": 3.8}
+    macs = {**row, "cost": "macs", "unit": "M MACs", "target_cost": 2.0, "target_ms": None, "table_ms": None}
+    for rows, words in (([row], ()), ([row, macs], ("M MACs", "2", "subnet"))):
+        console = Console(file=io.StringIO(), width=200, record=True)
+        console.print(experiment._table(rows))
+        page = console.export_text()
+        assert all(word in page for word in ("target ms", "3.9", *words))
+        assert ("subnet" in page) == bool(words)

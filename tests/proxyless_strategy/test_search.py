@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from hardware import predictor
 from hardware.errors import (
     BackendError,
     ConfigError,
@@ -31,6 +32,9 @@ SPACE = {
         "head_width": 64,
     },
 }
+
+
+QUICK = {"warmup_epochs": 1, "epochs": 2, "steps_per_update": 2, "batch_size": 128}
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +144,134 @@ def test_a_shipped_table_is_found_by_its_name(tmp_path):
     path.write_text("hardware: {table: pixel1, device: other}")
     config = read_config(path)
     assert LatencyTable.load(search.table_path(config)).header.device.startswith("Google Pixel")
+
+
+@pytest.mark.parametrize(
+    ("cost", "target", "unit"),
+    [
+        ("macs", 0.35, "M MACs"),
+        pytest.param("params", 0.009, "M params", marks=pytest.mark.slow),
+        pytest.param("activation_memory", 0.06, "MB", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_can_count_what_needs_no_table(cost, target, unit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hardware = {"cost": cost, "device": "other"}
+    rows = []
+    config = settings(
+        None, tmp_path / "run", hardware=hardware, target=None, target_cost=target, retrain=None, search=QUICK
+    )
+    search.check(config)
+    result = search.run_search(config, on_epoch=rows.append)
+    assert not (tmp_path / "cache").exists()
+    row = json.loads((tmp_path / "run" / "row.json").read_text())
+    assert row == {**result.row(), "folder": str(result.folder), "onnx": str(result.onnx)}
+    assert (row["cost"], row["unit"], row["target_cost"]) == (cost, unit, target)
+    assert row["subnet_cost"] <= target
+    assert (row["target_ms"], row["table_ms"], row["latency_ms"]) == (None, None, None)
+    known = {"macs": result.macs / 1e6, "params": result.params / 1e6}
+    assert row["subnet_cost"] == pytest.approx(known.get(cost, row["subnet_cost"]), rel=1e-9)
+    assert {entry["unit"] for entry in rows} == {unit}
+    saved = json.loads((tmp_path / "run" / "search.json").read_text())
+    assert (saved["unit"], saved["target"]) == (unit, target)
+    page = capsys.readouterr().out
+    assert f"target {target:.4g} {unit}" in page
+    assert f" {unit}\n" in page.split("derived ")[1]
+    assert " ms" not in page
+    draw_searches(tmp_path, tmp_path / "report.png")
+
+
+@pytest.mark.slow
+def test_another_cost_with_a_table_reports_the_latency_beside_it(table, tmp_path):
+    hardware = {"cost": "macs", "table": str(table)}
+    result = search.run_search(settings(table, tmp_path / "run", hardware=hardware, retrain=None, search=QUICK))
+    prepared = search.prepare(result.config, quiet=True)
+    assert result.target_cost == pytest.approx((prepared.cost.minimum()[0] + prepared.cost.maximum()[0]) / 2)
+    assert result.table_ms == prepared.latency.latency(result.subnet.choices)
+    assert result.latency_ms > 0
+    assert result.target_ms is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hardware": {"cost": "macs"}, "target_ms": 3}, "target_ms = 3.0 is no target for hardware.cost macs"),
+        ({"target_cost": 3}, "target_cost = 3.0 is no target for hardware.cost latency; give target_ms or target"),
+        ({"target_cost": 3, "target": 0.5, "target_ms": 1}, "are all given"),
+        ({"hardware": {"cost": "flops"}}, "hardware.cost = 'flops'"),
+        ({"hardware": {"cost": "macs", "fill": "m.json"}}, "there is no hardware.table"),
+    ],
+)
+def test_targets_of_another_kind_of_cost_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config(changes)
+
+
+def test_a_target_below_the_cheapest_subnet_names_the_unit(tmp_path):
+    config = settings(None, tmp_path, hardware={"cost": "macs"}, target=None, target_cost=1e-3)
+    with pytest.raises(TargetError, match=r"target_cost = 0\.001 is below the cheapest subnet .* M MACs"):
+        search.check(config)
+
+
+@pytest.fixture(scope="session")
+def learned(table, tmp_path_factory):
+    """A learned model of the device of the tests' table, from latencies by that table."""
+    measured = LatencyTable.load(table)
+    costs = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1)
+    nets = [costs.chain(choices) for choices in costs.random_choices(60, seed=3)]
+    model = predictor.fit(nets, [measured.calibrated_ms(net) for net in nets], header=measured.header)
+    path = tmp_path_factory.mktemp("model") / "model.json"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("other", ["width", "input size"])
+def test_a_learned_model_fills_what_the_table_lacks_on_request(other, table, learned, tmp_path):
+    changes = {"input_size": 24} if other == "input size" else {}
+    if other == "width":
+        changes["space"] = {"name": SPACE["name"], "options": {**SPACE["options"], "head_width": 48}}
+    shared = {"retrain": None, "search": QUICK, **changes}
+    with pytest.raises(TableError, match=r"predict them|input size 16, not 24"):
+        search.check(settings(table, tmp_path / "run", **shared))
+    hardware = {"table": str(table), "fill": str(learned)}
+    config = settings(table, tmp_path / "run", hardware=hardware, **shared)
+    search.check(config)
+    used = search.prepare(config, quiet=True).latency.table
+    measured = LatencyTable.load(table)
+    predicted = {key for key, entry in used.entries.items() if entry.predicted}
+    if other == "width":
+        assert predicted
+        assert predicted == set(used.entries) - set(measured.entries)
+        assert measured.entries.items() <= used.entries.items()
+    else:
+        assert predicted == set(used.entries)
+        assert used.header.input_size == 24
+
+
+@pytest.mark.slow
+def test_a_search_on_a_filled_table_keeps_it_with_its_predictions_marked(table, learned, tmp_path, capsys):
+    hardware = {"table": str(table), "fill": str(learned)}
+    config = settings(table, tmp_path, hardware=hardware, input_size=24, retrain=None, search=QUICK)
+    result = search.run_search(config)
+    assert result.table_ms <= result.target_ms
+    assert result.latency_ms > 0
+    used = LatencyTable.load(tmp_path / "table.yml")
+    assert all(entry.predicted for entry in used.entries.values())
+    count = len(used.entries)
+    assert f"{count} of {count} operators predicted by {learned}" in capsys.readouterr().out
+
+
+def test_a_model_of_another_device_or_no_model_fills_nothing(table, learned, tmp_path):
+    document = json.loads(learned.read_text())
+    document["header"]["device"] = "a phone"
+    (tmp_path / "phone.json").write_text(json.dumps(document))
+    (tmp_path / "none.json").write_text("{}")
+    for name, words in (("phone", "the learned model is of device 'a phone'"), ("none", "no learned latency model")):
+        config = settings(
+            table, tmp_path / "run", hardware={"table": str(table), "fill": str(tmp_path / f"{name}.json")}
+        )
+        with pytest.raises(TableError, match=words):
+            search.check(config)
 
 
 def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):

@@ -89,6 +89,12 @@ def test_parameters_are_laid_over_the_config(search: Any, config: Path, monkeypa
     ]
 
 
+def test_a_search_of_another_cost_reports_that_cost() -> None:
+    row = {"accuracy": 0.9, "cost": "macs", "target_cost": 2.0, "subnet_cost": 1.9}
+    none: dict[str, Any] = {"latency_ms": None, "table_ms": None, "target_ms": None}
+    assert trial._final_metrics({**row, **none}) == {"default": 0.9, "target_cost": 2.0, "subnet_cost": 1.9}
+
+
 def test_what_json_lacks_is_reported_as_none(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     side = as_trial(monkeypatch, {})
     run_trial(config)

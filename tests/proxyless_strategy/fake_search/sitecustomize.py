@@ -40,6 +40,10 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
     config.out.mkdir(parents=True, exist_ok=True)
     row = {
         "rule": config.rule,
+        "cost": "latency",
+        "unit": "ms",
+        "target_cost": config.target * 10,
+        "subnet_cost": config.target * 9,
         "target_ms": config.target * 10,
         "table_ms": config.target * 9,
         "latency_ms": config.target * 9.1,
