@@ -14,7 +14,7 @@ from hardware.errors import ProxylessError
 from search_spaces._nni import silence_false_alarms
 
 from . import latency_cli
-from .cli_options import Config, Settings, key_values
+from .cli_options import Config, Preset, Settings, key_values
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
@@ -27,11 +27,11 @@ app.add_typer(latency_cli.app, name="latency")
 
 
 @app.command()
-def search(config: Config, settings: Settings = None) -> None:
+def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
     from proxyless_strategy.trial import read_config
 
-    loaded = read_config(config, key_values(settings or []))
+    loaded = read_config(config, key_values(settings or []), preset=preset)
     from proxyless_strategy.search import run_search
 
     for name, value in run_search(loaded).row().items():
@@ -48,11 +48,12 @@ def experiment(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results instead of the search config's `out`.")
     ] = None,
+    preset: Preset = None,
 ) -> None:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
     from proxyless_strategy.experiment import run_experiment
 
-    run_experiment(config, port=port, out=out)
+    run_experiment(config, port=port, out=out, preset=preset)
 
 
 @app.command()

@@ -17,6 +17,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, for example search.epochs=3."),
 ]
 
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", envvar="PROXYLESS_PRESET", help="One of the config's presets.")
+]
+
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
     """Keys and their values, which are read as YAML.

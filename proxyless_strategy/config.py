@@ -1,9 +1,22 @@
-"""The YAML schema of one search: space, data, hardware, objective, search and retraining settings."""
+"""The YAML schema of one search: space, data, hardware, objective, search and retraining settings.
+
+Besides the fields of `SearchConfig` a file may hold `presets`: settings in the file's own shape, by name, of which
+`load_config(..., preset="smoke")` lays one over the others, section by section (`--preset smoke` on the command line,
+or `PROXYLESS_PRESET=smoke` in the environment of nnictl). Sweeps and `--set` are laid over that.
+
+    input_size: 224
+    search: {epochs: 120, batch_size: 256}
+    presets:
+      smoke:
+        input_size: 64
+        search: {epochs: 2}         # batch_size stays 256
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +25,8 @@ from hardware.errors import ConfigError
 
 Rule = Literal["gradient", "reinforce"]
 TARGETS = ("target", "target_ms", "target_cost")
+_NAMED = ("space", "data", "hardware")
+"""Sections that a text stands for: their `name`."""
 
 
 class _Section(BaseModel):
@@ -46,6 +61,8 @@ class DataConfig(_Section):
 class HardwareConfig(_Section):
     """What a choice costs: its latency on a device by a table (built if the file is missing), or a count of its own."""
 
+    name: str | None = None
+    """One of `platforms`; what is given beside it is laid over that. `hardware: NAME` is short for it."""
     cost: Literal["latency", "macs", "params", "activation_memory"] = "latency"
     """What `target` counts. All but latency need no table; with one, the subnet's latency is reported beside it."""
     backend: str = "onnxruntime"
@@ -136,6 +153,8 @@ class SearchConfig(_Section):
     """Input size of the deployed model and its table; None: `input_size`."""
     data: DataConfig = Field(default_factory=DataConfig)
     hardware: HardwareConfig = Field(default_factory=HardwareConfig)
+    platforms: dict[str, HardwareConfig] = Field(default_factory=dict, exclude=True)
+    """Hardware by name, for `hardware: NAME`: a sweep over hardware then has one key."""
     rule: Rule = "gradient"
     target: float | None = Field(None, gt=0, le=1)
     """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet."""
@@ -149,6 +168,21 @@ class SearchConfig(_Section):
     retrain: RetrainSettings | None = Field(default_factory=lambda: RetrainSettings())
     seed: int = Field(0, ge=0)
     out: Path = Path("runs/search")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_hardware(cls, values: Any) -> Any:
+        hardware, platforms = values.get("hardware"), values.get("platforms")
+        name = hardware.get("name") if isinstance(hardware, dict) else None
+        if name is None:
+            return values
+        platform = platforms.get(name) if isinstance(platforms, dict) else None
+        if not isinstance(platform, dict):
+            known = ", ".join(sorted(platforms)) if isinstance(platforms, dict) else "none"
+            raise ValueError(
+                f"hardware = {name!r} is none of the platforms ({known}); choose one, or describe it there"
+            )
+        return {**values, "hardware": {**platform, **hardware}}
 
     @model_validator(mode="after")
     def _one_target(self) -> SearchConfig:
@@ -169,15 +203,19 @@ class SearchConfig(_Section):
         return self.deploy_input_size or self.input_size
 
 
-def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> SearchConfig:
-    """Read a search config and lay `overrides` (dotted keys, as an NNI search space names them) over it.
+def load_config(
+    path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
+) -> SearchConfig:
+    """Read a search config, lay one of its presets over it, and `overrides` over both.
 
     Args:
         path: A YAML file.
-        overrides: For example `{"rule": "reinforce", "search.epochs": 3, "target": 0.5}`.
+        overrides: Dotted keys, as an NNI search space names them: `{"rule": "reinforce", "search.epochs": 3}`.
+        preset: One of the file's `presets`.
 
     Raises:
-        ConfigError: The file is missing or no mapping, a key is unknown, or a value is impossible.
+        ConfigError: The file is missing or no mapping, it has no such preset, a key is unknown, or a value is
+            impossible.
     """
     path = Path(path)
     try:
@@ -192,6 +230,14 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
+    presets = values.pop("presets", {})
+    if not isinstance(presets, dict) or not all(isinstance(settings, dict) for settings in presets.values()):
+        raise ConfigError(f"{path}: presets must map each name to settings, but is {presets!r}")
+    if preset is not None:
+        if preset not in presets:
+            raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
+        for dotted, value in _leaves(presets[preset]):
+            _lay_over(values, dotted, value)
     for dotted, value in (overrides or {}).items():
         _lay_over(values, dotted, value)
     return parse_config(values, source=str(path))
@@ -199,14 +245,20 @@ def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:
     """Validate settings that are already a mapping; see `load_config` for the errors."""
-    if isinstance(values.get("space"), str):
-        values = {**values, "space": {"name": values["space"]}}
-    if isinstance(values.get("data"), str):
-        values = {**values, "data": {"name": values["data"]}}
+    named = {key: {"name": values[key]} for key in _NAMED if isinstance(values.get(key), str)}
+    values = {**values, **named}
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from error
+
+
+def _leaves(settings: dict[str, Any], *parents: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, *parents, str(key))
+        else:
+            yield ".".join((*parents, str(key))), value
 
 
 def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -214,7 +266,7 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
     node = values
     for parent in parents:
         child = node.setdefault(parent, {})
-        if isinstance(child, str) and parent in ("space", "data"):
+        if isinstance(child, str) and parent in _NAMED and node is values:
             child = node[parent] = {"name": child}
         if not isinstance(child, dict):
             raise ConfigError(f"cannot set {dotted}: {parent} is {child!r}, not a section of settings")
@@ -240,9 +292,10 @@ def _sentence(error: ValidationError) -> str:
 
 def _known_keys(location: tuple[int | str, ...]) -> str:
     section: Any = SearchConfig
-    for part in location[:-1]:
+    parts = location[:1] + location[2:] if location[0] == "platforms" else location
+    for part in parts[:-1]:
         field = section.model_fields.get(str(part))
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        candidates = get_args(field.annotation) or [field.annotation] if field else []
         section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if section is None:
             return "remove it"

@@ -37,7 +37,7 @@ from rich.table import Table
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import write_atomically
 from proxyless_strategy.config import SearchConfig
-from proxyless_strategy.trial import OUT_VARIABLE, RESULT, read_config
+from proxyless_strategy.trial import OUT_VARIABLE, PRESET_VARIABLE, RESULT, read_config
 
 SUMMARY = "summary.json"
 DEFAULT_PORT = 8080
@@ -111,25 +111,29 @@ class Plan:
         search_path: The search config that `trialCommand` names.
         out: Folder that receives one folder a trial, and `summary.json`.
         trials: Parameters of every trial if the search space is a grid of choices, else None.
+        preset: Which preset of the search config the trials use.
     """
 
     path: Path
     search_path: Path
     out: Path
     trials: tuple[dict[str, Any], ...] | None
+    preset: str | None = None
 
     def configs(self) -> list[SearchConfig]:
         """The search config of every trial, or the bare one if the trials are not known beforehand."""
-        configs = [read_config(self.search_path, parameters) for parameters in self.trials or ({},)]
+        trials = self.trials or ({},)
+        configs = [read_config(self.search_path, parameters, preset=self.preset) for parameters in trials]
         return [config.model_copy(update={"out": self.out}) for config in configs]
 
 
-def read_plan(path: Path | str, *, out: Path | None = None) -> Plan:
+def read_plan(path: Path | str, *, out: Path | None = None, preset: str | None = None) -> Plan:
     """Reads an nnictl config and the search config that it names.
 
     Args:
         path: The nnictl config, a YAML file.
         out: Folder for the results instead of the search config's `out`.
+        preset: One of the search config's presets, unless `trialCommand` names one by `--preset`.
 
     Raises:
         ConfigError: A file is missing or malformed, or the experiment is not one of local `proxyless` trials.
@@ -146,10 +150,13 @@ def read_plan(path: Path | str, *, out: Path | None = None) -> Plan:
     command = str(config.get("trialCommand", ""))
     try:
         words = shlex.split(command)
-        name = words[words.index("proxyless_strategy.trial") + 1]
+        arguments = words[words.index("proxyless_strategy.trial") + 1 :]
+        name = arguments[0]
+        preset = arguments[arguments.index("--preset") + 1] if "--preset" in arguments else preset
     except (ValueError, IndexError):
         raise ConfigError(
-            f"{path}: trialCommand is {command!r}; it must run `python -m proxyless_strategy.trial CONFIG.yml`"
+            f"{path}: trialCommand is {command!r}; it must run `python -m proxyless_strategy.trial CONFIG.yml "
+            "[--preset NAME]`"
         ) from None
     search_path = path.parent / Path(str(config.get("trialCodeDirectory", "."))).expanduser() / name
     space = config.get("searchSpace")
@@ -160,17 +167,20 @@ def read_plan(path: Path | str, *, out: Path | None = None) -> Plan:
     if "out" in space:
         raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
     trials = _grid(space)
-    first = read_config(search_path, trials[0] if trials else {})
-    return Plan(path, search_path, first.out if out is None else out.absolute(), trials)
+    first = read_config(search_path, trials[0] if trials else {}, preset=preset)
+    return Plan(path, search_path, first.out if out is None else out.absolute(), trials, preset)
 
 
-def run_experiment(path: Path | str, *, port: int | None = None, out: Path | None = None) -> list[dict[str, Any]]:
+def run_experiment(
+    path: Path | str, *, port: int | None = None, out: Path | None = None, preset: str | None = None
+) -> list[dict[str, Any]]:
     """Runs the experiment to its end and returns one row a trial, the same as in `summary.json`.
 
     Args:
         path: The nnictl config.
         port: Port of NNI's web page on loopback; None: 8080, or a free one if that is taken.
         out: Folder for the results instead of the search config's `out`.
+        preset: One of the search config's presets.
 
     Raises:
         ConfigError: A config is wrong, or the port is taken.
@@ -178,7 +188,7 @@ def run_experiment(path: Path | str, *, port: int | None = None, out: Path | Non
         SystemExit: The process was told to terminate; everything that it started has been stopped.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    plan = read_plan(path, out=out)
+    plan = read_plan(path, out=out, preset=preset)
     if port is not None and not _is_free(port):
         raise ConfigError(f"port {port} is in use; free it, or choose another with --port")
     _empty_out(plan.out)
@@ -323,6 +333,7 @@ class RunningExperiment:
             MARK: self._mark,
             SUPERVISOR: str(os.getpid()),
             OUT_VARIABLE: str(self.plan.out),
+            **({PRESET_VARIABLE: self.plan.preset} if self.plan.preset else {}),
             "NODE_OPTIONS": " ".join(filter(None, options)),
             "NO_PROXY": without_proxy,
             "no_proxy": without_proxy,

@@ -27,11 +27,15 @@ from search_spaces._nni import silence_false_alarms
 RESULT = "result.json"
 OUT_VARIABLE = "PROXYLESS_OUT"
 """Environment variable that replaces the config's `out`; `proxyless experiment --out` sets it."""
+PRESET_VARIABLE = "PROXYLESS_PRESET"
+"""Environment variable that chooses one of the config's presets, also under plain nnictl."""
 PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
 """Environment variable in which the launching process hands its parameters to the ranks that it starts."""
 
 
-def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> SearchConfig:
+def read_config(
+    path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
+) -> SearchConfig:
     """Reads a search config whose relative paths count from its own folder, as NNI's own configs do.
 
     A search therefore writes to the same place whether NNI, a shell in another folder or a test starts it. Paths in
@@ -40,16 +44,18 @@ def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
     Args:
         path: A YAML file.
         overrides: Dotted keys, for example `{"rule": "reinforce", "hardware.table": "phone.yaml"}`.
+        preset: One of the file's presets.
 
     Raises:
         ConfigError: See `proxyless_strategy.config.load_config`.
     """
     overrides = overrides or {}
-    config = load_config(path, overrides)
+    config = load_config(path, overrides, preset=preset)
     folder = Path(path).absolute().parent
 
     def resolved(value: Path, section: Any, *key: str) -> Path:
-        overridden = any(".".join(key[:depth]) in overrides for depth in range(1, len(key) + 1))
+        section_name = overrides.get(key[0])
+        overridden = ".".join(key) in overrides or isinstance(section_name, dict)
         from_file = key[-1] in section.model_fields_set and not overridden
         start = folder if from_file else Path.cwd()
         return Path(os.path.normpath(start / value.expanduser()))
@@ -65,8 +71,12 @@ def read_config(path: Path | str, overrides: dict[str, Any] | None = None) -> Se
     return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
 
 
-def run_trial(path: Path | str) -> dict[str, Any]:
+def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
     """Runs the trial that this process is, and returns the row that it wrote to `result.json`.
+
+    Args:
+        path: The search config.
+        preset: One of its presets; None: the one that `PROXYLESS_PRESET` names, if it is set.
 
     Raises:
         ProxylessError: A setting is impossible, or the search failed in a way that a user can mend.
@@ -75,7 +85,7 @@ def run_trial(path: Path | str) -> dict[str, Any]:
 
     under_nni = os.environ.get("NNI_PLATFORM") is not None
     with _parameters(under_nni=under_nni) as (parameters, reports):
-        config = read_config(path, parameters)
+        config = read_config(path, parameters, preset=preset or os.environ.get(PRESET_VARIABLE))
         if OUT_VARIABLE in os.environ:
             config = config.model_copy(update={"out": Path(os.environ[OUT_VARIABLE]).absolute()})
         if under_nni:
@@ -97,10 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m proxyless_strategy.trial", description="Run one search as an NNI trial."
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="the search's own settings")
-    path = parser.parse_args(arguments).config
+    parser.add_argument("--preset", help=f"one of the presets in it (default: {PRESET_VARIABLE} in the environment)")
+    options = parser.parse_args(arguments)
     silence_false_alarms()
     try:
-        run_trial(path)
+        run_trial(options.config, preset=options.preset)
     except ProxylessError as error:
         print(error, file=sys.stderr)
         return 2

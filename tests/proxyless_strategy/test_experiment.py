@@ -42,7 +42,7 @@ class Sandbox:
         self.environment = {
             **os.environ,
             "HOME": str(self.home),
-            "PYTHONPATH": str(FAKE_SEARCH),
+            "PYTHONPATH": os.pathsep.join([str(FAKE_SEARCH), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_SEARCH": "1",
             **({"FAKE_EXPORT": str(export)} if export else {}),
         }

@@ -1,0 +1,156 @@
+"""Presets and platforms of a search config, and how the command line, the environment and a sweep choose them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hardware.errors import ConfigError
+from proxyless_strategy import cli
+from proxyless_strategy.config import load_config, parse_config
+from proxyless_strategy.experiment import read_plan
+from proxyless_strategy.trial import read_config
+
+FILE = """
+target: 0.3
+input_size: 224
+space: imagenet_mbconv
+data: {name: imagefolder, root: images, workers: 8}
+hardware: phone
+platforms:
+  phone: {table: pixel1, device: other}
+  desk: {table: desk.yml, threads: 4}
+search: {epochs: 120, batch_size: 256}
+retrain: {epochs: 300}
+presets:
+  smoke:
+    input_size: 64
+    target_ms: 2.5
+    data.root: made
+    search: {epochs: 2}
+    space: {options: {width_mult: 0.5, stages: [{width: 8, depth: 1, stride: 2}]}}
+    platforms: {desk: {threads: 1}}
+    retrain: null
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "search.yml"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_preset_is_laid_over_the_file_section_by_section(file: Path) -> None:
+    plain, smoke = load_config(file), load_config(file, preset="smoke")
+    assert (plain.input_size, plain.target, plain.search.epochs) == (224, 0.3, 120)
+    assert (smoke.input_size, smoke.target, smoke.target_ms) == (64, None, 2.5)
+    assert (smoke.search.epochs, smoke.search.batch_size) == (2, 256)
+    assert (smoke.data.root, smoke.data.workers) == (Path("made"), 8)
+    assert smoke.space.name == "imagenet_mbconv"
+    assert smoke.space.options == {"width_mult": 0.5, "stages": [{"width": 8, "depth": 1, "stride": 2}]}
+    assert smoke.retrain is None
+    assert smoke.hardware == plain.hardware
+
+
+def test_a_sweep_is_laid_over_the_preset(file: Path) -> None:
+    config = load_config(file, {"search.epochs": 3, "hardware": "desk", "target": 0.6}, preset="smoke")
+    assert (config.search.epochs, config.target, config.target_ms) == (3, 0.6, None)
+    assert (config.hardware.name, config.hardware.threads) == ("desk", 1)
+
+
+def test_hardware_is_a_platform_and_what_is_given_beside_its_name(file: Path) -> None:
+    assert (load_config(file).hardware.table, load_config(file).hardware.device) == (Path("pixel1"), "other")
+    assert load_config(file, {"hardware": "desk"}).hardware.threads == 4
+    for overrides in ({"hardware": "desk", "hardware.threads": 2}, {"hardware": {"name": "desk", "threads": 2}}):
+        config = load_config(file, overrides)
+        assert (config.hardware.table, config.hardware.threads) == (Path("desk.yml"), 2)
+
+
+def test_which_platforms_there_are_is_no_setting_of_a_search(file: Path) -> None:
+    assert "platforms" not in json.loads(load_config(file).model_dump_json())
+
+
+def test_paths_of_a_platform_count_from_the_file(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_config(file, {"hardware": "desk"}).hardware.table == tmp_path / "desk.yml"
+    assert read_config(file, {"hardware": "desk"}, preset="smoke").data.root == tmp_path / "made"
+    assert read_config(file).hardware.table == Path("pixel1")
+    given = {"hardware": {"name": "desk", "table": "t.yml"}}
+    assert read_config(file, given).hardware.table == tmp_path / "elsewhere" / "t.yml"
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "preset", "words"),
+    [
+        ("", {}, "smok", "has no preset 'smok'; its presets: smoke"),
+        ("", {"hardware": "watch"}, None, r"hardware = 'watch' is none of the platforms \(desk, phone\)"),
+        ("platforms: {phone: {thread: 1}}", {}, None, "unknown key 'platforms.phone.thread' .*known keys: .*threads"),
+        ("platforms: {phone: {threads: 0}}", {}, None, "platforms.phone.threads = 0"),
+        ("platforms: [phone]", {}, None, "none of the platforms"),
+        ("presets: [smoke]", {}, "smoke", "presets must map each name to settings"),
+        ("presets: {smoke: {search: {epoch: 2}}}", {}, "smoke", "unknown key 'search.epoch'"),
+        ("presets: {smoke: {input_size.x: 2}}", {}, "smoke", "input_size is 224, not a section"),
+    ],
+)
+def test_wrong_names_are_refused_in_one_sentence(
+    file: Path, change: str, overrides: dict[str, str], preset: str | None, words: str
+) -> None:
+    key = change.partition(":")[0]
+    text = re.sub(rf"^{key}:.*\n(  .*\n)*", change + "\n", FILE, flags=re.MULTILINE) if change else FILE
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(file, overrides, preset=preset)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_presets_says_so() -> None:
+    with pytest.raises(ConfigError, match="has no preset 'smoke'; its presets: none"):
+        load_config(Path(__file__).parents[2] / "examples" / "quickstart_search.yml", preset="smoke")
+    with pytest.raises(ConfigError, match=r"hardware = 'phone' is none of the platforms \(none\)"):
+        parse_config({"hardware": "phone"})
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "expected"), [("smoke", "", "64"), ("", "smoke", "64"), ("", "", "224")]
+)
+def test_command_line_and_environment_choose_a_preset(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    environment: str,
+    expected: str,
+) -> None:
+    from proxyless_strategy import search, trial
+
+    def refused(config: object, **_: object) -> None:
+        raise ConfigError(f"input size {config.input_size}")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(search, "run_search", refused)
+    if environment:
+        monkeypatch.setenv("PROXYLESS_PRESET", environment)
+    options = ["--preset", option] if option else []
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["search", str(file), *options])
+    assert trial.main([str(file), *options]) == 2
+    assert capsys.readouterr().err == f"input size {expected}\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "preset", "size"), [("", None, 224), ("", "smoke", 64), (" --preset smoke", "", 64)]
+)
+def test_an_experiment_hands_its_preset_to_every_trial(file: Path, command: str, preset: str, size: int) -> None:
+    experiment = file.with_name("experiment.yml")
+    experiment.write_text(
+        f"trialCommand: python -m proxyless_strategy.trial search.yml{command}\n"
+        "trainingService: {platform: local}\n"
+        "searchSpace: {hardware: {_type: choice, _value: [phone, desk]}}\n"
+    )
+    configs = read_plan(experiment, preset=preset or None).configs()
+    assert [config.input_size for config in configs] == [size] * 2
+    assert [config.hardware.name for config in configs] == ["phone", "desk"]
