@@ -15,6 +15,7 @@ from hardware.backends import Backend
 from hardware.errors import TableError
 from hardware.op_spec import OpSpec
 from hardware.table import LatencyTable
+from hardware.units import check_agreement
 
 TOGETHER = "together"
 
@@ -153,6 +154,8 @@ def check_table(
         progress=progress,
     )
     settled = [figure.settled_ms for figure in timed]
+    by_table = [table.raw_ms(net) for net in (*calibration_nets, *held_out)]
+    check_agreement([now / then for now, then in zip(settled, by_table, strict=True)], "the latency table")
     if calibration_nets:
         table = measure.calibrated(table, calibration_nets, settled[: len(calibration_nets)])
     check = TableCheck(

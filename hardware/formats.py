@@ -18,6 +18,7 @@ from hardware.errors import TableError
 from hardware.files import write_atomically
 from hardware.op_spec import OpSpec
 from hardware.table import LatencyEntry, LatencyTable, TableHeader, load_yaml
+from hardware.units import check_units
 
 PROXYLESS = "proxylessnas"
 ONCE_FOR_ALL = "once-for-all"
@@ -71,7 +72,9 @@ def read_released(path: str | Path, *, device: str = "", backend: str = "tflite"
         repeats=min(entry.count for entry in entries.values()),
         source=source or f"{path.name}, released by {dialect}",
     )
-    return LatencyTable(header, entries)
+    table = LatencyTable(header, entries)
+    check_units(table, where)
+    return table
 
 
 def write_proxylessnas(table: LatencyTable, path: str | Path) -> None:

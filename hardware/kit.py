@@ -20,6 +20,7 @@ from hardware.files import write_atomically
 from hardware.onnx_graph import chain_model
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.table import LatencyEntry, LatencyTable, TableHeader
+from hardware.units import check_units
 
 KIT_FORMAT = "proxyless-latency-kit"
 RESULTS_FORMAT = "proxyless-latency-results"
@@ -165,7 +166,10 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         overhead_ms=float(overhead),
         source="measured with a kit on the device",
     )
-    table = measure.in_context(LatencyTable(header, entries), nets["net"], measured["net"])
+    alone = LatencyTable(header, entries)
+    check_units(alone, where)
+    table = measure.in_context(alone, nets["net"], measured["net"])
+    check_units(table, where)
     if not nets["held_out"]:
         return table
     raw = [measure.alone_ms(table, net) for net in nets["held_out"]]

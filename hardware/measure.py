@@ -30,6 +30,7 @@ from hardware.files import write_atomically
 from hardware.locks import load_or_build, measuring_lock, table_lock
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.table import Calibration, LatencyEntry, LatencyTable, Reference, TableHeader
+from hardware.units import check_agreement, check_units
 
 __all__ = [
     "Measurement",
@@ -204,6 +205,7 @@ def _drift(
     references: Mapping[str, tuple[float, Runnable]], samples: Mapping[str, Sequence[float]], plan: Plan
 ) -> float:
     ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
+    check_agreement(ratios, "the latency table")
     return float(np.median(ratios)) if ratios else 1.0
 
 
@@ -341,9 +343,11 @@ def build_table(
             overhead_ms=overhead,
         )
         table = LatencyTable(header, entries)
+        check_units(table, f"what backend {device.name!r} measured")
         if whole:
             measured = [figures[name].ms for name in chains if name.startswith("net ")]
             table = in_context(table, whole, measured)
+            check_units(table, f"what backend {device.name!r} measured")
         if out is not None:
             table.save(out)
             Path(f"{out}.partial").unlink(missing_ok=True)

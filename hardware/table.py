@@ -18,6 +18,7 @@ from typing import Any
 from hardware.errors import MissingOperatorError, TableError
 from hardware.files import write_atomically
 from hardware.op_spec import IDENTITY, OpSpec
+from hardware.units import check_units
 
 FORMAT = "proxyless-latency-table"
 VERSION = 1
@@ -305,9 +306,11 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
             raise TableError(f"{where} has the key {key!r}, which is no operator; build it again.")
         entries[key] = _build(LatencyEntry, value, f"the entry {key} of {where}")
     try:
-        return LatencyTable(header, entries)
+        table = LatencyTable(header, entries)
     except TableError as error:
         raise TableError(str(error).replace("the latency table", where, 1)) from None
+    check_units(table, where)
+    return table
 
 
 def _build(kind: type, value: Any, where: str) -> Any:

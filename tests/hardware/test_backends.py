@@ -249,9 +249,19 @@ class FakeEvent:
         return 3.0
 
 
+class WallClockCuda(FakeCuda):
+    """Takes as long as the work on the CPU that stands for it."""
+
+    def Event(self, enable_timing):
+        event = FakeEvent(self)
+        event.record = lambda: setattr(event, "at", time.perf_counter())
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+
 class TestCuda(BackendConformance):
     def make_backend(self):
-        return CudaBackend(cuda=FakeCuda(), place="cpu")
+        return CudaBackend(cuda=WallClockCuda(), place="cpu")
 
 
 @pytest.mark.parametrize("place", ["cuda:0", "cuda:1"])

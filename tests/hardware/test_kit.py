@@ -129,6 +129,17 @@ def test_bad_results_are_refused(results, change, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("factor", "unit"), [(1e-3, "seconds"), (1e3, "microseconds")])
+def test_results_in_another_unit_are_refused(results, factor, unit):
+    path, document = results
+    for figure in document["graphs"].values():
+        figure.update(ms=factor * figure["ms"], median_ms=factor * figure["median_ms"])
+    path.write_text(json.dumps(document))
+    with pytest.raises(TableError, match=rf"results\.json implies .* seem to be in {unit}") as error:
+        import_results(path)
+    assert "\n" not in str(error.value)
+
+
 def test_truncated_and_missing_results_are_refused(results):
     path, document = results
     with pytest.raises(TableError, match="no results file"):
