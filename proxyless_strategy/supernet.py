@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
@@ -61,10 +61,16 @@ class RunPlan:
 
 
 class PathSelector:
-    """Holds the plan of the run that is under way; shared by all layers of one supernet."""
+    """Holds the plan of the run that is under way; shared by all layers of one supernet.
+
+    Attributes:
+        plan: The plan; None outside `Supernet.running`.
+        mode: The mode of an architecture step that is under way; None in a weight step.
+    """
 
     def __init__(self) -> None:
         self.plan: RunPlan | None = None
+        self.mode: ArchitectureStepMode | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
         return self
@@ -94,10 +100,10 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
 
 
 def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
-    """`<dL/dy, d>` in float32 or better."""
+    """`<dL/dy, d>` in float32 or better, in one pass over both."""
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient, difference = gradient.float(), difference.float()
-    return (gradient * difference).sum()
+    return torch.dot(gradient.reshape(-1), difference.reshape(-1))
 
 
 class _Tap:
@@ -199,7 +205,12 @@ class BinaryGateLayer(LayerChoice, _GatedModule):
         plan = self._selector.current(self.label)
 
         def run(candidate: int) -> Any:
-            return self._modules[str(self.names[candidate])](*args, **kwargs)
+            module = cast(nn.Module, self._modules[str(self.names[candidate])])
+            mode = self._selector.mode
+            if mode is None:
+                return module(*args, **kwargs)
+            with mode.quiet(module):
+                return module(*args, **kwargs)
 
         return gated(plan, self.edge, run)
 
@@ -513,30 +524,24 @@ def refuse(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str,
     return True
 
 
-class ArchitectureStepMode:
-    """Context in which a forward and backward pass touches nothing but the gates.
-
-    Batch norm uses batch statistics and writes no buffer (one that was frozen in evaluation mode stays so);
-    everything else is in evaluation mode (no dropout, no drop-path); weights do not require grad, so that their
-    gradients are never computed.
+class _Quiet:
+    """Modules and parameters that can be made to touch nothing, and restored.
 
     Args:
-        module: The network.
+        modules: The modules, each with its own parameters.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, modules: Iterable[nn.Module]):
         self._norms: list[_BatchNorm] = []
         self._others: list[nn.Module] = []
-        for child in module.modules():
-            if isinstance(child, _BatchNorm):
-                self._norms.append(child)
-            else:
-                self._others.append(child)
-        self._parameters = list(module.parameters())
+        self._parameters: list[nn.Parameter] = []
+        for module in modules:
+            (self._norms if isinstance(module, _BatchNorm) else self._others).append(module)  # type: ignore[arg-type]
+            self._parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Enter the mode; every flag is restored on any exit."""
+    def on(self) -> Iterator[None]:
+        """Change the flags; every one of them is restored on any exit."""
         trainable = [parameter for parameter in self._parameters if parameter.requires_grad]
         training = [module for module in self._others if module.training]
         norms = [(norm, norm.track_running_stats) for norm in self._norms if norm.training]
@@ -555,3 +560,52 @@ class ArchitectureStepMode:
                 module.__dict__["training"] = True
             for norm, tracked in norms:
                 norm.__dict__["track_running_stats"] = tracked
+
+
+def _outside_candidates(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
+    """A module and those in it, without the candidates of gated layers."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return
+    seen.add(module)
+    yield module
+    if not isinstance(module, BinaryGateLayer):
+        for child in module.children():
+            yield from _outside_candidates(child, seen)
+
+
+class ArchitectureStepMode:
+    """Context in which a forward and backward pass touches nothing but the gates.
+
+    Batch norm uses batch statistics and writes no buffer (one that was frozen in evaluation mode stays so);
+    everything else is in evaluation mode (no dropout, no drop-path); weights do not require grad, so that their
+    gradients are never computed. The flags of a gated layer's candidate change while that candidate runs: what runs
+    is then all that a step pays for, however many candidates there are.
+
+    Args:
+        module: The network.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._always = _Quiet(_outside_candidates(module))
+        layers = [child for child in module.modules() if isinstance(child, BinaryGateLayer)]
+        self._selectors = {layer._selector for layer in layers}
+        candidates = {candidate for layer in layers for candidate in layer.children()}
+        self._candidates = {candidate: _Quiet(_outside_candidates(candidate)) for candidate in candidates}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Enter the mode; every flag is restored on any exit."""
+        before = [(selector, selector.mode) for selector in self._selectors]
+        with self._always.on():
+            try:
+                for selector in self._selectors:
+                    selector.mode = self
+                yield
+            finally:
+                for selector, mode in before:
+                    selector.mode = mode
+
+    def quiet(self, candidate: nn.Module) -> AbstractContextManager[None]:
+        """The mode within one candidate of a gated layer, while it runs."""
+        return self._candidates[candidate].on()

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hardware.errors import ExperimentError, ProxylessError
+from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
 from hardware.tables import shipped_names
 from proxyless_strategy.config import SearchConfig, load_config
@@ -90,6 +90,11 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
             config = config.model_copy(update={"out": Path(os.environ[OUT_VARIABLE]).absolute()})
         if under_nni:
             config = config.model_copy(update={"out": config.out / nni.get_trial_id()})
+            if config.retrain is None:
+                raise ConfigError(
+                    f"{path} has `retrain: null`, but NNI ranks trials by the retrained subnet's accuracy; remove that "
+                    "line, or run single searches by `proxyless search`"
+                )
 
         from proxyless_strategy.search import run_search
 
@@ -97,7 +102,8 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
         row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
         if reports:
             write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n")
-            nni.report_final_result(_final_metrics(row))
+            if under_nni:
+                nni.report_final_result(_final_metrics(row))
     return row
 
 
@@ -158,8 +164,7 @@ def _report_epoch(metrics: dict[str, Any]) -> None:
 def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
     if row["accuracy"] is None:
         raise ExperimentError(
-            f"trial {row['trial']} has no finite test accuracy to report; keep `retrain` in the search config and "
-            "look for a diverging loss in its log"
+            f"trial {row['trial']} has no finite test accuracy to report; look for a diverging loss in its log"
         )
     costs = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
     if row["cost"] != "latency":

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -230,39 +231,45 @@ def test_a_resumed_search_equals_an_uninterrupted_one_on_every_rank(ranks, rule)
         assert whole["counters"] == resumed["counters"]
 
 
-def started(*arguments):
+def started(*arguments, **variables):
     """Run a module of Python in a process without the environment of an earlier search on several processes."""
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *arguments],
         cwd=Path(__file__).parents[2],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("retrain", [None, {"epochs": 1, "batch_size": 64}])
-def test_a_trial_on_two_processes_ends_with_one_result(tmp_path, retrain):
+def two_process_config(folder, retrain):
+    """A search on two processes with a table of "another" device, so that nothing is measured meanwhile."""
     space = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1)
     nets = [space.chain(choices) for choices in space.random_choices(8, seed=0)]
     plan = Plan(rounds=5, minimum_rounds=5)
-    table = tmp_path / "table.yml"
+    table = folder / "table.yml"
     build_table(space.distinct(), nets, input_size=16, space="tests", out=table, plan=plan, progress=False)
     config = {
         "space": SPACE,
         "data": "digits",
         "input_size": 16,
-        "hardware": {"table": str(table)},
+        "hardware": {"table": str(table), "device": "other"},
         "target": 0.5,
         "search": {"warmup_epochs": 1, "epochs": 2, "steps_per_update": 2, "batch_size": 64, "devices": WORLD},
         "retrain": retrain,
-        "out": str(tmp_path / "run"),
+        "out": str(folder / "run"),
     }
-    path = tmp_path / "search.yml"
+    path = folder / "search.yml"
     path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retrain", [None, {"epochs": 1, "batch_size": 64}])
+def test_a_trial_on_two_processes_ends_with_one_result(tmp_path, retrain):
+    path = two_process_config(tmp_path, retrain)
     done = started("proxyless_strategy.trial", str(path))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("predicted: about") == done.stdout.count("derived ") == 1
@@ -270,6 +277,37 @@ def test_a_trial_on_two_processes_ends_with_one_result(tmp_path, retrain):
     assert row["table_ms"] <= row["target_ms"]
     assert (row["accuracy"] is None) == (retrain is None)
     assert Path(row["onnx"]).exists()
+
+
+@pytest.mark.slow
+def test_two_trials_of_nni_on_two_processes_each_report_under_their_own_ids(tmp_path):
+    path = two_process_config(tmp_path, {"epochs": 1, "batch_size": 64})
+    experiment = {
+        "searchSpace": {"rule": {"_type": "choice", "_value": ["gradient", "reinforce"]}},
+        "tuner": {"name": "GridSearch"},
+        "trialConcurrency": 1,
+        "maxTrialNumber": 2,
+        "trialCodeDirectory": str(Path(__file__).parents[2]),
+        "trialCommand": f"{sys.executable} -W ignore -m proxyless_strategy.trial {path}",
+        "trainingService": {"platform": "local"},
+    }
+    (tmp_path / "experiment.yml").write_text(yaml.safe_dump(experiment))
+    home = tmp_path / "home"
+    home.mkdir()
+    done = started("proxyless_strategy.cli", "experiment", str(tmp_path / "experiment.yml"), HOME=str(home))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["rule"] for row in rows] == ["gradient", "reinforce"]
+    (database,) = {found.resolve() for found in home.glob("nni-experiments/*/db/nni.sqlite")}
+    with sqlite3.connect(database) as connection:
+        reports = list(connection.execute("select trialJobId, parameterId, type, data from MetricData"))
+    for number, row in enumerate(rows):
+        mine = [report for report in reports if report[0] == row["trial"]]
+        assert {report[1] for report in mine} == {str(number)}
+        kinds = [report[2] for report in mine]
+        assert kinds.count("PERIODICAL") == 1 + 2 + 1, "one report an epoch, from one of the two processes"
+        (final,) = [json.loads(json.loads(report[3])) for report in mine if report[2] == "FINAL"]
+        assert final["default"] == row["accuracy"]
 
 
 def test_lightnings_options_are_set_for_the_user():

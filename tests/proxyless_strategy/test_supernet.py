@@ -422,3 +422,34 @@ def test_no_edge_saturates(rule):
         apply_outcome(architecture, optimizer, Outcome(gradient, 1.0, 1.0, pairs, 0.0))
     alpha = architecture.host_alpha()
     assert (alpha[0, 0] - alpha[0, 1]).item() == pytest.approx(6.0, abs=1e-9)
+
+
+def test_a_candidate_that_fails_in_an_architecture_step_leaves_every_flag_as_it_was():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            assert not self.norm.weight.requires_grad
+            assert not self.norm.track_running_stats
+            raise KeyError("on purpose")
+
+    class Space(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.layer = LayerChoice([Failing(), Failing()], label="edge")
+
+        def forward(self, x):
+            return self.layer(x)
+
+    strategy = ProxylessStrategy()
+    network = strategy.mutate_model(Space()).train()
+    mode = ArchitectureStepMode(network)
+    with mode.active(), strategy.paths_of_space.running([0], [[1]]), pytest.raises(KeyError):
+        network(torch.zeros(1, 1, 2, 2))
+    for module in network.modules():
+        assert module.training
+        assert all(parameter.requires_grad for parameter in module.parameters())
+        assert getattr(module, "track_running_stats", True)
+    assert strategy.paths_of_space.selector.mode is None

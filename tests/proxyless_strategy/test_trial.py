@@ -102,6 +102,17 @@ def test_what_json_lacks_is_reported_as_none(search: Any, config: Path, monkeypa
     json.dumps(side.intermediate, allow_nan=False)
 
 
+def test_a_trial_without_retraining_is_refused_before_it_searches(
+    search: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("{rule: gradient, target: 0.3, out: runs, retrain: null}")
+    side = as_trial(monkeypatch, {})
+    monkeypatch.setattr(search, "run_search", lambda *_, **__: pytest.fail("it searched"))
+    with pytest.raises(ConfigError, match=r"search.yml has `retrain: null`, but NNI ranks trials by"):
+        run_trial(config)
+    assert side.final == []
+
+
 def test_numbers_of_other_libraries_become_plain() -> None:
     number = SimpleNamespace(item=lambda: 0.5)
     assert trial._plain({"a": number, "b": Path("c"), "d": "e", "f": 1}) == {"a": 0.5, "b": "c", "d": "e", "f": 1}
