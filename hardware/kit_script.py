@@ -16,6 +16,7 @@ import platform
 import random
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +119,11 @@ def tflite_session(threads):
     try:
         from ai_edge_litert import interpreter as tflite
 
-        versions = {"runtime": "ai-edge-litert"}
+        package = "ai-edge-litert"
     except ImportError:
         import tflite_runtime.interpreter as tflite
 
-        versions = {"runtime": "tflite-runtime"}
+        package = "tflite-runtime"
 
     def prepare(path):
         path = path.with_suffix(".tflite")
@@ -135,7 +136,7 @@ def tflite_session(threads):
         interpreter.set_tensor(entry["index"], array)
         return interpreter.invoke
 
-    return prepare, versions
+    return prepare, {package: version(package)}
 
 
 def processor():

@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -560,15 +561,26 @@ class _Partial:
         self.settings = json.loads(json.dumps(settings))
 
     def load(self) -> dict[str, list[float]]:
+        """The samples that the file keeps; says so where it keeps none that can be taken up."""
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
-            if document["settings"] != self.settings:
-                return {}
-            return {str(name): [float(v) for v in values] for name, values in document["samples"].items()}
+            settings = dict(document["settings"])
+            samples = {str(name): [float(v) for v in values] for name, values in document["samples"].items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._say(f"cannot be read ({type(error).__name__})")
             return {}
+        differing = sorted(
+            name for name in {*settings, *self.settings} if settings.get(name) != self.settings.get(name)
+        )
+        if differing:
+            self._say(f"is of a build with other settings ({', '.join(differing)})")
+            return {}
+        return samples
+
+    def _say(self, reason: str) -> None:
+        print(f"{self.path} {reason}; measuring anew", file=sys.stderr, flush=True)
 
     def save(self, samples: Mapping[str, Sequence[float]]) -> None:
         write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}))

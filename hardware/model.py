@@ -112,9 +112,10 @@ class CostModel:
         ]
         for row, column in self._cells(choices):
             label = self.labels[row]
-            op = self._edges[label][self.candidates[row][column]]
+            name = self.candidates[row][column]
+            op = self._edges[label][name]
             cost = float(self.costs[row, column])
-            rows.append(ReportRow(label, op.kind, op.key, cost, predicted=self._predicted(op)))
+            rows.append(ReportRow(label, op.kind, op.key, cost, predicted=self._predicted(op), choice=name))
         return LatencyReport(rows=tuple(rows), constant=self.constant, unit=self.unit)
 
     def _predicted(self, op: OpSpec) -> bool:

@@ -117,7 +117,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(fake_backend, tiny_ops, t
 
 
 @pytest.mark.parametrize("change", [{"batch": 2}, {"threads": 2}, {"input_size": 64}])
-def test_a_partial_build_of_other_settings_is_not_taken_up(fake_backend, tiny_ops, tmp_path, change):
+def test_a_partial_build_of_other_settings_is_not_taken_up(fake_backend, tiny_ops, tmp_path, change, capsys):
     options = {"input_size": 32, "plan": PLAN, "progress": False, "out": tmp_path / "table.yml"}
     with pytest.raises(KeyboardInterrupt):
         build_table(tiny_ops, backend=fake_backend(stop_after=200), **options)
@@ -125,12 +125,15 @@ def test_a_partial_build_of_other_settings_is_not_taken_up(fake_backend, tiny_op
     build_table(tiny_ops, backend=again, **{**options, **change})
     graphs = len(set(again.timed))
     assert len(again.timed) == (4 + 6) * graphs
+    (name,) = change
+    assert f"table.yml.partial is of a build with other settings ({name}); measuring anew" in capsys.readouterr().err
 
 
-def test_a_broken_partial_file_is_measured_again(fake_backend, tiny_ops, tmp_path):
+def test_a_broken_partial_file_is_measured_again(fake_backend, tiny_ops, tmp_path, capsys):
     (tmp_path / "table.yml.partial").write_text("{ not json")
     options = {"backend": fake_backend(), "input_size": 32, "plan": PLAN, "out": tmp_path / "table.yml"}
     assert build_table(tiny_ops, progress=False, **options).header.repeats == 6
+    assert "table.yml.partial cannot be read (JSONDecodeError); measuring anew" in capsys.readouterr().err
 
 
 def test_noisy_operators_get_further_rounds(fake_backend, tiny_ops):

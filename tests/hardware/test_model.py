@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from hardware.errors import MissingOperatorError, SpaceError, SubnetError
 from hardware.model import LatencyModel, chain_report, macs_model
 from hardware.op_spec import OpSpec
+from hardware.report import LatencyReport, ReportRow
 from tests.hardware.conftest import chain_of, make_table
 
 
@@ -130,11 +132,33 @@ def test_report_prints_and_draws(model, tmp_path):
     console = Console(width=160)
     with console.capture() as capture:
         console.print(report.render())
-    text = capture.get()
-    assert "stage2.1" in text
-    assert f"{report.total():.4f}" in text
+    lines = capture.get().splitlines()
+    (line,) = [line for line in lines if "stage2.1" in line]
+    assert "7x7_e6" in line
+    assert "mbconv 7x7/1 24x4x4 -> 24x4x4 via 144" in line
+    assert f"{report.by_layer()['stage2.1']:.4f}" in line
+    assert f"{report.total():.4f}" in lines[-2]
     report.plot(tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 5000
+
+
+def test_the_picture_has_a_bar_a_layer_and_names_what_is_predicted_or_missing(tmp_path, monkeypatch):
+    rows = (
+        ReportRow("stem", "conv", "conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6", 2.0),
+        ReportRow("edge", "mbconv", "strange", 3.0, choice="3x3_e3"),
+        ReportRow("guess", "mbconv", "strange", 1.0, predicted=True, choice="5x5_e3"),
+        ReportRow("hole", "mbconv", "strange", None, choice="7x7_e3"),
+    )
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    LatencyReport(rows, constant=0.5).plot(tmp_path / "report.png")
+    (axes,) = drawn[0].axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["stem", "edge  3x3_e3", "guess  5x5_e3", "hole  7x7_e3", "session and calibration"]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0, 1.0, 0.0, 0.5]
+    assert [text.get_text() for text in axes.texts] == ["2", "3", "1", "missing", "0.5"]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["chosen", "fixed", "predicted, not measured", "not in the table"]
 
 
 def test_a_report_with_missing_operators_has_no_total(tiny_table, tiny_ops):
