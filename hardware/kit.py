@@ -39,6 +39,7 @@ def write_kit(
     space: str = "",
     held_out: Sequence[Sequence[OpSpec]] = (),
     tflite: bool = False,
+    progress: bool = False,
 ) -> Path:
     """Writes a kit.
 
@@ -51,7 +52,8 @@ def write_kit(
         space: The search space in words.
         held_out: Further whole nets, 3 or more or none, by which `import_results` checks the table.
         tflite: Whether to write a `.tflite` file beside each graph, for devices measured with `--runtime tflite`; it
-            needs the extra `litert` and about 3 s a graph.
+            needs the extra `litert` and about a second a graph.
+        progress: Whether to show a progress bar.
 
     Returns:
         The script to run on the device.
@@ -78,11 +80,13 @@ def write_kit(
     chains |= {f"net_{i:03}.onnx": net for i, net in enumerate(whole)}
     chains |= {f"held_out_{i:03}.onnx": net for i, net in enumerate(unseen)}
     shape = next(iter(distinct.values())).input_shape
-    for name, chain in chains.items():
-        model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
-        write_atomically(out / "graphs" / name, model.SerializeToString())
-        if tflite:
-            convert(chain, (out / "graphs" / name).with_suffix(".tflite"), batch=batch)
+    with measure.progress_bar(progress, f"writing {len(chains)} graphs") as advance:
+        for done, (name, chain) in enumerate(chains.items(), start=1):
+            model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
+            write_atomically(out / "graphs" / name, model.SerializeToString())
+            if tflite:
+                convert(chain, (out / "graphs" / name).with_suffix(".tflite"), batch=batch)
+            advance(done / len(chains))
     manifest = {
         "format": KIT_FORMAT,
         "version": VERSION,

@@ -19,7 +19,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("this script needs numpy; install it with `pip install numpy`")
 
 QUANTILE = 0.05
 
@@ -34,10 +37,20 @@ def main():
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit of the measurement")
     parser.add_argument("--rounds", type=int, default=300, help="most samples of each graph")
     options = parser.parse_args()
+    if min(options.threads, options.rounds) < 1:
+        sys.exit(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
+    if not os.access(Path(options.out).resolve().parent, os.W_OK):
+        sys.exit(f"cannot write {options.out}; give another file with --out")
     folder = Path(options.kit)
     if not (folder / "kit.json").exists():
         sys.exit(f"there is no kit.json in {folder}; give the kit's folder with --kit")
-    manifest = json.loads((folder / "kit.json").read_text())
+    try:
+        manifest = json.loads((folder / "kit.json").read_text())
+    except ValueError:
+        sys.exit(f"{folder / 'kit.json'} is no valid JSON (perhaps truncated); copy the kit again")
+    lost = [name for name in manifest["graphs"] if not (folder / "graphs" / name).exists()]
+    if lost:
+        sys.exit(f"{folder / 'graphs'} lacks {len(lost)} of the kit's graphs, first {lost[0]}; copy the kit again")
     prepare, versions = {"onnxruntime": onnxruntime_session, "tflite": tflite_session}[options.runtime](options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     calls, repeats = {}, {}
@@ -93,8 +106,10 @@ def timed(call, clock, repeats):
 
 
 def onnxruntime_session(threads):
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        sys.exit("--runtime onnxruntime needs onnxruntime; install it with `pip install onnxruntime`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = threads
@@ -121,8 +136,10 @@ def tflite_session(threads):
 
         package = "ai-edge-litert"
     except ImportError:
-        import tflite_runtime.interpreter as tflite
-
+        try:
+            import tflite_runtime.interpreter as tflite
+        except ImportError:
+            sys.exit("--runtime tflite needs ai-edge-litert; install it with `pip install ai-edge-litert`")
         package = "tflite-runtime"
 
     def prepare(path):

@@ -475,7 +475,7 @@ def _prepare(
 ) -> dict[str, Runnable]:
     """Runnables of all chains; `input_shape` is that of an empty one."""
     runnables = {}
-    with _bar(progress, f"preparing {len(chains)} graphs") as advance:
+    with progress_bar(progress, f"preparing {len(chains)} graphs") as advance:
         for name, chain in chains.items():
             shape = None if chain else input_shape
             runnables[name] = device.prepare(chain, batch=batch, threads=threads, input_shape=shape)
@@ -502,7 +502,7 @@ def _sample(
     order = random.Random(f"{seed}:{min(map(len, samples.values()), default=0)}")
     start = saved = clock()
     try:
-        with _bar(progress, f"measuring {len(names)} graphs") as advance:
+        with progress_bar(progress, f"measuring {len(names)} graphs") as advance:
             while names:
                 done, elapsed = min(map(len, samples.values())), clock() - start
                 due = _due(samples, plan, done=done, elapsed=elapsed)
@@ -587,7 +587,7 @@ class _Partial:
 
 
 @contextmanager
-def _bar(progress: bool, title: str) -> Iterator[Callable[[float], None]]:
+def progress_bar(progress: bool, title: str) -> Iterator[Callable[[float], None]]:
     """A progress bar with the time left, moved by the share (0..1) of the work that is done."""
     if not progress:
         yield lambda share: None

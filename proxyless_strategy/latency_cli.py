@@ -327,6 +327,7 @@ def kit(
         space=name,
         held_out=_unseen(costs, held_out, seed=1, seen=set(calibration)),
         tflite=tflite,
+        progress=sys.stderr.isatty(),
     )
     typer.echo(f"kit: {out} ({len(costs.distinct())} operators, {nets + held_out} whole nets)")
     typer.echo(f"copy the folder to the device, run `python {script.name}` there, and bring results.json back:")

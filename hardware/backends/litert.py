@@ -23,7 +23,7 @@ from hardware.op_spec import OpSpec
 
 
 class LiteRTBackend(SharedBackend):
-    """Float models with channels-last inputs and outputs; converting takes about 3 s each."""
+    """Float models with channels-last inputs and outputs; converting takes 1 to 4 s each."""
 
     name = "litert"
 

@@ -58,7 +58,9 @@ class Worker:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
-            module = torch.compile(module, dynamic=False)
+            # traced, each module is compiled as code of its own; one forward of all would be compiled 8 times at most
+            # and run eagerly after that, which `fullgraph` makes an error
+            module = torch.compile(torch.fx.symbolic_trace(module), dynamic=False, fullgraph=True)
         module(x)
         self._calls.append(lambda: module(x))
         return len(self._calls) - 1

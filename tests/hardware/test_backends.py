@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
@@ -19,11 +20,13 @@ from hardware.backends import Runnable, backend_names, get_backend, register_bac
 from hardware.backends.cuda import CudaBackend
 from hardware.backends.onnxruntime import CUDA, OnnxRuntimeBackend
 from hardware.backends.torch import MALLOC_TUNABLES, TorchBackend, from_plain, to_plain
+from hardware.checks import check_table
 from hardware.errors import BackendError
-from hardware.measure import Plan, measure_model_file
+from hardware.measure import Plan, build_table, measure_model_file
 from hardware.op_spec import OpSpec
 from hardware.testing import BackendConformance, small_ops
 from hardware.torch_module import Chain
+from tests.hardware.conftest import draw_nets, make_space
 
 
 class TestOnnxRuntime(BackendConformance):
@@ -170,11 +173,34 @@ def test_a_model_file_is_timed_by_the_same_loop(tmp_path):
 
 
 @pytest.mark.slow
-def test_inductor_times_a_frozen_net():
+def test_inductor_builds_a_table_of_frozen_operators_that_predicts_whole_nets():
+    """Prepares 22 graphs, each compiled with frozen weights, which takes about a second a graph."""
+    fixed, edges = make_space(32, 8, 8, [(16, 2, 2)], 32, 10)
+    edges = {label: {name: op for name, op in options.items() if "7x7" not in name} for label, options in edges.items()}
+    ops = [*fixed, *(op for options in edges.values() for op in options.values())]
+    nets = list(dict.fromkeys(draw_nets(fixed, edges, 40, seed=1)))[:14]
+    plan = Plan(rounds=60, minimum_rounds=30, seconds=6.0)
     with get_backend("inductor") as backend:
-        assert backend.name == "inductor"
-        runnable = backend.prepare(small_ops()[:3], threads=1)
-        assert backend.time(runnable, repeats=2) > 0
+        table = build_table(ops, nets[:8], backend=backend, input_size=32, plan=plan, progress=False)
+        check = check_table(table, {"all": nets[8:]}, backend=backend, plan=plan, progress=False)
+    assert (table.header.backend, table.header.place) == ("inductor", "cpu")
+    table.check(ops, input_size=32)
+    assert check.figures()["together"]["calibrated"]["mape"] < 0.15
+
+
+@pytest.mark.slow
+def test_inductor_compiles_every_graph_and_packs_its_frozen_weights():
+    """It compiles one function 8 times at most, and prepacks a convolution's weight only where weights are frozen."""
+    code = (
+        "from hardware.backends.torch import to_plain; from hardware.backends.torch_worker import Worker;"
+        "from hardware.primitives import Conv; from torch._dynamo.utils import counters;"
+        "options = {'channels_last': False, 'compiled': True}; worker = Worker();"
+        "convs = [to_plain(Conv(3, 8 * width, 3, activation='relu')) for width in range(1, 11)];"
+        "[worker.prepare([[conv]], [1, 3, 16, 16], 1, options) for conv in convs];"
+        "print(counters['stats']['unique_graphs'], counters['inductor']['mkldnn_conv_weight_pack_matcher_count'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["10", "10"]
 
 
 def test_inductor_needs_a_compiler(monkeypatch):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from hardware.errors import TableError
 from hardware.kit import import_results, write_kit
 from hardware.table import LatencyTable
 from hardware.testing import small_ops
-from tests.hardware.conftest import alone_ms, draw_nets, net_ms
+from tests.hardware.conftest import alone_ms, draw_nets, make_space, net_ms
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,49 @@ def test_the_script_refuses_a_folder_without_a_kit(tmp_path):
     done = subprocess.run([sys.executable, script, "--kit", tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert "no kit.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--threads", "0"), "--threads 0 and --rounds 300 must be at least 1"),
+        (("--out", "/no/such/folder/results.json"), "cannot write /no/such/folder/results.json"),
+        (("--runtime", "tflite"), "pip install ai-edge-litert"),
+    ],
+)
+def test_the_script_refuses_what_cannot_work_before_it_measures(folder, options, words):
+    if options[-1] == "tflite" and find_spec("ai_edge_litert"):
+        pytest.skip("ai-edge-litert is installed here")
+    done = subprocess.run([sys.executable, folder / "measure.py", *options], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_script_refuses_a_kit_that_was_not_copied_whole(folder, tmp_path):
+    kit_folder = tmp_path / "kit"
+    shutil.copytree(folder, kit_folder)
+    (kit_folder / "graphs" / "op_001.onnx").unlink()
+    for words in ("lacks 1 of the kit's graphs, first op_001.onnx; copy the kit again", "no valid JSON"):
+        done = subprocess.run([sys.executable, kit_folder / "measure.py"], capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert words in done.stderr
+        (kit_folder / "kit.json").write_text('{"graphs": ')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("litert_torch") is None, reason="the extra 'litert' is not installed")
+def test_a_kit_of_tflite_files_is_run_and_imported(tmp_path):
+    fixed, edges = make_space(16, 8, 8, [(16, 2, 2)], 32, 10)
+    ops = [*fixed, *(op for options in edges.values() for op in options.values())]
+    out = tmp_path / "kit"
+    write_kit(ops, draw_nets(fixed, edges, 8, seed=1), out, input_size=16, space="tiny", tflite=True)
+    command = [sys.executable, "-I", out / "measure.py", "--runtime", "tflite", "--rounds", "16"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=120)
+    table = import_results(tmp_path / "results.json")
+    table.check(ops, input_size=16)
+    assert table.header.backend == "tflite"
+    assert "ai-edge-litert" in table.header.versions
 
 
 def test_results_become_a_calibrated_table(results, tiny_space):
