@@ -1,4 +1,5 @@
-"""The timm entry points: any MBConv subnet by its arch strings as `proxylessnas`, and the published networks."""
+"""The timm entry points: any MBConv subnet by its arch strings as `proxylessnas`, any network of tree-structured cells
+by its letters as `proxylessnas_cifar_tree`, and the published networks."""
 
 from __future__ import annotations
 
@@ -6,15 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import _create_effnet
 from torch import nn
 
 from hardware.errors import SubnetError
 
+from .tree_cell_net import GROUPS, TreeCellNet
+
 __all__ = [
     "proxylessnas",
+    "proxylessnas_cifar_tree",
     "proxylessnas_cpu",
     "proxylessnas_gpu",
     "proxylessnas_mobile",
@@ -31,6 +35,17 @@ _CPU_WIDTHS = (40, 24, 32, 48, 88, 104, 216, 360, 1432)
 _GPU_WIDTHS = (40, 24, 32, 56, 112, 128, 256, 432, 1728)
 _MOBILE_WIDTHS = (32, 16, 32, 40, 80, 96, 192, 320, 1280)
 _MOBILE_14_WIDTHS = (48, 24, 40, 56, 112, 136, 256, 448, 1792)
+
+# The published CIFAR-10 network, cell by cell, in the letters of `tree_cell_net.CODES`; re-typed from its release.
+_CIFAR_TREE = (
+    "7dim7m555d77 aaai3imdi7dd 73ai5a33add5 a5d53dd737i7 a5did577amim 77mm35ad37ii dimm777537ii d57d57maa537 "
+    "75mdiim3amad 53ii37357i57 775a35dadid3 5a5d33a775d3 m73m7d3a5m7i 3md77d5i3d73 dm3adda5ii5i 5d5iaad55573 "
+    "7555d3im7d37 miid3i757mid d5ama7573aam 7i7di7d37mm5 ma3didmm5mia d73aa337iadd dmam7i7didam 7m75mimadim7 "
+    "ia55m5d7addm 3adidddaa3a3 dm77imm55m5d 3737aim377mm 7775a33id3a3 5aiia5a3a7am iad3i7i7maid 75im7dmdm777 "
+    "3m37i35i335i dd37d733dimi mi5i5a3ai7ad 775mda775355 aaaada75iiia mia75iiaii7i d7m3i5a3iima 7a57a3ma3imm "
+    "ia7ii7ia5ma7 d5iim57d75id miamamdi5a3i 75777ad3m77a ddmad37iddm5 aamd3md7diai ma7m335aidi3 57ddimm357mi "
+    "73m7dammm55m mia5d3573377 ia5377i7773a 553mai5am55i 3d3mmaimd733 73m75i5m3m37"
+)
 
 
 def _arch_def(stages: Sequence[str], first_width: int, widths: Sequence[int]) -> list[list[str]]:
@@ -57,7 +72,15 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg() for name in __all__})
+_CIFAR = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.247, 0.2435, 0.2616),
+}
+default_cfgs = generate_default_cfgs({name: _cfg(**_CIFAR) if "cifar" in name else _cfg() for name in __all__})
 
 
 def _set_stem_stride(model: Any, stem_stride: int) -> None:
@@ -187,3 +210,46 @@ def proxylessnas_mobile(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def proxylessnas_mobile_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Proxyless mobile, 1.4 times as wide."""
     return _gen_published("proxylessnas_mobile_14", _MOBILE, _MOBILE_14_WIDTHS, pretrained, **kwargs)
+
+
+@register_model
+def proxylessnas_cifar_tree(
+    pretrained: bool = False,
+    *,
+    arch: str | Sequence[str] | None = None,
+    blocks: int = 18,
+    cell_depth: int = 3,
+    **kwargs: Any,
+) -> nn.Module:
+    """A PyramidNet of tree-structured cells; by default the published network for CIFAR-10 (5.73 M parameters).
+
+    Args:
+        pretrained: Load weights (of a `local-dir:` folder).
+        arch: One word of letters a cell, in one string or as a list, as `Subnet.arch()` gives them; None is the
+            published network's, which has 54 cells of depth 3.
+        blocks: Blocks in each of the three groups.
+        cell_depth: Depth of a cell's tree.
+        **kwargs: Whatever else `TreeCellNet` takes (`stem_width`, `alpha`, `num_classes`, `drop_path_rate`, ...), and
+            `features_only`.
+
+    Raises:
+        SubnetError: `arch` does not fit the network.
+    """
+    if arch is None and (blocks, cell_depth) != (18, 3):
+        raise SubnetError(
+            f"blocks = {blocks}, cell_depth = {cell_depth}, but the published arch has 18 blocks of depth 3 a group; "
+            "give arch"
+        )
+    try:
+        return build_model_with_cfg(
+            TreeCellNet,
+            "proxylessnas_cifar_tree",
+            pretrained,
+            feature_cfg={"out_indices": tuple(range(GROUPS)), "flatten_sequential": True},
+            arch=_CIFAR_TREE if arch is None else arch,
+            blocks=blocks,
+            cell_depth=cell_depth,
+            **kwargs,
+        )
+    except ValueError as error:
+        raise SubnetError(f"{error}") from error

@@ -50,7 +50,7 @@ def test_importing_the_project_registers_the_models():
 def test_features_only(name):
     model = timm.create_model(name, features_only=True, in_chans=1).eval()
     maps = model(torch.randn(1, 1, 64, 64))
-    assert len(maps) == 5
+    assert len(maps) == (3 if name == "proxylessnas_cifar_tree" else 5)
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
     assert [64 // m.shape[-1] for m in maps] == model.feature_info.reduction()
 
