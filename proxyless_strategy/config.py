@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hardware.errors import ConfigError
 
 Rule = Literal["gradient", "reinforce"]
+Count = Annotated[int, Field(ge=1)]
 TARGETS = ("target", "target_ms", "target_cost")
 _NAMED = ("space", "data", "hardware")
 """Sections that a text stands for: their `name`."""
@@ -38,6 +39,17 @@ class SpaceConfig(_Section):
 
     name: str = "small_mbconv"
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DrawnImages(_Section):
+    """Pictures to try a search with: see `proxyless_strategy.drawn_images`."""
+
+    classes: int = Field(20, ge=2)
+    train: int = Field(12, ge=2)
+    """Training pictures of each class."""
+    val: int = Field(4, ge=1)
+    size: int = Field(64, ge=8)
+    """Height and width."""
 
 
 class DataConfig(_Section):
@@ -56,6 +68,20 @@ class DataConfig(_Section):
     """Exact number of architecture images of each class; overrides the fraction."""
     workers: int = Field(0, ge=0)
     augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
+    num_classes: int | None = Field(None, ge=2)
+    """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
+    classifier (Pixel 1: 1000)."""
+    draw: DrawnImages | None = None
+    """Draw an ImageFolder at `root` if there is nothing."""
+
+    @model_validator(mode="after")
+    def _drawn_into_a_folder(self) -> DataConfig:
+        if self.draw is not None and (self.name != "imagefolder" or self.root is None):
+            raise ValueError(
+                f"data.draw makes an imagefolder at data.root, but data.name = {self.name!r} and data.root "
+                f"is {self.root}; set both, or remove data.draw"
+            )
+        return self
 
 
 class HardwareConfig(_Section):
@@ -103,23 +129,46 @@ class SearchSettings(_Section):
     """Epochs after the warm-up."""
     warmup_epochs: int = Field(10, ge=0)
     batch_size: int = Field(64, ge=2)
+    """Images of one step, divided among the devices."""
     learning_rate: float = Field(0.05, gt=0)
+    """At the start of a cosine over `epochs`; the warm-up has a cosine of its own."""
     warmup_learning_rate: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     architecture_learning_rate: float | None = Field(None, gt=0)
     """None: derived from the planned number of architecture steps."""
-    steps_per_update: int = Field(5, ge=1)
-    """Weight steps between two architecture steps."""
+    steps_per_update: Count | dict[Rule, Count] = 5
+    """Weight steps between two architecture steps; for each rule, where they differ."""
     samples: int = Field(10, ge=2)
     """Subnets drawn in one REINFORCE step."""
     estimator: Literal["paper", "unbiased"] = "paper"
     paths: Literal["two", "all"] = "two"
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, ge=1)
+    """Processes that share every step: GPUs, where there are any."""
     accelerator: str = "auto"
     channels_last: bool = False
+
+    @property
+    def process_batch_size(self) -> int:
+        """Images of one step in one process."""
+        return self.batch_size // self.devices
+
+    def steps_between(self, rule: Rule) -> int:
+        """Weight steps between two architecture steps of this rule."""
+        return self.steps_per_update if isinstance(self.steps_per_update, int) else self.steps_per_update[rule]
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> SearchSettings:
+        if self.batch_size % self.devices or self.process_batch_size < 2:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices, at least 2 images "
+                "each; choose another"
+            )
+        if isinstance(self.steps_per_update, dict) and len(self.steps_per_update) < len(get_args(Rule)):
+            raise ValueError(f"steps_per_update = {self.steps_per_update} must name {' and '.join(get_args(Rule))}")
+        return self
 
 
 class RetrainSettings(_Section):

@@ -11,11 +11,12 @@ import gzip
 import importlib
 import inspect
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ from torchvision import transforms
 
 from hardware.errors import ConfigError, DataError
 from proxyless_strategy.config import DataConfig
+from proxyless_strategy.drawn_images import draw_image_folder
 from proxyless_strategy.loaders import isolated_seed
 
 Part = Literal["weights", "architecture", "training", "test"]
@@ -424,16 +426,29 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
         DataError: The data set is unknown or missing, has another layout than expected, or is too small to be split.
     """
     if config.name == "digits":
-        return _load_digits(config, input_size=input_size, seed=seed)
-    if config.name == "imagefolder":
-        return _load_imagefolder(config, input_size=input_size, seed=seed)
-    if config.name.startswith("torchvision:"):
-        return _load_torchvision(config, input_size=input_size, seed=seed)
-    return _load_function(config, input_size=input_size)
+        data = _load_digits(config, input_size=input_size, seed=seed)
+    elif config.name == "imagefolder":
+        data = _load_imagefolder(config, input_size=input_size, seed=seed)
+    elif config.name.startswith("torchvision:"):
+        data = _load_torchvision(config, input_size=input_size, seed=seed)
+    else:
+        data = _load_function(config, input_size=input_size)
+    if config.num_classes is None or config.num_classes == data.num_classes:
+        return data
+    if config.num_classes < data.num_classes:
+        raise DataError(
+            f"data.num_classes = {config.num_classes}, but {config.name} has {data.num_classes} classes; raise or "
+            "remove it"
+        )
+    return replace(data, num_classes=config.num_classes, class_names=None)
 
 
-def check_data(config: DataConfig) -> None:
+def check_data(config: DataConfig, *, scan: bool = True) -> None:
     """Says what `load_data` would miss, without reading the images.
+
+    Args:
+        config: The data set.
+        scan: Also list the files of an ImageFolder, which takes long for a million of them.
 
     Raises:
         DataError: The data set is unknown, missing, or has another layout than expected.
@@ -441,7 +456,9 @@ def check_data(config: DataConfig) -> None:
     if config.name == "digits":
         _picture_options(config, channels=1)
     elif config.name == "imagefolder":
-        _imagefolders(config)
+        _check_layout(config)
+        if scan:
+            _imagefolders(config)
         _picture_options(config, channels=3)
     elif config.name.startswith("torchvision:"):
         _torchvision_part(config, train=False)
@@ -488,26 +505,48 @@ def _load_imagefolder(config: DataConfig, *, input_size: int, seed: int) -> Imag
     )
 
 
-def _imagefolders(config: DataConfig) -> tuple[torchvision_datasets.ImageFolder, ...]:
-    if config.root is None:
+def _check_layout(config: DataConfig) -> Path:
+    """The root of an ImageFolder whose parts have the same classes, which need not have images.
+
+    Raises:
+        DataError: The root is not given, or a part or a class is missing.
+    """
+    root = config.root
+    if root is None:
         raise DataError(f"data.root is missing; {_LAYOUT}")
-    folders = []
-    for name in ("train", "val"):
-        folder = config.root / name
+    if config.draw is not None:
+        draw_image_folder(root, config.draw)
+    classes = {}
+    for folder in (root / "train", root / "val"):
         if not folder.is_dir():
-            raise DataError(f"{folder} is no folder; {_LAYOUT}")
+            raise DataError(f"{folder} is no folder; {_LAYOUT}; put the images there, or set data.root")
+        classes[folder] = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        if not classes[folder]:
+            raise DataError(f"there is no class: looked in {folder}, and {_LAYOUT}")
+    different = sorted(set.symmetric_difference(*classes.values()))
+    if different:
+        named = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+        raise DataError(
+            f"{root}: train and val must have the same classes, but only one of them has {named}; {_LAYOUT}"
+        )
+    return root
+
+
+def _imagefolders(config: DataConfig) -> tuple[torchvision_datasets.ImageFolder, ...]:
+    root = _check_layout(config)
+    return _scanned(root, *((root / name).stat().st_mtime_ns for name in ("train", "val")))
+
+
+@lru_cache(maxsize=2)
+def _scanned(root: Path, *changed: int) -> tuple[torchvision_datasets.ImageFolder, ...]:
+    """Both parts; a million files are listed once in a process, unless a class was added or removed since."""
+    folders = []
+    for folder in (root / "train", root / "val"):
         try:
             folders.append(torchvision_datasets.ImageFolder(str(folder)))
         except FileNotFoundError as error:
             raise DataError(f"{' '.join(str(error).split())}; looked in {folder}, and {_LAYOUT}") from error
-    train, test = folders
-    if train.classes != test.classes:
-        different = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(
-            f"{config.root}: train and val must have the same classes, but only one of them has "
-            f"{', '.join(different)}; {_LAYOUT}"
-        )
-    return train, test
+    return tuple(folders)
 
 
 def _load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> ImageData:

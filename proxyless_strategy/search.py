@@ -155,9 +155,9 @@ def check(config: SearchConfig) -> None:
             holds another search.
     """
     space = get_space(config.space.name, **config.space.options)
+    check_data(config.data)
     if config.hardware.device != "other":
         get_backend(config.hardware.backend, config.hardware.place).close()
-    check_data(config.data)
     _check_objective(config)
     _check_out(config)
     path = table_path(config)
@@ -502,7 +502,7 @@ def _search(
         objective=config.objective,
         objective_options=config.objective_options,
         warmup_epochs=settings.warmup_epochs,
-        steps_per_update=settings.steps_per_update,
+        steps_per_update=settings.steps_between(config.rule),
         estimator=settings.estimator,
         paths=settings.paths,
         samples=settings.samples,
@@ -528,7 +528,11 @@ def _search(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    shared: dict[str, Any] = {"batch_size": settings.batch_size, "seed": config.seed, "workers": config.data.workers}
+    shared: dict[str, Any] = {
+        "batch_size": settings.process_batch_size,
+        "seed": config.seed,
+        "workers": config.data.workers,
+    }
     evaluator = Lightning(
         ImageClassifier(settings),
         trainer,
@@ -593,7 +597,7 @@ def _forecast(config: SearchConfig, prepared: Prepared, data: ImageData) -> str:
             forward_ms.append(time.perf_counter() - middle)
     step, forward = max(train_ms), max(forward_ms)
     steps = len(data.loader("weights", batch_size=settings.batch_size, drop_last=True))
-    updates = steps * max(0, settings.epochs - 1) // settings.steps_per_update
+    updates = steps * max(0, settings.epochs - 1) // settings.steps_between(config.rule)
     architecture = 0.7 * step if config.rule == "gradient" else settings.samples * forward
     seconds = steps * (settings.warmup_epochs + settings.epochs) * step + updates * architecture
     if config.retrain is not None:

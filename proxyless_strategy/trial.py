@@ -114,14 +114,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="the search's own settings")
     parser.add_argument("--preset", help=f"one of the presets in it (default: {PRESET_VARIABLE} in the environment)")
+    parser.add_argument("--check", action="store_true", help="only look for missing images and impossible settings")
     options = parser.parse_args(arguments)
     silence_false_alarms()
     try:
-        run_trial(options.config, preset=options.preset)
+        if options.check:
+            _look(options.config, preset=options.preset)
+        else:
+            run_trial(options.config, preset=options.preset)
     except ProxylessError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _look(path: Path, *, preset: str | None) -> None:
+    """Raises for what is missing, as far as seconds tell; `search.check` says the rest."""
+    from proxyless_strategy.data import check_data
+
+    check_data(read_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
 
 
 @contextmanager
