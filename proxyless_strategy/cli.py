@@ -49,11 +49,15 @@ def experiment(
         Path | None, typer.Option(help="Folder for the results instead of the search config's `out`.")
     ] = None,
     preset: Preset = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Run only the part of the sweep with this value, hardware=cpu."),
+    ] = None,
 ) -> None:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
     from proxyless_strategy.experiment import run_experiment
 
-    run_experiment(config, port=port, out=out, preset=preset)
+    run_experiment(config, port=port, out=out, preset=preset, only=key_values(only or [], option="--only"))
 
 
 @app.command()

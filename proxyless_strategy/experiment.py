@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -112,6 +112,7 @@ class Plan:
         out: Folder that receives one folder a trial, and `summary.json`.
         trials: Parameters of every trial if the search space is a grid of choices, else None.
         preset: Which preset of the search config the trials use.
+        narrowed: The nnictl config to run in the place of the file, where only a part of its sweep is wanted.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class Plan:
     out: Path
     trials: tuple[dict[str, Any], ...] | None
     preset: str | None = None
+    narrowed: dict[str, Any] | None = None
 
     def configs(self) -> list[SearchConfig]:
         """The search config of every trial, or the bare one if the trials are not known beforehand."""
@@ -127,13 +129,20 @@ class Plan:
         return [config.model_copy(update={"out": self.out}) for config in configs]
 
 
-def read_plan(path: Path | str, *, out: Path | None = None, preset: str | None = None) -> Plan:
+def read_plan(
+    path: Path | str,
+    *,
+    out: Path | None = None,
+    preset: str | None = None,
+    only: Mapping[str, Any] | None = None,
+) -> Plan:
     """Reads an nnictl config and the search config that it names.
 
     Args:
         path: The nnictl config, a YAML file.
         out: Folder for the results instead of the search config's `out`.
         preset: One of the search config's presets, unless `trialCommand` names one by `--preset`.
+        only: A value for some keys of the search space; only trials that have them are run.
 
     Raises:
         ConfigError: A file is missing or malformed, or the experiment is not one of local `proxyless` trials.
@@ -166,13 +175,19 @@ def read_plan(path: Path | str, *, out: Path | None = None, preset: str | None =
         raise ConfigError(f"{path}: searchSpace is {space!r}; it must name the settings that the trials sweep")
     if "out" in space:
         raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
-    trials = _grid(space)
+    narrowed = _narrowed(path, config, space, only) if only else None
+    trials = _grid(space if narrowed is None else narrowed["searchSpace"])
     first = read_config(search_path, trials[0] if trials else {}, preset=preset)
-    return Plan(path, search_path, first.out if out is None else out.absolute(), trials, preset)
+    return Plan(path, search_path, first.out if out is None else out.absolute(), trials, preset, narrowed)
 
 
 def run_experiment(
-    path: Path | str, *, port: int | None = None, out: Path | None = None, preset: str | None = None
+    path: Path | str,
+    *,
+    port: int | None = None,
+    out: Path | None = None,
+    preset: str | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the experiment to its end and returns one row a trial, the same as in `summary.json`.
 
@@ -181,6 +196,7 @@ def run_experiment(
         port: Port of NNI's web page on loopback; None: 8080, or a free one if that is taken.
         out: Folder for the results instead of the search config's `out`.
         preset: One of the search config's presets.
+        only: A value for some keys of the search space; only trials that have them are run.
 
     Raises:
         ConfigError: A config is wrong, or the port is taken.
@@ -188,7 +204,7 @@ def run_experiment(
         SystemExit: The process was told to terminate; everything that it started has been stopped.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    plan = read_plan(path, out=out, preset=preset)
+    plan = read_plan(path, out=out, preset=preset, only=only)
     if port is not None and not _is_free(port):
         raise ConfigError(f"port {port} is in use; free it, or choose another with --port")
     _empty_out(plan.out)
@@ -306,10 +322,14 @@ class RunningExperiment:
         script = Path(self._folder.name) / "server.js"
         script.write_text(SERVER_SCRIPT, encoding="utf-8")
         log = self.plan.out / "nnictl.log"
+        config = self.plan.path
+        if self.plan.narrowed is not None:
+            config = Path(self._folder.name) / self.plan.path.name
+            config.write_text(yaml.safe_dump(self.plan.narrowed), encoding="utf-8")
         command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create"]
         with log.open("w", encoding="utf-8") as stream:
             status = subprocess.run(
-                [*command, "--config", str(self.plan.path), "--port", str(self.port)],
+                [*command, "--config", str(config), "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -444,7 +464,9 @@ def _read_row(out: Path, trial: str) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table()
-    table.add_column("rule", no_wrap=True)
+    named = any(row.get("hardware") for row in rows)
+    for title in (*(("hardware",) if named else ()), "rule"):
+        table.add_column(title, no_wrap=True)
     counted = any(row["cost"] != "latency" for row in rows)
     others = ("cost", "target", "subnet") if counted else ()
     for title in (*others, "target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
@@ -453,6 +475,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         costs = (row["unit"], *(_number(row[key], ".4g") for key in ("target_cost", "subnet_cost")))
         table.add_row(
+            *((str(row["hardware"]),) if named else ()),
             str(row["rule"]),
             *(costs if counted else ()),
             *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
@@ -527,6 +550,34 @@ def _grid(space: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
     if size > _LARGEST_CHECKED_GRID:
         return None
     return tuple(dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
+
+
+def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
+    """The nnictl config with one value for some keys, and with paths that hold wherever it is written."""
+    space = dict(space)
+    for key, value in only.items():
+        entry = space.get(key)
+        values = entry.get("_value") if isinstance(entry, dict) and entry.get("_type") == "choice" else None
+        if not isinstance(values, list) or value not in values:
+            offered = ", ".join(map(str, values)) if isinstance(values, list) else "no choice"
+            raise ConfigError(f"--only {key}={value}: {path} sweeps {', '.join(space)}, and {key} over {offered}")
+        space[key] = {"_type": "choice", "_value": [value]}
+
+    def absolute(value: Any) -> str:
+        return str(path.parent / Path(str(value)).expanduser())
+
+    changed = {key: value for key, value in config.items() if key != "searchSpaceFile"}
+    changed |= {"searchSpace": space, "trialCodeDirectory": absolute(config.get("trialCodeDirectory", "."))}
+    if "experimentWorkingDirectory" in config:
+        changed["experimentWorkingDirectory"] = absolute(config["experimentWorkingDirectory"])
+    for algorithm in ("tuner", "assessor", "advisor"):
+        if isinstance(config.get(algorithm), dict) and "codeDirectory" in config[algorithm]:
+            directory = absolute(config[algorithm]["codeDirectory"])
+            changed[algorithm] = {**config[algorithm], "codeDirectory": directory}
+    grid = _grid(space)
+    if grid is not None:
+        changed["maxTrialNumber"] = min(len(grid), config.get("maxTrialNumber", len(grid)))
+    return changed
 
 
 def _empty_out(out: Path) -> None:
