@@ -112,6 +112,7 @@ class SearchResult:
     def row(self) -> dict[str, Any]:
         """The result as plain values for a table of results."""
         return {
+            "hardware": self.config.hardware.name,
             "rule": self.config.rule,
             "cost": self.config.hardware.cost,
             "unit": self.unit,
@@ -490,6 +491,7 @@ def _search(
 
     from .epoch_log import EpochLog
     from .evaluator import ImageClassifier
+    from .forecast import forecast
     from .loaders import isolated_seed
     from .processes import end_processes
     from .strategy import ProxylessStrategy
@@ -541,7 +543,7 @@ def _search(
     )
     last = config.out / "search.ckpt"
     if is_first_process():
-        print(_forecast(config, prepared, data), flush=True)
+        print(forecast(config, prepared.space, prepared.costs, data).sentence(), flush=True)
     module = strategy.search(network, evaluator, ckpt_path=last if last.exists() else None)
     derived = module.derive()
     choices = {label: str(value) for label, value in module.architecture.export(derived.choice).items()}
@@ -561,54 +563,6 @@ def _search(
         weights = prepared.space.timm_names(frozen.state_dict(), choices)
     end_processes(trainer.strategy)
     return Subnet(prepared.space, choices), weights, record
-
-
-def _forecast(config: SearchConfig, prepared: Prepared, data: ImageData) -> str:
-    """Predicted duration and memory, from three random subnets' own steps."""
-    import timm
-    import torch
-
-    from .loaders import isolated_seed
-
-    settings = config.search
-    train_ms, forward_ms, saved = [], [], [0]
-    with isolated_seed(0):
-        x, y = next(iter(data.loader("weights", batch_size=settings.batch_size)))
-        for choices in prepared.costs.random_choices(3, seed=1):
-            arguments = Subnet(prepared.space, choices).model_args(num_classes=data.num_classes, in_chans=data.channels)
-            model = timm.create_model("proxylessnas", **arguments)
-            if settings.channels_last:
-                model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-            sizes: dict[int, int] = {}
-
-            def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-                sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                torch.nn.functional.cross_entropy(model(x), y).backward()
-            saved.append(sum(sizes.values()))
-            start = time.perf_counter()
-            torch.nn.functional.cross_entropy(model(x), y).backward()
-            middle = time.perf_counter()
-            with torch.no_grad():
-                model(x)
-            train_ms.append(middle - start)
-            forward_ms.append(time.perf_counter() - middle)
-    step, forward = max(train_ms), max(forward_ms)
-    steps = len(data.loader("weights", batch_size=settings.batch_size, drop_last=True))
-    updates = steps * max(0, settings.epochs - 1) // settings.steps_between(config.rule)
-    architecture = 0.7 * step if config.rule == "gradient" else settings.samples * forward
-    seconds = steps * (settings.warmup_epochs + settings.epochs) * step + updates * architecture
-    if config.retrain is not None:
-        seconds += config.retrain.epochs * len(data.loader("training", batch_size=config.retrain.batch_size)) * step
-    network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    memory = (3 * 4 * parameters + max(saved)) / 2**20
-    return (
-        f"predicted: about {seconds / 60:.1f} minutes on {torch.get_num_threads()} CPU threads (less on a GPU), "
-        f"{memory:.0f} MiB for weights, gradients, momentum and one path's activations"
-    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Everything is timed in the same rounds of one run, in shuffled order; a ratio is the median over the paired choices.
 `saved` counts the distinct bytes that autograd keeps for the backward pass (parameters left out), and the
-differences that the gradient rule keeps.
+differences that the gradient rule keeps; `base_saved_bytes` are those of the subnet's step, per image.
 
     .venv/bin/python -m tests.benchmarks.step_cost [--choices 20] [--size 96] [--batch 8] [--threads 2]
 """
@@ -194,6 +194,7 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
     result["pair"] = round(statistics.median(t / min(bench.times["base", k]) for k, t in enumerate(both)), 3)
     two = [2 * min(bench.times["nni_proxyless", k]) for k in range(count)]
     result["pair_speedup_vs_nni"] = round(statistics.median(a / b for a, b in zip(two, both, strict=True)), 3)
+    result["base_saved_bytes"] = round(statistics.median(bench.saved["base", k] for k in range(count)) / batch)
     result["base_ms"] = round(1e3 * statistics.median(min(bench.times["base", k]) for k in range(count)), 1)
     return result
 

@@ -1,0 +1,243 @@
+"""What a search will take, from a few measured batches and the number of its steps."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch.nn import functional
+
+from search_spaces import MBConvDeclaration, SpaceCosts, Subnet
+
+from .config import Rule, SearchConfig, SearchSettings
+from .data import ImageData
+from .loaders import isolated_seed
+
+TIMED_PIXELS = 8 * 224**2
+"""Pixels of the batch that is timed on a CPU, where time and memory grow with the batch; a GPU times a whole batch."""
+GRADIENT_STEP = 0.725
+"""An architecture step of the gradient rule in training steps (`python -m tests.benchmarks.step_cost`)."""
+SUBNETS = 3
+LOADER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of one search.
+
+    Attributes:
+        weights: Weight steps.
+        architecture: Architecture steps.
+    """
+
+    weights: int
+    architecture: int
+
+
+def schedule(per_epoch: int, settings: SearchSettings, rule: Rule) -> Schedule:
+    """Steps of a search whose epochs have `per_epoch` weight steps; the first epoch after a warm-up has no other."""
+    epochs = settings.epochs - (1 if settings.warmup_epochs else 0)
+    return Schedule(
+        weights=per_epoch * (settings.warmup_epochs + settings.epochs),
+        architecture=per_epoch * max(0, epochs) // settings.steps_between(rule),
+    )
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The slowest of a few random subnets, in one process.
+
+    Attributes:
+        seconds: Forward and backward pass, per image.
+        forward_seconds: Forward pass alone, per image.
+        saved_bytes: What is kept for the backward pass, per image, with the parameters.
+    """
+
+    seconds: float
+    forward_seconds: float
+    saved_bytes: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search will take.
+
+    Attributes:
+        seconds: Duration of search and retraining.
+        memory_bytes: Weights, gradients, momentum and one path's activations, in one process.
+        step_images: Images a second of a training step in one process.
+        loader_images: Images a second of the loader alone in one process.
+        workers: Processes of that loader.
+        place: Where a step was timed.
+    """
+
+    seconds: float
+    memory_bytes: float
+    step_images: float
+    loader_images: float
+    workers: int
+    place: str
+
+    def sentence(self) -> str:
+        """The forecast in words."""
+        slower = "; the loader is the slower, more data.workers may help" if self.loader_is_slower else ""
+        hours = self.seconds / 3600
+        duration = f"{self.seconds / 60:.1f} minutes" if hours < 3 else f"{hours:.0f} hours"
+        return (
+            f"predicted: about {duration} on {self.place}, {self.memory_bytes / 2**20:.0f} MiB for weights, gradients, "
+            f"momentum and one path's activations; images a second in one process: {self.step_images:.0f} of a "
+            f"training step, {self.loader_images:.0f} of the loader alone ({self.workers} workers){slower}"
+        )
+
+    @property
+    def loader_is_slower(self) -> bool:
+        """Whether steps will wait for images."""
+        return self.loader_images < self.step_images
+
+
+def forecast(config: SearchConfig, space: MBConvDeclaration, costs: SpaceCosts, data: ImageData) -> Forecast:
+    """Times a few batches of the loader and a few steps of random subnets, and counts the search's steps.
+
+    Random numbers of the caller stay as they are.
+
+    Args:
+        config: The search.
+        space: Its space.
+        costs: The space's operators, for its random subnets.
+        data: Its images.
+    """
+    settings, batch = config.search, config.search.process_batch_size
+    with isolated_seed(0):
+        loader_images = loader_rate(data, batch)
+        step, place = _step_cost(config, space, costs, data)
+    per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.devices))
+    steps = schedule(per_epoch, settings, config.rule)
+    per_image = max(step.seconds, 1 / loader_images)
+    architecture = GRADIENT_STEP * step.seconds
+    if config.rule == "reinforce":
+        architecture = settings.samples * step.forward_seconds
+    seconds = batch * (steps.weights * per_image + steps.architecture * architecture)
+    if config.retrain is not None:
+        seconds += config.retrain.epochs * len(data.training) * per_image  # type: ignore[arg-type]
+    network = space.build(num_classes=data.num_classes, in_chans=data.channels)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Forecast(
+        seconds=seconds,
+        memory_bytes=3 * 4 * parameters + batch * step.saved_bytes,
+        step_images=1 / step.seconds,
+        loader_images=loader_images,
+        workers=data.workers,
+        place=place,
+    )
+
+
+def loader_rate(data: ImageData, batch: int) -> float:
+    """Images a second of the training loader alone.
+
+    Its workers prepare a batch each at the same time, so as many batches as there are workers pass before the clock
+    starts, and as many are timed; fewer where the data set has fewer.
+    """
+    loader = data.loader("weights", batch_size=min(batch, len(data.weights)))  # type: ignore[arg-type]
+    wave = max(2, data.workers)
+    untimed = min(wave, (len(loader) - 1) // 2) if len(loader) > 1 else 0
+    count, begun = 0, time.perf_counter()
+    start = begun
+    for number, (_, labels) in enumerate(itertools.islice(loader, untimed + wave), start=1):
+        if number <= untimed:
+            start = time.perf_counter()
+            continue
+        count += len(labels)
+        if time.perf_counter() - begun > LOADER_SECONDS:
+            break
+    return count / max(time.perf_counter() - start, 1e-9)
+
+
+def _step_cost(
+    config: SearchConfig, space: MBConvDeclaration, costs: SpaceCosts, data: ImageData
+) -> tuple[StepCost, str]:
+    settings = config.search
+    on_gpu = torch.cuda.is_available() and settings.accelerator in ("auto", "gpu", "cuda")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    images = settings.process_batch_size
+    if on_gpu:
+        place = f"{settings.devices} x {torch.cuda.get_device_name()}"
+    else:
+        images = max(2, min(images, TIMED_PIXELS // config.input_size**2))
+        place = f"{settings.devices} x {torch.get_num_threads()} CPU threads (less on a GPU)"
+    x = torch.randn(images, data.channels, config.input_size, config.input_size, device=device)
+    y = torch.arange(images, device=device) % data.num_classes
+    measured = [
+        step_cost(space, choices, x, y, num_classes=data.num_classes, settings=settings)
+        for choices in costs.random_choices(SUBNETS, seed=1)
+    ]
+    return StepCost(
+        seconds=max(cost.seconds for cost in measured),
+        forward_seconds=max(cost.forward_seconds for cost in measured),
+        saved_bytes=max(cost.saved_bytes for cost in measured),
+    ), place
+
+
+def step_cost(
+    space: MBConvDeclaration,
+    choices: Mapping[str, str],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    num_classes: int,
+    settings: SearchSettings,
+) -> StepCost:
+    """What a training step of one stand-alone subnet takes.
+
+    Args:
+        space: The space's declaration.
+        choices: The subnet.
+        x: `B x C x H x W` images, on the device that trains.
+        y: `B` class numbers.
+        num_classes: Outputs of the classifier.
+        settings: Precision and memory format.
+    """
+    arguments = Subnet(space, dict(choices)).model_args(num_classes=num_classes, in_chans=x.shape[1])
+    model = timm.create_model("proxylessnas", **arguments).to(x.device).train()
+    if settings.channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _train(model, x, y, settings)
+    start = _now(x.device)
+    _train(model, x, y, settings)
+    middle = _now(x.device)
+    with torch.no_grad(), _autocast(x.device, settings):
+        model(x)
+    end = _now(x.device)
+    return StepCost((middle - start) / len(x), (end - middle) / len(x), sum(sizes.values()) / len(x))
+
+
+def _train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, settings: SearchSettings) -> None:
+    with _autocast(x.device, settings):
+        loss = functional.cross_entropy(model(x), y)
+    loss.backward()
+
+
+def _autocast(device: torch.device, settings: SearchSettings) -> Any:
+    """As Lightning does it: a CPU has no 16-mixed and takes bf16-mixed."""
+    if not settings.precision.endswith("-mixed"):
+        return nullcontext()
+    half = torch.float16 if settings.precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, half)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
