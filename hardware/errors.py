@@ -53,3 +53,7 @@ class ExportError(ProxylessError):
 
 class ExperimentError(ProxylessError):
     """An NNI experiment could not start, or one of its trials failed."""
+
+
+class TrainingError(ProxylessError):
+    """A training went wrong in a way that its settings can mend."""

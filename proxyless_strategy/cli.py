@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from hardware.errors import ProxylessError
+from hardware.errors import ConfigError, ProxylessError
 from search_spaces._nni import silence_false_alarms
 
 from . import latency_cli
@@ -71,6 +72,53 @@ def export(
 
     written = export_onnx(folder, onnx, batch=batch)
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
+
+
+@app.command()
+def retrain(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder; its weights are not read.")],
+    data: Annotated[Path, typer.Option(metavar="ROOT", help="Root of the images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the new export folder, DIR/model.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME_OR_FILE", help="imagenet, quick, or a YAML file.")] = "imagenet",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting of the recipe.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option(metavar="NAME", help="Kind of data, as data.name of a search: torchvision:CIFAR10, ...")
+    ] = "imagefolder",
+    devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
+) -> None:
+    """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
+    from proxyless_strategy.retraining import load_recipe, retrain_folder
+
+    loaded = load_recipe(recipe, key_values(settings or []))
+    written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
+    metrics = json.loads((written / "metrics.json").read_text(encoding="utf-8"))
+    typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f}")
+
+
+@app.command()
+def derive(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a finished search.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The export folder, or with --curve a folder for it.")],
+    target: Annotated[
+        float | None, typer.Option(help="Budget, in the unit of the search's target (ms, millions of MACs, ...).")
+    ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="The whole trade-off as a table and a picture.")] = False,
+    points: Annotated[int, typer.Option(min=2, help="Budgets on the curve.")] = 20,
+) -> None:
+    """Derive another subnet, or the whole trade-off, from a search that is finished."""
+    from proxyless_strategy.deriving import derive_folder, save_curve
+
+    if curve == (target is not None):
+        raise ConfigError("give either --target or --curve")
+    if target is not None:
+        derived = derive_folder(folder, target=target, out=out)
+        typer.echo(f"{derived.folder}: {' '.join(derived.choices.values())}, {derived.cost:.4g} {derived.unit}")
+        return
+    for row in save_curve(folder, out=out, points=points):
+        typer.echo(f"{row['cost']:.5g} {row['unit']}  log p {row['log_probability']:8.2f}  {row['subnet']}")
+    typer.echo(f"{out / 'curve.png'}")
 
 
 @app.command("import-released")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -20,10 +20,11 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from hardware.errors import ConfigError, DataError
+from hardware.errors import ConfigError, DataError, TrainingError
 from hardware.files import write_atomically
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data import EpochBatches, ImageData, seeded
@@ -40,6 +41,7 @@ class RetrainResult:
         model: The network with the (averaged) weights of the last epoch, on the CPU, in evaluation mode.
         test_accuracy: Share of test images that it classifies correctly, 0..1; measured once.
         test_loss: Mean cross-entropy on the test images, without label smoothing.
+        test_top5: Share of test images whose class is among the five most probable ones, 0..1.
         epochs: Epochs trained.
         seconds: Training time, of earlier interrupted runs too.
     """
@@ -47,8 +49,23 @@ class RetrainResult:
     model: nn.Module
     test_accuracy: float
     test_loss: float
+    test_top5: float
     epochs: int
     seconds: float
+
+
+class Evaluation(NamedTuple):
+    """How right a network is on some images.
+
+    Attributes:
+        accuracy: Share of images that it classifies correctly, 0..1.
+        loss: Mean cross-entropy, without label smoothing.
+        top5: Share of images whose class is among the five most probable ones, 0..1.
+    """
+
+    accuracy: float
+    loss: float
+    top5: float
 
 
 def retrain(
@@ -68,6 +85,9 @@ def retrain(
     its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. The random numbers
     of the caller stay as they are.
 
+    Within a process group (torchrun, or `retraining.retrain_folder` with several devices) each process trains on its
+    share of every batch; batch norms count their own share. The first process writes the checkpoint and tests.
+
     Args:
         build: Makes the network; called once, under the seed.
         data: Images; the test part is read after the last epoch only.
@@ -81,7 +101,8 @@ def retrain(
         device: Where to train; None: a GPU if there is one.
 
     Raises:
-        ConfigError: A setting is impossible, the loss is no longer finite, or the checkpoint is of another training.
+        ConfigError: A setting is impossible, or the checkpoint is of another training.
+        TrainingError: The loss is no longer finite.
         DataError: There are too few images for one batch.
     """
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
@@ -92,24 +113,25 @@ def retrain(
     training = _Training(model, data, settings, seed=seed, device=where)
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint)
-    elif checkpoint is not None:
+    elif checkpoint is not None and training.rank == 0:
         training.save(checkpoint)
-    with _progress_bar(shown=progress) as bar:
+    with _progress_bar(shown=progress and training.rank == 0) as bar:
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
         while training.epoch < settings.epochs:
             report = training.run_epoch()
-            if checkpoint is not None:
+            if checkpoint is not None and training.rank == 0:
                 training.save(checkpoint)
             bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
-            if on_epoch is not None:
+            if on_epoch is not None and training.rank == 0:
                 on_epoch(report)
     trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
-    accuracy, loss = evaluate(trained, data.loader("test", batch_size=TEST_BATCH))
-    return RetrainResult(trained.to("cpu"), accuracy, loss, training.epoch, training.seconds)
+    nothing = Evaluation(math.nan, math.nan, math.nan)
+    found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
+    return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds)
 
 
-def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
-    """The accuracy (0..1) and the mean cross-entropy of a network, in evaluation mode and float32.
+def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:
+    """The accuracy and the mean cross-entropy of a network, in evaluation mode and float32.
 
     Args:
         model: The network; it is left in the mode in which it was.
@@ -119,7 +141,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
         DataError: The loader gives no batch.
     """
     device = next(model.parameters()).device
-    correct, loss, count = 0, 0.0, 0
+    correct, within, loss, count = 0, 0, 0.0, 0
     was_training = model.training
     model.eval()
     try:
@@ -128,13 +150,15 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
                 labels = labels.to(device, non_blocking=True)
                 logits = model(images.to(device, non_blocking=True)).float()
                 correct += int((logits.argmax(dim=1) == labels).sum())
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                within += int((best == labels[:, None]).sum())
                 loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
                 count += len(labels)
     finally:
         model.train(was_training)
     if not count:
         raise DataError("there are no images to evaluate on; give a loader with at least one batch")
-    return correct / count, loss / count
+    return Evaluation(correct / count, loss / count, within / count)
 
 
 class _Training:
@@ -150,16 +174,25 @@ class _Training:
         self.seconds = 0.0
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.memory_format)
+        self.rank, self.replicas = _place()
+        if settings.batch_size % self.replicas:
+            raise ConfigError(
+                f"retrain.batch_size = {settings.batch_size} is not divisible by {self.replicas} processes; "
+                f"make it a multiple of {self.replicas}"
+            )
+        share = settings.batch_size // self.replicas
         mixing = settings.mixup > 0
-        if mixing and settings.batch_size % 2:
+        if mixing and share % 2:
             raise ConfigError(f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one")
         self.loader = data.loader(
             "training",
-            batch_size=settings.batch_size,
+            batch_size=share,
             shuffle=True,
             seed=seed,
             drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
             rand_augment=settings.rand_augment,
+            rank=self.rank,
+            replicas=self.replicas,
         )
         self.mixup = (
             Mixup(mixup_alpha=settings.mixup, label_smoothing=settings.label_smoothing, num_classes=data.num_classes)
@@ -170,6 +203,11 @@ class _Training:
             SoftTargetCrossEntropy() if mixing else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         )
         self.optimizer = _optimizer(self.model, settings)
+        self.network: nn.Module = self.model
+        if self.replicas > 1:
+            self.network = DistributedDataParallel(
+                self.model, device_ids=[device.index or 0] if device.type == "cuda" else None
+            )
         self.scheduler = _scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
@@ -192,7 +230,7 @@ class _Training:
         cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch)
         loss, correct, count = 0.0, 0, 0
         self.model.train()
-        with seeded(self.seed, 1 + self.epoch):
+        with seeded(self.seed, 1 + self.epoch, *([self.rank] if self.rank else [])):
             if self.device.type == "cuda":
                 torch.cuda.manual_seed_all(self.seed + self.epoch)
             for step, (images, labels) in enumerate(self.loader, start=1):
@@ -202,6 +240,10 @@ class _Training:
                 count += len(labels)
         self.epoch += 1
         self.seconds += time.perf_counter() - started
+        if self.replicas > 1:
+            sums = torch.tensor([loss, correct, count], dtype=torch.float64, device=self.device)
+            distributed.all_reduce(sums)
+            loss, correct, count = float(sums[0]), int(sums[1]), int(sums[2])
         return {
             "epoch": self.epoch,
             "epochs": self.settings.epochs,
@@ -219,11 +261,11 @@ class _Training:
             images, targets = self.mixup(images, labels)
         precision = getattr(torch, self.settings.precision)
         with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
-            logits = self.model(images)
+            logits = self.network(images)
             loss = self.criterion(logits, targets)
         value = loss.item()
         if not math.isfinite(value):
-            raise ConfigError(
+            raise TrainingError(
                 f"the training loss became {value} in epoch {self.epoch + 1}, update {number}, at learning rate "
                 f"{self.optimizer.param_groups[0]['lr']:.4g}; lower retrain.learning_rate "
                 f"(now {self.settings.learning_rate})"
@@ -283,6 +325,13 @@ class _Training:
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import search_spaces.timm_models  # noqa: F401
-from hardware.errors import ConfigError, DataError
+from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data import PARTS, ImageData, TensorImages
 from proxyless_strategy.retrain import evaluate, retrain
@@ -100,9 +100,10 @@ def test_evaluate_in_closed_form() -> None:
     logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
     batches = [(logits[:2], torch.tensor([0, 1])), (logits[2:], torch.tensor([1]))]
     model = Fixed().train()
-    accuracy, loss = evaluate(model, batches)
+    accuracy, loss, top5 = evaluate(model, batches)
     expected = (np.log(2) + np.log(1 + np.exp(3)) + np.log(1 + np.exp(-1))) / 3
     assert accuracy == 2 / 3
+    assert top5 == 1.0, "of two classes"
     assert loss == pytest.approx(expected, rel=1e-6)
     assert model.training
 
@@ -132,7 +133,9 @@ def test_it_learns_and_reports() -> None:
     assert reports[-1]["loss"] < reports[0]["loss"]
     assert reports[-1]["seconds"] == result.seconds
     assert not result.model.training
-    assert (result.test_accuracy, result.test_loss) == evaluate(result.model, data.loader("test", batch_size=256))
+    assert (result.test_accuracy, result.test_loss, result.test_top5) == evaluate(
+        result.model, data.loader("test", batch_size=256)
+    )
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
@@ -311,7 +314,9 @@ def test_mixup_with_fewer_images_than_a_batch() -> None:
 )
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(ConfigError, match=r"loss became (nan|inf) in epoch 1, update \d+.*lower retrain.learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"loss became (nan|inf) in epoch 1, update \d+.*lower retrain.learning_rate"
+    ):
         train(data, settings=settings(**changes), checkpoint=path)
     assert torch.load(path, weights_only=True)["epoch"] == 0
 

@@ -1,0 +1,1 @@
+"""Recipes for `proxyless retrain`, as YAML files beside this one."""

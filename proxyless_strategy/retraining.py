@@ -1,0 +1,254 @@
+"""`proxyless retrain`: an exported network trained from fresh weights by a recipe, into a new export folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from hardware.errors import ConfigError, ExportError
+
+from .config import DataConfig, RetrainSettings
+
+RECIPES = Path(__file__).with_name("recipes")
+MODEL, CHECKPOINT = "model", "retrain.ckpt"
+_OF_DATA = ("num_classes", "in_chans")
+_OF_TRAINING = ("drop_rate", "drop_path_rate")
+
+
+class Recipe(RetrainSettings):
+    """How to train; nothing of it comes from a search's settings."""
+
+    augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
+    """none, crop, crop_flip or imagenet, as `data.augment` of a search."""
+    workers: int = Field(0, ge=0)
+    """Processes that read images, for each training process."""
+    input_size: int | None = Field(None, ge=8)
+    """Height and width of the images; None: what the network was exported for."""
+    seed: int = Field(0, ge=0)
+
+    @property
+    def settings(self) -> RetrainSettings:
+        """The training's part of it."""
+        return RetrainSettings(**{name: getattr(self, name) for name in RetrainSettings.model_fields})
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that ship."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.yml")))
+
+
+def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by its name or from a YAML file, with `overrides` laid over it.
+
+    Raises:
+        ConfigError: There is none, it is no mapping, a key is unknown, or a value is impossible.
+    """
+    path = RECIPES / f"{recipe}.yml" if str(recipe) in recipe_names() else Path(recipe)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"there is no recipe {str(recipe)!r}: {error.strerror}; give a YAML file or one of "
+            f"{', '.join(recipe_names())}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the recipe {path} must hold a mapping of settings, but holds {type(values).__name__}")
+    try:
+        return Recipe.model_validate({**values, **(overrides or {})})
+    except ValidationError as error:
+        raise ConfigError(f"the recipe {recipe}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {where!r} (known keys: {', '.join(sorted(Recipe.model_fields))})")
+        else:
+            parts.append(f"{where} = {item['input']!r}: {item['msg']}")
+    return "; ".join(parts)
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """`config.json` of an export folder.
+
+    Raises:
+        ExportError: The folder is none.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["architecture"], config["pretrained_cfg"]["input_size"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExportError(
+            f"{folder} is no export folder: its config.json {_why(error)}; give the folder that a search, `proxyless "
+            "derive` or `proxyless import-released` wrote"
+        ) from error
+    return config
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror})"
+    return f"lacks {error}" if isinstance(error, LookupError) else "is damaged"
+
+
+def retrain_folder(
+    folder: Path,
+    *,
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    source: str = "imagefolder",
+    devices: int = 1,
+) -> Path:
+    """Train the network of an export folder from fresh weights; a run that was killed continues.
+
+    Args:
+        folder: The export folder; its weights are not read.
+        data: Root of the images.
+        recipe: How to train.
+        out: Gets `retrain.ckpt` after each epoch, and at the end the export folder `model`.
+        source: `data.name` of a search: imagefolder (ROOT/train/CLASS/*, ROOT/val/CLASS/*), torchvision:CLASS, ...
+        devices: Processes, each with its share of every batch: one GPU each, or the CPU. Under torchrun its own
+            processes are used.
+
+    Returns:
+        The new export folder. Further processes return it too, before it is written.
+
+    Raises:
+        ConfigError, DataError, ExportError, TrainingError: As their sentences say.
+    """
+    folder, out = Path(folder), Path(out)
+    read_export(folder)
+    if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
+        raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
+    if devices > 1 and "RANK" in os.environ:
+        raise ConfigError(f"devices = {devices} within torchrun's processes; leave it out, torchrun starts them")
+    arguments = (folder, data, recipe, out, source)
+    if devices == 1:
+        with _group():
+            return _run(*arguments)
+    import torch
+
+    available = torch.cuda.device_count()
+    if available and devices > available:
+        raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
+    torch.multiprocessing.start_processes(
+        _process, (devices, free_port(), arguments), nprocs=devices, start_method="spawn"
+    )
+    return out / MODEL
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _process(rank: int, devices: int, port: int, arguments: tuple[Any, ...]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    with _group():
+        _run(*arguments)
+
+
+@contextmanager
+def _group() -> Iterator[None]:
+    """The process group of torchrun or of `_process`, where this is one of several processes."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
+    import sys
+
+    import timm
+    import torch
+
+    import search_spaces.timm_models  # noqa: F401  (registers the architectures)
+
+    from .data import load_data
+    from .export import SUBNET, export_folder, model_summary
+    from .retrain import retrain
+
+    config = read_export(folder)
+    feeding = config["pretrained_cfg"]
+    size = recipe.input_size or int(feeding["input_size"][-1])
+    images = load_data(
+        DataConfig.model_validate(
+            {"name": source, "root": data, "augment": recipe.augment, "workers": recipe.workers, "options": {}}
+        ),
+        input_size=size,
+        seed=recipe.seed,
+    )
+    arguments = {**config.get("model_args", {})}
+    for name in (*_OF_DATA, *_OF_TRAINING):
+        arguments.pop(name, None)
+    arguments |= {"num_classes": images.num_classes, "in_chans": images.channels}
+    drop: dict[str, Any] = {"drop_rate": recipe.dropout, "drop_path_rate": recipe.drop_path}
+    first = os.environ.get("RANK", "0") == "0"
+
+    def say(report: dict[str, Any]) -> None:
+        print(
+            f"epoch {report['epoch']} of {report['epochs']}: loss {report['loss']:.4f}, "
+            f"accuracy {report['accuracy']:.4f}, {report['seconds']:.0f} s",
+            flush=True,
+        )
+
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    trained = retrain(
+        lambda: timm.create_model(config["architecture"], **arguments, **drop),
+        images,
+        recipe.settings,
+        seed=recipe.seed,
+        checkpoint=out / CHECKPOINT,
+        on_epoch=say,
+        progress=sys.stderr.isatty(),
+        device=device,
+    )
+    if not first:
+        return out / MODEL
+    summary = model_summary(trained.model, (images.channels, size, size))
+    subnet = folder / SUBNET
+    return export_folder(
+        trained.model,
+        out / MODEL,
+        model_args=arguments,
+        subnet=json.loads(subnet.read_text(encoding="utf-8")) if subnet.exists() else {},
+        pretrained_cfg=images.pretrained_cfg(),
+        metrics={
+            "accuracy": trained.test_accuracy,
+            "top5": trained.test_top5,
+            "loss": trained.test_loss,
+            "epochs": trained.epochs,
+            "seconds": trained.seconds,
+            "params": summary.params,
+            "macs": summary.macs,
+            "recipe": recipe.model_dump(),
+        },
+    )

@@ -1,0 +1,279 @@
+"""Retraining an export folder by a recipe: what it takes from where, several processes, and timm's own script."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from torch import nn
+
+from hardware.errors import ConfigError, DataError, ExportError
+from proxyless_strategy.config import RetrainSettings, SearchConfig
+from proxyless_strategy.data import DataConfig, load_data
+from proxyless_strategy.export import load_exported
+from proxyless_strategy.retrain import retrain
+from proxyless_strategy.retraining import (
+    CHECKPOINT,
+    MODEL,
+    Recipe,
+    free_port,
+    load_recipe,
+    recipe_names,
+    retrain_folder,
+)
+
+from .test_data import write_images
+from .test_export import a_subnet, export
+
+TINY: dict[str, Any] = {"epochs": 2, "batch_size": 4, "workers": 0, "input_size": 16, "augment": "crop_flip"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("export") / "net", a_subnet(stem_stride=1))[1]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("pictures"))
+
+
+def tiny(**changes: Any) -> Recipe:
+    return load_recipe("quick", {**TINY, **changes})
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_that_ships_is_whole(name: str) -> None:
+    assert load_recipe(name).settings.epochs > 0
+
+
+def test_the_imagenet_recipe_is_the_releases() -> None:
+    recipe = load_recipe("imagenet")
+    assert recipe.augment == "imagenet"
+    expected = {
+        "epochs": 300,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 4e-5,
+        "scheduler": "cosine",
+        "label_smoothing": 0.1,
+        "dropout": 0.1,
+        "ema_decay": None,
+        "mixup": 0.0,
+        "rand_augment": None,
+    }
+    assert {name: getattr(recipe, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, r"the recipe quick: unknown key 'epoch' \(known keys: .*epochs"),
+        ({"epochs": 0}, r"the recipe quick: epochs = 0: Input should be greater"),
+        ({"augment": "imagenett"}, r"augment = 'imagenett'"),
+    ],
+)
+def test_a_recipe_with_an_impossible_setting_is_refused(
+    overrides: dict[str, Any], message: str, exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("quick", overrides)
+
+
+def test_there_is_no_such_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no recipe 'fast': .*; give a YAML file or one of imagenet, quick"):
+        load_recipe("fast")
+    (tmp_path / "list.yml").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"list.yml must hold a mapping of settings, but holds list"):
+        load_recipe(tmp_path / "list.yml")
+
+
+# ---- retraining ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_retrained_into_a_new_one(exported: Path, pictures: Path, tmp_path: Path) -> None:
+    written = retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+    model = load_exported(written)
+    assert written == tmp_path / "out" / MODEL
+    assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), "of the data, not of the old export"
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (exported, written))
+    assert new["model_args"]["arch_def"] == old["model_args"]["arch_def"]
+    assert new["architecture"] == old["architecture"]
+    metrics = json.loads((written / "metrics.json").read_text())
+    assert metrics["epochs"] == 2
+    assert metrics["top5"] == 1.0, "of three classes"
+    assert json.loads((written / "subnet.json").read_text()) == json.loads((exported / "subnet.json").read_text())
+
+
+def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The result is that of the recipe's settings on a fresh network; the export's weights and search have no say."""
+    written = retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+    config = DataConfig.model_validate({"name": "imagefolder", "root": pictures, "augment": "crop_flip"})
+    expected = retrain(
+        lambda: timm.create_model("proxylessnas", **a_subnet(stem_stride=1).model_args(num_classes=3, in_chans=3)),
+        load_data(config, input_size=16, seed=0),
+        RetrainSettings(epochs=2, batch_size=4, learning_rate=0.1, ema_decay=0.99),
+        seed=0,
+        progress=False,
+    )
+    found = load_exported(written).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
+    fields = set(Recipe.model_fields) - set(RetrainSettings.model_fields)
+    assert fields == {"augment", "workers", "input_size", "seed"}
+    assert not set(Recipe.model_fields) & (set(SearchConfig.model_fields) - {"input_size", "seed"})
+
+
+def test_a_killed_retraining_continues_bit_for_bit(exported: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole")
+    command = [sys.executable, "-W", "ignore", "-m", "proxyless_strategy.cli", "retrain", str(exported)]
+    command += ["--data", str(pictures), "--out", str(tmp_path / "killed"), "--recipe", "quick"]
+    command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1 of 3: loss ")
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "killed" / CHECKPOINT).exists()
+    assert not (tmp_path / "killed" / MODEL).exists()
+    resumed = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed")
+    first, second = (load_exported(folder).state_dict() for folder in (whole, resumed))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"folder": "nowhere"}, ExportError, r"nowhere is no export folder: its config.json cannot be read"),
+        ({"data": Path("nowhere")}, DataError, r"nowhere"),
+        ({"out": "same"}, ConfigError, r"would replace the network that it trains"),
+    ],
+)
+def test_what_cannot_be_retrained_is_refused(
+    change: dict[str, Any], error: type[Exception], message: str, exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / change["folder"] if "folder" in change else exported
+    out = exported if change.get("out") == "same" else tmp_path / "out"
+    with pytest.raises(error, match=message):
+        retrain_folder(folder, data=change.get("data", pictures), recipe=tiny(), out=out)
+
+
+def test_a_damaged_export_is_refused(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"its config.json lacks 'architecture'; give the folder that a search"):
+        retrain_folder(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A network without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    os.environ.update(
+        {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        | {"MASTER_PORT": (folder / "port").read_text()}
+    )
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    config = DataConfig.model_validate({"name": "imagefolder", "root": folder / "pictures"})
+    result = retrain(
+        Plain,
+        load_data(config, input_size=16, seed=0),
+        RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
+        seed=0,
+        progress=False,
+        checkpoint=folder / "both.ckpt",
+        device="cpu",
+    )
+    torch.save(result.model.state_dict(), folder / f"rank{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> None:
+    write_images(tmp_path / "pictures")
+    (tmp_path / "port").write_text(str(free_port()))
+    torch.multiprocessing.start_processes(one_of_two, (tmp_path,), nprocs=2, start_method="spawn")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    config = DataConfig.model_validate({"name": "imagefolder", "root": tmp_path / "pictures"})
+    alone = retrain(
+        Plain,
+        load_data(config, input_size=16, seed=0),
+        RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
+        seed=0,
+        progress=False,
+        device="cpu",
+    ).model.state_dict()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        assert torch.allclose(value, alone[name], atol=1e-6)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxyless_strategy.retrain._place", lambda: (0, 2))
+    images = load_data(DataConfig(name="imagefolder", root=pictures), input_size=16, seed=0)
+    with pytest.raises(ConfigError, match="batch_size = 5 is not divisible by 2 processes"):
+        retrain(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["--devices", "torchrun"])
+def test_the_command_on_two_processes(launcher: str, exported: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = ["retrain", str(exported), "--data", str(pictures), "--out", str(tmp_path / "out"), "--recipe", "quick"]
+    arguments += [f"--set={key}={value}" for key, value in TINY.items()]
+    module = ["-m", "proxyless_strategy.cli", *arguments]
+    run = [sys.executable, "-W", "ignore"]
+    if launcher == "torchrun":
+        run += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module]
+    else:
+        run += [*module, "--devices", "2"]
+    done = subprocess.run(
+        run, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch 2 of 2: loss ") == 1
+    assert load_exported(tmp_path / "out" / MODEL).num_classes == 3
+
+
+@pytest.mark.slow
+def test_timms_own_script_trains_the_folder(exported: Path, tmp_path: Path) -> None:
+    script = os.environ.get("TIMM_TRAIN")
+    if not script:
+        pytest.skip("TIMM_TRAIN is not set: give the path of timm's train.py, which is in no wheel")
+    write_images(tmp_path / "data", count=8)
+    command = [sys.executable, "-W", "ignore", script, "--device-modules", "proxyless_strategy", "--device", "cpu"]
+    command += ["--data-dir", str(tmp_path / "data"), "--model", f"local-dir:{exported}", "--num-classes", "3"]
+    command += ["--in-chans", "3", "--img-size", "32", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
+    command += ["--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "out").rglob("summary.csv"))
+
+
+def test_recipes_are_yaml_files_of_a_users_own_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({**TINY, "optimizer": "adamw"}))
+    assert load_recipe(tmp_path / "mine.yml").settings.optimizer == "adamw"
