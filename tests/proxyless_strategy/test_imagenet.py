@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "examples" / "imagenet.yml"
 SEARCH = ROOT / "examples" / "imagenet_search.yml"
 PRESETS = (None, "smoke")
+LAUNCHED = ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK")
+"""Environment of an earlier search on several processes."""
 DRAW = {"classes": 3, "train": 4, "val": 2, "size": 16}
 
 
@@ -303,3 +305,26 @@ def test_the_smoke_preset_runs_on_plain_nnictl_to_a_timm_folder(tmp_path: Path, 
     model = timm.create_model(f"local-dir:{result.parent / 'model'}", pretrained=True)
     assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
     assert len(list((tmp_path / "runs" / "imagenet_smoke_images").rglob("*.jpg"))) == 320
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["gradient", "reinforce"])
+def test_the_smoke_preset_runs_on_two_processes(tmp_path: Path, rule: str) -> None:
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    copied(folder)
+    settings = ["search.devices=2", "search.accelerator=cpu", f"rule={rule}"]
+    command = [sys.executable, "-m", "proxyless_strategy.cli", "search", str(folder / "imagenet_search.yml")]
+    done = subprocess.run(
+        [*command, "--preset", "smoke", *(word for setting in settings for word in ("--set", setting))],
+        env={**{k: v for k, v in os.environ.items() if k not in LAUNCHED}, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("predicted: about") == done.stdout.count("derived ") == 1
+    assert "2 x 1 CPU threads" in done.stdout
+    row = json.loads((tmp_path / "runs" / "imagenet_smoke" / "row.json").read_text())
+    assert row["table_ms"] <= row["target_ms"]
+    assert timm.create_model(f"local-dir:{row['folder']}", pretrained=True).num_classes == 1000
