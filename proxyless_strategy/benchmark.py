@@ -483,8 +483,15 @@ def interleaved(
     return samples
 
 
+OURS, OTHERS = "#d1495b", "#30638e"
+
+
+def _is_ours(row: Row) -> bool:
+    return row.source == "export" or row.model.startswith("proxylessnas")
+
+
 def draw(benchmark: Benchmark) -> bytes:
-    """A PNG: published accuracy over measured latency, one panel for each backend and batch."""
+    """A PNG: published accuracy over measured latency, one panel for each backend and batch; networks by number."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -498,45 +505,36 @@ def draw(benchmark: Benchmark) -> bytes:
     )
     known = [row.accuracy.top1 for row in benchmark.rows if row.accuracy]
     floor = (min(known) - 1.0) if known else 0.0
+    ranked = sorted(benchmark.rows, key=lambda row: -(row.accuracy.top1 if row.accuracy else 0.0))
     for (i, backend), (j, batch) in (
         (a, b) for a in enumerate(benchmark.backends) for b in enumerate(benchmark.batches)
     ):
         panel = axes[i][j]
-        shown = sorted(
-            ((row, row.latency[backend, batch].ms) for row in benchmark.rows if (backend, batch) in row.latency),
-            key=lambda pair: pair[0].accuracy.top1 if pair[0].accuracy else floor,
-        )
-        times = [ms for _, ms in shown] or [1.0]
+        shown = [
+            (number, row, row.latency[backend, batch].ms)
+            for number, row in enumerate(ranked, start=1)
+            if (backend, batch) in row.latency
+        ]
+        times = [ms for _, _, ms in shown] or [1.0]
         if max(times) > 8 * min(times):
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             panel.xaxis.set_minor_locator(NullLocator())
-            middle = (max(times) * min(times)) ** 0.5
-        else:
-            middle = (max(times) + min(times)) / 2
-        for rank, (row, ms) in enumerate(shown):
-            ours = row.source == "export" or row.model.startswith("proxylessnas")
+        for number, row, ms in shown:
             y = row.accuracy.top1 if row.accuracy else floor
             panel.plot(
                 ms,
                 y,
-                marker="o" if row.accuracy else "|",
-                markersize=7 if row.accuracy else 12,
-                color="#d1495b" if ours else "#30638e",
+                marker="o" if row.accuracy else "s",
+                markersize=15,
+                markeredgecolor="white",
+                color=OURS if _is_ours(row) else OTHERS,
                 linestyle="none",
+                alpha=0.85,
             )
-            left = len(times) > 1 and ms > middle
-            higher = shown[rank + 1][0].accuracy if rank + 1 < len(shown) else None
-            below = row.accuracy is not None and higher is not None and higher.top1 - row.accuracy.top1 < 0.6
             panel.annotate(
-                row.model if row.source != "export" else "/".join(Path(row.model).parts[-2:]),
-                (ms, y),
-                xytext=(-6 if left else 6, -12 if below else 5) if row.accuracy else (0, 8),
-                textcoords="offset points",
-                fontsize=8,
-                ha="right" if left and row.accuracy else "left",
-                rotation=0 if row.accuracy else 45,
+                str(number), (ms, y), color="white", fontsize=8, fontweight="bold", ha="center", va="center_baseline"
             )
         panel.margins(x=0.12, y=0.14)
         panel.grid(True, alpha=0.25)
@@ -545,11 +543,14 @@ def draw(benchmark: Benchmark) -> bytes:
         if j == 0:
             panel.set_ylabel("published ImageNet top-1, %", fontsize=9)
     handles = [
-        Line2D([], [], marker="o", linestyle="none", color="#d1495b", label="ProxylessNAS and exports"),
-        Line2D([], [], marker="o", linestyle="none", color="#30638e", label="others"),
-        Line2D([], [], marker="|", linestyle="none", color="#666666", markersize=10, label="no published accuracy"),
+        Line2D([], [], marker="o" if row.accuracy else "s", linestyle="none", color=OURS if _is_ours(row) else OTHERS)
+        for row in ranked
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    names = [row.model if row.source != "export" else "/".join(Path(row.model).parts[-2:]) for row in ranked]
+    labels = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    title = "red: ProxylessNAS and exports\nsquare: no published accuracy"
+    legend = figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False, title=title)
+    legend.get_title().set_fontsize(8)
     figure.suptitle(f"{benchmark.header['device']}, {benchmark.header['threads']} thread(s)", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
