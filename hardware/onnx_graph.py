@@ -15,6 +15,7 @@ from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
 from hardware.primitives import (
     Add,
+    AddMap,
     BatchNorm,
     ChannelShuffle,
     Conv,
@@ -23,6 +24,7 @@ from hardware.primitives import (
     Pool,
     Primitive,
     Shape,
+    SumHalves,
     activation_name,
     check_chain,
     constant_weights,
@@ -144,6 +146,12 @@ class _Writer:
             self._node("Reshape", [self.tensor, self._array(f"{name}.merged", merged)], name)
         elif isinstance(primitive, Add):
             self._node("Add", [self.tensor, entry], name)
+        elif isinstance(primitive, AddMap):
+            self._node("Add", [self.tensor, *self._arrays(name, arrays)], name)
+        elif isinstance(primitive, SumHalves):
+            sizes = np.array([self.shape[0] // 2] * 2, dtype=np.int64)
+            self._split([self.tensor, self._array(f"{name}.sizes", sizes)], [f"{name}.first", f"{name}.second"])
+            self._node("Add", [f"{name}.first", f"{name}.second"], name)
         elif isinstance(primitive, GlobalAvgPool):
             self._node("GlobalAveragePool", [self.tensor], f"{name}.pool")
             self._node("Flatten", [self.tensor], name, axis=1)
@@ -185,6 +193,11 @@ class _Writer:
 
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         self.tensor = output
+
+    def _split(self, inputs: list[str], outputs: list[str]) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node("Split", inputs, outputs, name=outputs[0], axis=1))
 
     def _arrays(self, name: str, arrays: dict[str, np.ndarray]) -> list[str]:
         return [self._array(f"{name}.{part}", array) for part, array in arrays.items()]

@@ -21,6 +21,12 @@ class OpSpec:
     - `ds_conv`: depthwise-separable block: depthwise `kernel x kernel` with `stride`, 1x1 linear projection
       (an MBConv of expansion 1).
     - `head`: global average pool and a linear layer; `output_shape` is `(classes,)`.
+    - `norm`: batch norm that no convolution comes before, activation.
+    - `preact_ds_conv`, `preact_dilated_ds_conv`: `norm`, then a depthwise (dilated by 2) and a 1x1 convolution.
+    - `avg_pool`, `max_pool`: pooling `kernel x kernel` with `stride`; an odd kernel's padding is not counted.
+    - `tree_entry`: batch norm, 1x1 to `hidden`, activation, `kernel x kernel` with `stride` in 2 groups, shuffle.
+    - `sum_halves`: the two halves of the channels added; `add_map`: another feature map added.
+    - `tree_exit`: `norm`, 1x1 convolution, the shortcut added.
     - `identity`: nothing runs (the candidate `skip`); its latency is 0 by definition.
 
     Attributes:

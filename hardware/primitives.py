@@ -32,7 +32,7 @@ _NO_ACTIVATION = ("", "none", "linear", "identity")
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution with a folded batch norm, then an activation where one is named."""
+    """Convolution, then an activation where one is named; without a folded batch norm it has no bias."""
 
     in_channels: int
     out_channels: int
@@ -41,6 +41,7 @@ class Conv:
     groups: int = 1
     activation: str | None = None
     dilation: int = 1
+    folded_norm: bool = True
 
     def output(self, shape: Shape) -> Shape:
         self._expect(shape)
@@ -61,7 +62,7 @@ class Conv:
 
     @property
     def params(self) -> int:
-        return self.weights + 2 * self.out_channels
+        return self.weights + (2 * self.out_channels if self.folded_norm else 0)
 
     def macs(self, shape: Shape) -> int:
         _, height, width = self.output(shape)
@@ -137,6 +138,36 @@ class Add:
 
 
 @dataclass(frozen=True)
+class AddMap:
+    """A feature map from elsewhere in the network added: in a chain, a constant one of the same size."""
+
+    channels: int
+    height: int
+    width: int
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class SumHalves:
+    """The first half of the channels added to the second."""
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0] // 2, *shape[1:])
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class GlobalAvgPool:
     """Mean over height and width: `C x H x W` to `C`."""
 
@@ -169,7 +200,7 @@ class Linear:
         return self.in_features * self.out_features
 
 
-Primitive = Conv | BatchNorm | Pool | ChannelShuffle | Add | GlobalAvgPool | Linear
+Primitive = Conv | BatchNorm | Pool | ChannelShuffle | Add | AddMap | SumHalves | GlobalAvgPool | Linear
 Decomposition = Callable[[OpSpec], tuple[Primitive, ...]]
 
 
@@ -244,9 +275,10 @@ def check_chain(chain: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
 
 
 def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Weights for each primitive, equal on every backend: `{}` or `{"weight", "bias"}` (float32).
+    """Weights for each primitive, equal on every backend: `{}`, `{"weight"}` or `{"weight", "bias"}` (float32).
 
-    Scaled after He so that no activation overflows or becomes denormal, either of which would change the timing.
+    Scaled so that no activation overflows or becomes denormal, either of which would change the timing: after He; less
+    where no batch norm is folded in, as such convolutions stand in sums of many paths, whose norms no chain has.
     """
     made: list[dict[str, np.ndarray]] = []
     for index, primitive in enumerate(primitives):
@@ -265,11 +297,19 @@ def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[di
             bias = generator.uniform(-0.1, 0.1, primitive.channels).astype(np.float32)
             made.append({"weight": weight, "bias": bias})
             continue
+        elif isinstance(primitive, AddMap):
+            shape = (primitive.channels, primitive.height, primitive.width)
+            made.append({"weight": 0.5 * generator.standard_normal(shape, dtype=np.float32)})
+            continue
         else:
             made.append({})
             continue
-        scale = np.float32((2.0 / np.prod(shape[1:])) ** 0.5)
+        folded = not isinstance(primitive, Conv) or primitive.folded_norm
+        scale = np.float32(((2.0 if folded else 0.5) / np.prod(shape[1:])) ** 0.5)
         weight = generator.standard_normal(shape, dtype=np.float32) * scale
+        if not folded:
+            made.append({"weight": weight})
+            continue
         bias = generator.uniform(-0.1, 0.1, shape[0]).astype(np.float32)
         made.append({"weight": weight, "bias": bias})
     return made
@@ -281,6 +321,7 @@ def constant_weights(primitives: Iterable[Primitive]) -> list[dict[str, np.ndarr
     No two tensors have the same number, as a runtime may merge equal ones and so run a net faster than a real one.
     """
     made: list[dict[str, np.ndarray]] = []
+    multiplied = halves = 0
     for index, primitive in enumerate(primitives):
         if isinstance(primitive, Conv):
             width, kernel = primitive.in_channels // primitive.groups, primitive.kernel
@@ -289,11 +330,23 @@ def constant_weights(primitives: Iterable[Primitive]) -> list[dict[str, np.ndarr
             shape = (primitive.out_features, primitive.in_features)
         elif isinstance(primitive, BatchNorm):
             shape = (primitive.channels,)
+        elif isinstance(primitive, AddMap):
+            shape = (primitive.channels, primitive.height, primitive.width)
+            made.append({"weight": np.broadcast_to(np.float32(1e-3 * (1 + index)), shape)})
+            continue
         else:
+            halves += isinstance(primitive, SumHalves)
             made.append({})
             continue
-        own = 1.0 + 1e-3 * index
+        # Every second factor is below 1 and each sum of halves is halved, so that a thousand of them do not overflow.
+        multiplied += 1
+        own = (1.0 + 1e-3 * index) ** (-1 if multiplied % 2 == 0 else 1)
+        if isinstance(primitive, Conv) and halves:
+            own, halves = own / 2, halves - 1
         weight = np.broadcast_to(np.float32(own / math.prod(shape[1:])), shape)
+        if isinstance(primitive, Conv) and not primitive.folded_norm:
+            made.append({"weight": weight})
+            continue
         made.append({"weight": weight, "bias": np.broadcast_to(np.float32(0.1 * own), shape[:1])})
     return made
 
@@ -341,6 +394,54 @@ def _head(op: OpSpec) -> tuple[Primitive, ...]:
     return (GlobalAvgPool(), Linear(op.input_shape[0], op.output_shape[0]))
 
 
+def _norm(op: OpSpec) -> tuple[Primitive, ...]:
+    return (BatchNorm(op.input_shape[0], activation=activation_name(op.activation)),)
+
+
+def _preact_ds_conv(op: OpSpec, dilation: int = 1) -> tuple[Primitive, ...]:
+    width = op.input_shape[0]
+    return (
+        *_norm(op),
+        Conv(width, width, op.kernel, op.stride, groups=width, dilation=dilation, folded_norm=False),
+        Conv(width, op.output_shape[0], 1, folded_norm=False),
+    )
+
+
+def _preact_dilated_ds_conv(op: OpSpec) -> tuple[Primitive, ...]:
+    return _preact_ds_conv(op, dilation=2)
+
+
+def _tree_entry(op: OpSpec) -> tuple[Primitive, ...]:
+    width = op.input_shape[0]
+    return (
+        BatchNorm(width),
+        Conv(width, op.hidden, 1, activation=activation_name(op.activation)),
+        Conv(op.hidden, op.output_shape[0], op.kernel, op.stride, groups=2, folded_norm=False),
+        ChannelShuffle(2),
+    )
+
+
+def _tree_exit(op: OpSpec) -> tuple[Primitive, ...]:
+    return (*_norm(op), Conv(op.input_shape[0], op.output_shape[0], 1), *_add_map(op))
+
+
+def _add_map(op: OpSpec) -> tuple[Primitive, ...]:
+    channels, height, width = op.output_shape
+    return (AddMap(channels, height, width),)
+
+
+def _sum_halves(op: OpSpec) -> tuple[Primitive, ...]:
+    return (SumHalves(),)
+
+
+def _avg_pool(op: OpSpec) -> tuple[Primitive, ...]:
+    return (Pool(op.kernel, op.stride, padding=(op.kernel - 1) // 2),)
+
+
+def _max_pool(op: OpSpec) -> tuple[Primitive, ...]:
+    return (Pool(op.kernel, op.stride, maximum=True, padding=(op.kernel - 1) // 2),)
+
+
 def _identity(op: OpSpec) -> tuple[Primitive, ...]:
     return ()
 
@@ -354,5 +455,14 @@ _KINDS: dict[str, Decomposition] = {
     "mbconv": _mbconv,
     "ds_conv": _ds_conv,
     "head": _head,
+    "norm": _norm,
+    "preact_ds_conv": _preact_ds_conv,
+    "preact_dilated_ds_conv": _preact_dilated_ds_conv,
+    "tree_entry": _tree_entry,
+    "tree_exit": _tree_exit,
+    "add_map": _add_map,
+    "sum_halves": _sum_halves,
+    "avg_pool": _avg_pool,
+    "max_pool": _max_pool,
     IDENTITY: _identity,
 }

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from hardware.primitives import (
     Add,
+    AddMap,
     BatchNorm,
     ChannelShuffle,
     Conv,
@@ -19,6 +20,7 @@ from hardware.primitives import (
     Linear,
     Pool,
     Primitive,
+    SumHalves,
     activation_name,
     random_weights,
 )
@@ -61,6 +63,23 @@ class _Add(nn.Module):
     pass
 
 
+class _AddMap(nn.Module):
+    weight: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+class _SumHalves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return first + second
+
+
 class _Activated(nn.Module):
     def __init__(self, layer: nn.Module, activation: str) -> None:
         super().__init__()
@@ -90,6 +109,7 @@ def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
             primitive.padding,
             dilation=primitive.dilation,
             groups=primitive.groups,
+            bias=primitive.folded_norm,
         )
         return _activated(_filled(conv, arrays), primitive.activation)
     if isinstance(primitive, BatchNorm):
@@ -101,6 +121,10 @@ def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
         return nn.AvgPool2d(primitive.kernel, primitive.stride, primitive.padding, count_include_pad=False)
     if isinstance(primitive, ChannelShuffle):
         return _Shuffle(primitive.groups)
+    if isinstance(primitive, AddMap):
+        return _filled(_AddMap((primitive.channels, primitive.height, primitive.width)), arrays)
+    if isinstance(primitive, SumHalves):
+        return _SumHalves()
     if isinstance(primitive, GlobalAvgPool):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     if isinstance(primitive, Linear):

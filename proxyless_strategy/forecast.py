@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.nn import functional
 
-from search_spaces import MBConvDeclaration, SpaceCosts, Subnet
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 
 from .config import Rule, SearchConfig, SearchSettings
 from .data import ImageData
@@ -101,7 +101,7 @@ class Forecast:
         return self.loader_images < self.step_images
 
 
-def forecast(config: SearchConfig, space: MBConvDeclaration, costs: SpaceCosts, data: ImageData) -> Forecast:
+def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData) -> Forecast:
     """Times a few batches of the loader and a few steps of random subnets, and counts the search's steps.
 
     Random numbers of the caller stay as they are.
@@ -159,7 +159,7 @@ def loader_rate(data: ImageData, batch: int) -> float:
 
 
 def _step_cost(
-    config: SearchConfig, space: MBConvDeclaration, costs: SpaceCosts, data: ImageData
+    config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData
 ) -> tuple[StepCost, str]:
     settings = config.search
     on_gpu = torch.cuda.is_available() and settings.accelerator in ("auto", "gpu", "cuda")
@@ -184,7 +184,7 @@ def _step_cost(
 
 
 def step_cost(
-    space: MBConvDeclaration,
+    space: SpaceDeclaration,
     choices: Mapping[str, str],
     x: torch.Tensor,
     y: torch.Tensor,
@@ -202,8 +202,9 @@ def step_cost(
         num_classes: Outputs of the classifier.
         settings: Precision and memory format.
     """
-    arguments = Subnet(space, dict(choices)).model_args(num_classes=num_classes, in_chans=x.shape[1])
-    model = timm.create_model("proxylessnas", **arguments).to(x.device).train()
+    subnet = Subnet(space, dict(choices))
+    arguments = subnet.model_args(num_classes=num_classes, in_chans=x.shape[1])
+    model = timm.create_model(subnet.timm_name, **arguments).to(x.device).train()
     if settings.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     sizes: dict[int, int] = {}

@@ -26,7 +26,7 @@ from hardware.model import CostModel, LatencyModel, cost_model
 from hardware.predictor import LearnedModel
 from hardware.table import LatencyTable
 from hardware.tables import shipped_names
-from search_spaces import MBConvDeclaration, SpaceCosts, Subnet, get_space
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
 from .config import SearchConfig
 from .data import ImageData, check_data, load_data
@@ -53,7 +53,7 @@ class Prepared:
         table: Path of the latency table; None where none is used.
     """
 
-    space: MBConvDeclaration
+    space: SpaceDeclaration
     costs: SpaceCosts
     cost: CostModel
     target: float | None
@@ -258,7 +258,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
         trained = retrain(
-            lambda: timm.create_model("proxylessnas", **model_args, **drop),
+            lambda: timm.create_model(subnet.timm_name, **model_args, **drop),
             data,
             config.retrain,
             seed=config.seed,
@@ -268,7 +268,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         )
         model, accuracy = trained.model, trained.test_accuracy
     else:
-        model, accuracy = timm.create_model("proxylessnas", **model_args), None
+        model, accuracy = timm.create_model(subnet.timm_name, **model_args), None
         model.load_state_dict(weights)
     size = (data.channels, config.latency_input_size, config.latency_input_size)
     summary = model_summary(model, size)
@@ -394,11 +394,11 @@ def _check_table(config: SearchConfig, table: LatencyTable) -> None:
             )
 
 
-def _costs(config: SearchConfig, space: MBConvDeclaration, data: ImageData) -> SpaceCosts:
+def _costs(config: SearchConfig, space: SpaceDeclaration, data: ImageData) -> SpaceCosts:
     return space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
 
 
-def _prepared(config: SearchConfig, space: MBConvDeclaration, data: ImageData, table: LatencyTable | None) -> Prepared:
+def _prepared(config: SearchConfig, space: SpaceDeclaration, data: ImageData, table: LatencyTable | None) -> Prepared:
     costs = _costs(config, space, data)
     latency = None
     if table is not None:
@@ -470,7 +470,8 @@ def _searched(
 
     done, weights_file = config.out / SEARCH_FILE, config.out / "supernet.pt"
     if done.exists():
-        subnet = Subnet.from_dict(json.loads(done.read_text(encoding="utf-8"))["subnet"])
+        saved = json.loads(done.read_text(encoding="utf-8"))["subnet"]
+        subnet = Subnet(prepared.space, saved["choices"])
         return subnet, torch.load(weights_file, weights_only=True) if weights_file.exists() else {}
     with _quiet_lightning():
         subnet, weights, record = _search(config, prepared, data, report)

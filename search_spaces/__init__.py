@@ -12,21 +12,37 @@ from . import timm_models as timm_models
 
 if TYPE_CHECKING:
     from .costs import SpaceCosts
+    from .declaration import SpaceDeclaration
     from .mbconv import MBConvDeclaration, MBConvSpace, Stage
     from .registry import SPACES, get_space
     from .subnet import Subnet
+    from .tree_cell import TreeCellDeclaration, TreeCellSpace
 
 _LAZY = {
     "SPACES": "registry",
     "MBConvDeclaration": "mbconv",
     "MBConvSpace": "mbconv",
     "SpaceCosts": "costs",
+    "SpaceDeclaration": "declaration",
     "Stage": "mbconv",
     "Subnet": "subnet",
+    "TreeCellDeclaration": "tree_cell",
+    "TreeCellSpace": "tree_cell",
     "get_space": "registry",
 }
 
-__all__ = ["SPACES", "MBConvDeclaration", "MBConvSpace", "SpaceCosts", "Stage", "Subnet", "get_space"]
+__all__ = [
+    "SPACES",
+    "MBConvDeclaration",
+    "MBConvSpace",
+    "SpaceCosts",
+    "SpaceDeclaration",
+    "Stage",
+    "Subnet",
+    "TreeCellDeclaration",
+    "TreeCellSpace",
+    "get_space",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ class SpaceCosts:
         in_chans: Channels of the input image.
         order: The network from input to output: an `OpSpec` where nothing is chosen, a label where an edge stands.
         edges: For each edge's label, the `OpSpec` of each candidate by name, in the candidates' order.
+        beside: Operators of every subnet on another branch than the chain, which no chain holds.
     """
 
     space: str
@@ -28,11 +29,12 @@ class SpaceCosts:
     in_chans: int
     order: tuple[OpSpec | str, ...]
     edges: Mapping[str, Mapping[str, OpSpec]]
+    beside: tuple[OpSpec, ...] = ()
 
     @property
     def fixed(self) -> tuple[OpSpec, ...]:
-        """Operators of every subnet, in execution order."""
-        return tuple(item for item in self.order if isinstance(item, OpSpec))
+        """Operators of every subnet, in execution order, and those beside."""
+        return (*(item for item in self.order if isinstance(item, OpSpec)), *self.beside)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -44,10 +46,10 @@ class SpaceCosts:
         ops: list[OpSpec] = []
         for item in self.order:
             ops += [item] if isinstance(item, OpSpec) else list(self.edges[item].values())
-        return tuple(dict.fromkeys(op for op in ops if op.kind != IDENTITY))
+        return tuple(dict.fromkeys(op for op in [*ops, *self.beside] if op.kind != IDENTITY))
 
     def chain(self, choices: Mapping[str, str]) -> tuple[OpSpec, ...]:
-        """The whole network of one choice in execution order, without identities.
+        """The whole network of one choice in execution order, without identities and without what is beside.
 
         Raises:
             SubnetError: `choices` names an unknown edge or candidate, or leaves an edge out.

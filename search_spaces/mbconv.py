@@ -83,6 +83,8 @@ class MBConvDeclaration:
     bn_eps: float = 1e-3
     bn_momentum: float = 0.1
 
+    timm_name = "proxylessnas"
+
     def __post_init__(self) -> None:
         if self.stem_stride not in (1, 2):
             raise SpaceError(f"stem_stride = {self.stem_stride!r} of the space {self.name}; it must be 1 or 2")
@@ -186,6 +188,34 @@ class MBConvDeclaration:
             OpSpec(kind="head", input_shape=(self.head_width, size, size), output_shape=(num_classes,)),
         ]
         return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges)
+
+    def arch_def(self, choices: Mapping[str, str]) -> list[list[str]]:
+        """timm's arch strings: one list a stage, one string a block; skipped blocks and empty stages are left out."""
+        stages: list[list[str]] = [[f"ds_r1_k3_s1_c{self.first_width}_noskip"]]
+        for stage, _, edge in kept_blocks(self, choices):
+            kernel, expansion = parse_candidate(choices[edge.label])
+            shape = edge.shape
+            head = (
+                f"ir_r1_k{kernel}_s{shape.stride}_e{expansion}" if expansion > 1 else f"ds_r1_k{kernel}_s{shape.stride}"
+            )
+            if stage == len(stages):
+                stages.append([])
+            stages[stage].append(f"{head}_c{shape.out_width}")
+        return stages
+
+    def model_args(self, choices: Mapping[str, str], *, num_classes: int = 1000, in_chans: int = 3) -> dict[str, Any]:
+        """Keyword arguments of `timm.create_model('proxylessnas', **args)`."""
+        return {
+            "arch_def": self.arch_def(choices),
+            "stem_size": self.stem_width,
+            "stem_stride": self.stem_stride,
+            "num_features": self.head_width,
+            "act_layer": self.activation,
+            "bn_eps": self.bn_eps,
+            "bn_momentum": self.bn_momentum,
+            "num_classes": num_classes,
+            "in_chans": in_chans,
+        }
 
     def timm_names(self, weights: Mapping[str, torch.Tensor], choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """A frozen space's weights under timm's keys: skipped blocks are gone and later ones renumbered.
@@ -341,3 +371,19 @@ SMALL_MBCONV = MBConvDeclaration(
     stages=(Stage(24, 2, 2), Stage(40, 2, 2), Stage(64, 2, 1)),
     head_width=256,
 )
+
+CIFAR_MBCONV = MBConvDeclaration(
+    name="cifar_mbconv",
+    stem_width=32,
+    stem_stride=1,
+    first_width=16,
+    stages=(
+        Stage(24, 4, 1),
+        Stage(40, 4, 2),
+        Stage(80, 4, 2),
+        Stage(96, 4, 1),
+        Stage(192, 4, 2),
+        Stage(320, 1, 1),
+    ),
+)
+"""MobileNetV2's stages for images of 32 pixels: the last feature map is 4 x 4."""

@@ -8,16 +8,19 @@ from typing import Any
 
 from hardware.errors import SpaceError
 
-from .mbconv import IMAGENET_MBCONV, SMALL_MBCONV, MBConvDeclaration, Stage
+from .declaration import SpaceDeclaration
+from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV, Stage
+from .tree_cell import CIFAR_TREE
 
-SPACES: dict[str, MBConvDeclaration] = {space.name: space for space in (IMAGENET_MBCONV, SMALL_MBCONV)}
+_NAMED: tuple[Any, ...] = (IMAGENET_MBCONV, SMALL_MBCONV, CIFAR_MBCONV, CIFAR_TREE)
+SPACES: dict[str, Any] = {space.name: space for space in _NAMED}
 
 
-def get_space(name: str, *, width_mult: float = 1.0, **options: Any) -> MBConvDeclaration:
+def get_space(name: str, *, width_mult: float = 1.0, **options: Any) -> Any:
     """A named search space, or the user's own.
 
     Args:
-        name: One of `SPACES`, or `module:function` where the function returns an `MBConvDeclaration`.
+        name: One of `SPACES`, or `module:function` where the function returns a `SpaceDeclaration`.
         width_mult: Multiplies every width, as in the release.
         **options: Fields of the declaration to replace (`stem_stride=1`, `kernels=[3, 5]`, ...), or arguments of
             the user's function.
@@ -35,7 +38,7 @@ def get_space(name: str, *, width_mult: float = 1.0, **options: Any) -> MBConvDe
     try:
         return replace(SPACES[name], **fields).scaled(width_mult)
     except TypeError as error:
-        known = ", ".join(MBConvDeclaration.__dataclass_fields__)
+        known = ", ".join(SPACES[name].__dataclass_fields__)
         raise SpaceError(f"unknown option for the space {name}: {error}; options are width_mult, {known}") from error
 
 
@@ -48,13 +51,16 @@ def _plain(key: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _users_space(name: str, options: dict[str, Any]) -> MBConvDeclaration:
+def _users_space(name: str, options: dict[str, Any]) -> SpaceDeclaration:
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise SpaceError(f"cannot load the search space {name!r}: {error}; write module:function") from error
     space = function(**options)
-    if not isinstance(space, MBConvDeclaration):
-        raise SpaceError(f"{name} returned {type(space).__name__}, not an MBConvDeclaration")
+    if not isinstance(space, SpaceDeclaration):
+        raise SpaceError(
+            f"{name} returned {type(space).__name__}, not a SpaceDeclaration such as MBConvDeclaration or "
+            "TreeCellDeclaration"
+        )
     return space

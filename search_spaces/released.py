@@ -51,7 +51,9 @@ class ReleasedNetwork:
         """The checkpoint's key of every tensor, and timm's."""
         keys = _conv_norm("first_conv", "conv_stem", "bn1")
         keys |= _block_keys(0, "blocks.0.0", expanded=False)
-        places = kept_blocks(self.subnet.declaration, self.subnet.choices)
+        declaration = self.subnet.declaration
+        assert isinstance(declaration, MBConvDeclaration)
+        places = kept_blocks(declaration, self.subnet.choices)
         for number, (stage, index, edge) in zip(self.kept, places, strict=True):
             _, expansion = parse_candidate(self.subnet.choices[edge.label])
             keys |= _block_keys(number, f"blocks.{stage}.{index}", expanded=expansion > 1)

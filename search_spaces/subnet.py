@@ -9,18 +9,22 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from hardware.errors import SubnetError
+from hardware.errors import SpaceError, SubnetError
 
-from .blocks import SKIP, parse_candidate
+from .blocks import SKIP
 from .costs import check_choices
-from .mbconv import MBConvDeclaration, kept_blocks
+from .declaration import SpaceDeclaration
+from .mbconv import MBConvDeclaration
+from .tree_cell import TreeCellDeclaration
 
 FORMAT = "proxyless-subnet/1"
+KINDS: dict[str, Any] = {"mbconv": MBConvDeclaration, "tree_cell": TreeCellDeclaration}
+"""The declarations that a file may hold, by their `kind`; the first writes none."""
 
 
 @dataclass(frozen=True)
 class Subnet:
-    """One candidate for every edge of an MBConv space.
+    """One candidate for every edge of a space.
 
     Attributes:
         declaration: The space.
@@ -30,7 +34,7 @@ class Subnet:
         SubnetError: `choices` names an unknown edge or candidate, or leaves an edge out.
     """
 
-    declaration: MBConvDeclaration
+    declaration: SpaceDeclaration
     choices: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -39,18 +43,14 @@ class Subnet:
         object.__setattr__(self, "choices", {label: self.choices[label] for label in edges})
 
     def arch_def(self) -> list[list[str]]:
-        """timm's arch strings: one list a stage, one string a block; skipped blocks and empty stages are left out."""
-        stages: list[list[str]] = [[f"ds_r1_k3_s1_c{self.declaration.first_width}_noskip"]]
-        for stage, _, edge in kept_blocks(self.declaration, self.choices):
-            kernel, expansion = parse_candidate(self.choices[edge.label])
-            shape = edge.shape
-            head = (
-                f"ir_r1_k{kernel}_s{shape.stride}_e{expansion}" if expansion > 1 else f"ds_r1_k{kernel}_s{shape.stride}"
-            )
-            if stage == len(stages):
-                stages.append([])
-            stages[stage].append(f"{head}_c{shape.out_width}")
-        return stages
+        """timm's arch strings of an MBConv subnet, see `MBConvDeclaration.arch_def`.
+
+        Raises:
+            SubnetError: It is of another kind of space.
+        """
+        if not isinstance(self.declaration, MBConvDeclaration):
+            raise SubnetError(f"{self.declaration.name} is no MBConv space, so it has no arch strings; see model_args")
+        return self.declaration.arch_def(self.choices)
 
     @classmethod
     def from_arch_def(cls, declaration: MBConvDeclaration, arch_def: Sequence[Sequence[str]]) -> Subnet:
@@ -79,19 +79,18 @@ class Subnet:
             )
         return subnet
 
-    def model_args(self, *, num_classes: int = 1000, in_chans: int = 3) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model('proxylessnas', **args)`."""
-        return {
-            "arch_def": self.arch_def(),
-            "stem_size": self.declaration.stem_width,
-            "stem_stride": self.declaration.stem_stride,
-            "num_features": self.declaration.head_width,
-            "act_layer": self.declaration.activation,
-            "bn_eps": self.declaration.bn_eps,
-            "bn_momentum": self.declaration.bn_momentum,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-        }
+    @property
+    def timm_name(self) -> str:
+        """The timm entry point that builds it."""
+        return self.declaration.timm_name
+
+    def model_args(self, **sizes: int) -> dict[str, Any]:
+        """Keyword arguments of `timm.create_model(subnet.timm_name, **args)`.
+
+        Args:
+            **sizes: `num_classes` and `in_chans`, where they are others than the space's own.
+        """
+        return self.declaration.model_args(self.choices, **sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -108,7 +107,10 @@ class Subnet:
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
             raise SubnetError(f"not a subnet of format {FORMAT}, but {found!r}; export it again")
-        return cls(MBConvDeclaration.from_dict(values["space"]), values["choices"])
+        kind = values["space"].get("kind", "mbconv")
+        if kind not in KINDS:
+            raise SpaceError(f"the subnet's space is of kind {kind!r}; known here are {', '.join(KINDS)}")
+        return cls(KINDS[kind].from_dict(values["space"]), values["choices"])
 
     def save(self, path: Path | str) -> None:
         """Write JSON; the file appears whole or not at all."""
