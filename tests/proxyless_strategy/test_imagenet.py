@@ -240,17 +240,24 @@ def copied(folder: Path, *, only: dict[str, Any] | None = None, **data: Any) -> 
     return folder / "imagenet.yml"
 
 
-def test_the_tuner_says_what_is_missing_and_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_tuner_says_what_is_missing_and_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     copied(tmp_path, root=str(tmp_path / "none"))
     spec = importlib.util.spec_from_file_location("checked_grid", tmp_path / "checked_grid.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.SECONDS = 600
+    monkeypatch.setattr(module, "SECONDS", 1e6)
     with pytest.raises(SystemExit, match="2"):
         module.CheckedGridSearch("imagenet_search.yml")
     assert f"\n{tmp_path}/none/{MISSING}" in capfd.readouterr().err
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    module.CheckedGridSearch("imagenet_search.yml")
+    monkeypatch.setattr(module, "SECONDS", 1e6)
+    monkeypatch.setenv("PROXYLESS_EXPERIMENT", "checked already")
+    module.CheckedGridSearch("imagenet_search.yml")
 
 
 def test_a_trial_says_what_is_missing_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
