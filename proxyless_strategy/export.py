@@ -26,7 +26,8 @@ from hardware.files import write_atomically
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SUBNET, METRICS, HUB, ONNX = "subnet.json", "metrics.json", "hubconf.py", "model.onnx"
-FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, ONNX)
+NETWORK = "tree_cell_net.py"
+FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, NETWORK, ONNX)
 """All that an export folder may hold; a folder with anything else is not replaced."""
 
 HUBCONF = '''"""`torch.hub.load(FOLDER, "model", source="local")`: this folder's network, with torch and timm alone."""
@@ -58,6 +59,31 @@ def model(pretrained=True, **overrides):
         **args,
     )
     network.conv_stem.stride = (stem_stride, stem_stride)
+    if pretrained:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    network.pretrained_cfg = network.default_cfg = config["pretrained_cfg"]
+    return network
+'''
+
+TREE_HUBCONF = '''"""`torch.hub.load(FOLDER, "model", source="local")`: this folder's network, with its own file."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+dependencies = ["torch", "timm", "safetensors"]
+
+
+def model(pretrained=True, **overrides):
+    """Build the network and load its weights; `overrides` are arguments of TreeCellNet, such as drop_path_rate."""
+    folder = Path(__file__).resolve().parent
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    spec = importlib.util.spec_from_file_location("tree_cell_net", folder / "tree_cell_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.TreeCellNet(**{**config["model_args"], **overrides})
     if pretrained:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     network.pretrained_cfg = network.default_cfg = config["pretrained_cfg"]
@@ -125,7 +151,7 @@ def export_folder(
     if getattr(model, "pretrained_cfg", None) is None:
         raise ExportError(f"{type(model).__name__} was not built by timm.create_model; export a timm network")
     _check_replaceable(folder)
-    texts = {SUBNET: _json(SUBNET, subnet), METRICS: _json(METRICS, metrics), HUB: HUBCONF}
+    texts = {SUBNET: _json(SUBNET, subnet), METRICS: _json(METRICS, metrics), **_sources(model)}
     feeding = dict(_plain("pretrained_cfg", pretrained_cfg))
     config: dict[str, Any] = {"pretrained_cfg": feeding}
     if "label_names" in feeding:
@@ -257,6 +283,15 @@ def model_summary(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // 2,
     )
+
+
+def _sources(model: nn.Module) -> dict[str, str]:
+    """What builds the network without this project: timm's own classes, or the file of a family that timm lacks."""
+    from search_spaces import tree_cell_net
+
+    if isinstance(model, tree_cell_net.TreeCellNet):
+        return {HUB: TREE_HUBCONF, NETWORK: Path(tree_cell_net.__file__).read_text(encoding="utf-8")}
+    return {HUB: HUBCONF}
 
 
 def _input_size(model: nn.Module) -> Sequence[int]:

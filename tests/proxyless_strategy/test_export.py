@@ -44,11 +44,16 @@ def a_subnet(*, stem_stride: int = 2, last: bool = False) -> Subnet:
     return Subnet(space, {label: names[-1 if last else 0] for label, names in space.candidates().items()})
 
 
+def a_tree() -> Subnet:
+    space = get_space("cifar_tree", blocks=1, stem_width=4, alpha=8, bottleneck=2)
+    return Subnet(space, space.costs(32).random_choices(1, seed=1)[0])
+
+
 def a_model(subnet: Subnet) -> nn.Module:
     """A network whose batch norms have seen images, so that folding them is no identity."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = timm.create_model("proxylessnas", **subnet.model_args(num_classes=10, in_chans=1))
+        model = timm.create_model(subnet.timm_name, **subnet.model_args(num_classes=10, in_chans=1))
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -98,7 +103,7 @@ def test_round_trip_changes_nothing(tmp_path: Path, stem_stride: int, last: bool
 
 def test_what_the_folder_holds(exported: tuple[nn.Module, Path]) -> None:
     _, folder = exported
-    assert {path.name for path in folder.iterdir()} == set(FOLDER_FILES) - {"model.onnx"}
+    assert {path.name for path in folder.iterdir()} == set(FOLDER_FILES) - {"model.onnx", "tree_cell_net.py"}
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "proxylessnas"
@@ -144,9 +149,24 @@ assert not loaded & {{"proxyless_strategy", "search_spaces", "hardware", "nni"}}
 """
 
 
-@pytest.mark.parametrize("stem_stride", [1, 2])
-def test_hub_needs_nothing_of_this_project(tmp_path: Path, stem_stride: int) -> None:
-    model, folder = export(tmp_path / "net", a_subnet(stem_stride=stem_stride))
+def test_a_family_that_timm_lacks_round_trips_and_brings_its_file(tmp_path: Path) -> None:
+    model, folder = export(tmp_path / "net", a_tree())
+    assert difference(model, load_exported(folder)) == 0.0
+    assert {path.name for path in folder.iterdir()} == set(FOLDER_FILES) - {"model.onnx"}
+    assert json.loads((folder / "config.json").read_text())["architecture"] == "proxylessnas_cifar_tree"
+    assert Subnet.load(folder / "subnet.json") == a_tree()
+    assert export_onnx(folder, tmp_path / "net.onnx").max_abs_difference <= 1e-4
+    features = load_exported(folder, features_only=True)
+    assert [feature.shape[1] for feature in features(images())] == features.feature_info.channels()
+    assert load_exported(folder, num_classes=3)(images()).shape == (2, 3)
+    assert load_exported(folder, in_chans=3)(images(3)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "subnet", [a_subnet(stem_stride=1), a_subnet(), a_tree()], ids=["stem_stride 1", "stem_stride 2", "tree"]
+)
+def test_hub_needs_nothing_of_this_project(tmp_path: Path, subnet: Subnet) -> None:
+    model, folder = export(tmp_path / "net", subnet)
     out = tmp_path / "out.pt"
     code = HUB.format(folder=str(folder), out=str(out))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
