@@ -25,7 +25,9 @@ from hardware.errors import ConfigError
 
 Rule = Literal["gradient", "reinforce"]
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
 TARGETS = ("target", "target_ms", "target_cost")
+CIFAR10 = "torchvision:CIFAR10"
 _NAMED = ("space", "data", "hardware")
 """Sections that a text stands for: their `name`."""
 
@@ -72,14 +74,19 @@ class DataConfig(_Section):
     """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
     classifier (Pixel 1: 1000)."""
     draw: DrawnImages | None = None
-    """Draw an ImageFolder at `root` if there is nothing."""
+    """Draw an ImageFolder, or files of CIFAR-10's layout, at `root` if there is nothing."""
 
     @model_validator(mode="after")
     def _drawn_into_a_folder(self) -> DataConfig:
-        if self.draw is not None and (self.name != "imagefolder" or self.root is None):
+        if self.draw is not None and (self.name not in ("imagefolder", CIFAR10) or self.root is None):
             raise ValueError(
-                f"data.draw makes an imagefolder at data.root, but data.name = {self.name!r} and data.root "
-                f"is {self.root}; set both, or remove data.draw"
+                f"data.draw makes an imagefolder or {CIFAR10} at data.root, but data.name = {self.name!r} and "
+                f"data.root is {self.root}; set both, or remove data.draw"
+            )
+        if self.draw is not None and self.name == CIFAR10 and (self.draw.size != 32 or self.draw.train < 5):
+            raise ValueError(
+                f"data.draw.size = {self.draw.size}, train = {self.draw.train}; {CIFAR10} has images of 32 pixels in "
+                "five training files"
             )
         return self
 
@@ -136,8 +143,8 @@ class SearchSettings(_Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    architecture_learning_rate: float | None = Field(None, gt=0)
-    """None: derived from the planned number of architecture steps."""
+    architecture_learning_rate: Rate | dict[Rule, Rate] | None = None
+    """None: derived from the planned number of architecture steps; for each rule, where they differ."""
     steps_per_update: Count | dict[Rule, Count] = 5
     """Weight steps between two architecture steps; for each rule, where they differ."""
     samples: int = Field(10, ge=2)
@@ -159,6 +166,11 @@ class SearchSettings(_Section):
         """Weight steps between two architecture steps of this rule."""
         return self.steps_per_update if isinstance(self.steps_per_update, int) else self.steps_per_update[rule]
 
+    def architecture_rate(self, rule: Rule) -> float | None:
+        """Learning rate of the architecture parameters under this rule; None: to be derived."""
+        rate = self.architecture_learning_rate
+        return rate[rule] if isinstance(rate, dict) else rate
+
     @model_validator(mode="after")
     def _whole_batches(self) -> SearchSettings:
         if self.batch_size % self.devices or self.process_batch_size < 2:
@@ -166,8 +178,10 @@ class SearchSettings(_Section):
                 f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices, at least 2 images "
                 "each; choose another"
             )
-        if isinstance(self.steps_per_update, dict) and len(self.steps_per_update) < len(get_args(Rule)):
-            raise ValueError(f"steps_per_update = {self.steps_per_update} must name {' and '.join(get_args(Rule))}")
+        for name in ("steps_per_update", "architecture_learning_rate"):
+            value = getattr(self, name)
+            if isinstance(value, dict) and len(value) < len(get_args(Rule)):
+                raise ValueError(f"{name} = {value} must name {' and '.join(get_args(Rule))}")
         return self
 
 
@@ -188,6 +202,8 @@ class RetrainSettings(_Section):
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
     mixup: float = Field(0.0, ge=0)
     rand_augment: str | None = None
+    cutout: int = Field(0, ge=0)
+    """Side of a square, at a random place, that every training image loses (Cutout)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""

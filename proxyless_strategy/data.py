@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from hardware.errors import ConfigError, DataError
 from proxyless_strategy.config import DataConfig
-from proxyless_strategy.drawn_images import draw_image_folder
+from proxyless_strategy.drawn_images import draw_cifar10, draw_image_folder
 from proxyless_strategy.loaders import isolated_seed
 
 Part = Literal["weights", "architecture", "training", "test"]
@@ -152,6 +152,7 @@ class TensorImages(Dataset):
         mean: One value a channel, of pixels in 0..1.
         std: One value a channel.
         augment: none, crop or crop_flip.
+        cutout: Side of the square that every image loses; 0 for none.
     """
 
     images: torch.Tensor
@@ -160,6 +161,7 @@ class TensorImages(Dataset):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: str = "none"
+    cutout: int = 0
 
     @cached_property
     def targets(self) -> list[int]:
@@ -186,7 +188,17 @@ class TensorImages(Dataset):
         if not images.is_floating_point():
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
             images = images.float().div_(255).sub_(mean).div_(std)
+        if self.cutout:
+            erase = _eraser(self.cutout, images.shape[-1])
+            with isolated_seed(int(torch.randint(2**31, (), generator=generator))):
+                images = torch.stack([erase(image) for image in images])
         return images, self.labels[where]
+
+
+def _eraser(side: int, size: int) -> transforms.RandomErasing:
+    """Cutout: a square of `side` pixels somewhere within each image becomes 0, the mean."""
+    share = (side / size) ** 2
+    return transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0)
 
 
 def _random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -319,6 +331,7 @@ class ImageData:
         workers: int | None = None,
         drop_last: bool = False,
         rand_augment: str | None = None,
+        cutout: int = 0,
         rank: int = 0,
         replicas: int = 1,
     ) -> DataLoader:
@@ -335,6 +348,7 @@ class ImageData:
             workers: Processes that read images; None: as the data set was configured. Images in memory need none.
             drop_last: Leave out a last batch that is not full.
             rand_augment: timm's RandAugment string (`rand-m9-mstd0.5`), before the training transform.
+            cutout: Side of a square at a random place that every image loses, after the normalisation; 0 for none.
             rank: This process among `replicas` that share the epoch.
             replicas: Number of such processes.
 
@@ -348,6 +362,8 @@ class ImageData:
             dataset = ItemImages(dataset, range(len(dataset)))
         if rand_augment is not None:
             dataset = self._rand_augmented(dataset, rand_augment)
+        if cutout:
+            dataset = self._cut_out(dataset, cutout)
         sampler = EpochBatches(
             length=len(dataset),
             batch_size=batch_size,
@@ -388,6 +404,14 @@ class ImageData:
         if self.class_names is not None:
             config["label_names"] = list(self.class_names)
         return config
+
+    def _cut_out(self, dataset: TensorImages | ItemImages, side: int) -> TensorImages | ItemImages:
+        if not side < self.input_size:
+            raise DataError(f"cutout = {side} leaves nothing of images of {self.input_size} pixels; lower it")
+        if isinstance(dataset, TensorImages):
+            return replace(dataset, cutout=side)
+        before = [] if dataset.transform is None else [dataset.transform]
+        return replace(dataset, transform=transforms.Compose([*before, _eraser(side, self.input_size)]))
 
     def _rand_augmented(self, dataset: TensorImages | ItemImages, rand_augment: str) -> ItemImages:
         if isinstance(dataset, TensorImages) and dataset.images.dtype == torch.uint8:
@@ -590,6 +614,9 @@ def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
         arguments["train"] = train
     else:
         arguments["split"] = "train" if train else "test"
+    if config.draw is not None:
+        draw_cifar10(config.root, config.draw)
+        found = _unchecked(found)
     if issubclass(found, torchvision_datasets.MNIST) and (_idx_file(config.root, "train-images-idx3-ubyte")):
         found = _flat(found)
     try:
@@ -602,6 +629,13 @@ def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
         raise DataError(
             f"cannot read torchvision's {name} in {config.root}: {reason}; put it there{download}"
         ) from error
+
+
+def _unchecked(found: Any) -> Any:
+    """The CIFAR class for drawn files, which have other check sums than the original's; they must only be there."""
+
+    lists = {name: [[file, None] for file, _ in getattr(found, name)] for name in ("train_list", "test_list")}
+    return type("Unchecked", (found,), {**lists, "meta": {**found.meta, "md5": None}})
 
 
 def _flat(found: Any) -> Any:

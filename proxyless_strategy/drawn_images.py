@@ -1,10 +1,12 @@
-"""An ImageFolder of drawn pictures, to try a search of photographs without photographs."""
+"""Data sets of drawn pictures, to try a search of photographs without photographs."""
 
 from __future__ import annotations
 
 import colorsys
+import pickle
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,55 @@ def draw_image_folder(root: Path, settings: DrawnImages) -> None:
     Raises:
         DataError: The folder cannot be written.
     """
+
+    def write(folder: Path) -> None:
+        for number in range(settings.classes):
+            for part, count in (("train", settings.train), ("val", settings.val)):
+                place = folder / part / f"class{number:04d}"
+                place.mkdir(parents=True)
+                for index in range(count):
+                    _drawn(number, part, index, settings).save(place / f"{index:04d}.jpg", quality=QUALITY)
+
+    _appear(root, write)
+
+
+def draw_cifar10(root: Path, settings: DrawnImages) -> None:
+    """Write `root/cifar-10-batches-py`, whole or not at all; an existing `root` stays.
+
+    The files have the layout of CIFAR-10's Python version (five pickled training batches, a test batch and the names
+    of the classes) and the pictures of `draw_image_folder`.
+
+    Args:
+        root: The folder to make.
+        settings: Number of classes and pictures.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+
+    def write(folder: Path) -> None:
+        batches = folder / "cifar-10-batches-py"
+        batches.mkdir()
+        names = [f"class{number:04d}" for number in range(settings.classes)]
+        train = [(number, index) for index in range(settings.train) for number in range(settings.classes)]
+        test = [(number, index) for index in range(settings.val) for number in range(settings.classes)]
+        files = [(f"data_batch_{batch + 1}", "train", train[batch::5]) for batch in range(5)]
+        for name, part, members in [*files, ("test_batch", "val", test)]:
+            pictures = [np.asarray(_drawn(number, part, index, settings)) for number, index in members]
+            content = {
+                "batch_label": name,
+                "labels": [number for number, _ in members],
+                "data": np.stack([picture.transpose(2, 0, 1).reshape(-1) for picture in pictures]),
+                "filenames": [f"{names[number]}_{index:04d}.png" for number, index in members],
+            }
+            (batches / name).write_bytes(pickle.dumps(content))
+        meta = {"num_cases_per_batch": len(files[0][2]), "label_names": names, "num_vis": 3 * settings.size**2}
+        (batches / "batches.meta").write_bytes(pickle.dumps(meta))
+
+    _appear(root, write)
+
+
+def _appear(root: Path, write: Callable[[Path], None]) -> None:
     if root.exists():
         return
     try:
@@ -37,14 +88,7 @@ def draw_image_folder(root: Path, settings: DrawnImages) -> None:
     except OSError as error:
         raise DataError(f"cannot write pictures to {root}: {error.strerror}; choose another data.root") from error
     try:
-        for number in range(settings.classes):
-            for part, count in (("train", settings.train), ("val", settings.val)):
-                folder = beside / part / f"class{number:04d}"
-                folder.mkdir(parents=True)
-                for index in range(count):
-                    seed = (number, part == "val", index)
-                    picture = _picture(number / settings.classes, settings.size, np.random.default_rng(seed))
-                    picture.save(folder / f"{index:04d}.jpg", quality=QUALITY)
+        write(beside)
         beside.chmod(0o755)
         try:
             beside.rename(root)
@@ -53,6 +97,11 @@ def draw_image_folder(root: Path, settings: DrawnImages) -> None:
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _drawn(number: int, part: str, index: int, settings: DrawnImages) -> Image.Image:
+    seed = (number, part == "val", index)
+    return _picture(number / settings.classes, settings.size, np.random.default_rng(seed))
 
 
 def _picture(position: float, size: int, generator: np.random.Generator) -> Image.Image:

@@ -191,6 +191,7 @@ class _Training:
             seed=seed,
             drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
             rand_augment=settings.rand_augment,
+            cutout=settings.cutout,
             rank=self.rank,
             replicas=self.replicas,
         )

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ CONFIG_FILE = "config.json"
 SEARCH_FILE = "search.json"
 TABLE_FILE = "table.yml"
 CALIBRATION_NETS = 24
+NAMED_EDGES = 30
+"""Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
     subnet_cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     said = f"{subnet_cost:.4g} {prepared.cost.unit}" + (" by the table" if prepared.cost is prepared.latency else "")
-    print(f"derived {' '.join(subnet.choices.values())}: {said}", flush=True)
+    print(f"derived {_named(subnet.choices)}: {said}", flush=True)
 
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
@@ -431,8 +434,11 @@ def _prepared(config: SearchConfig, space: SpaceDeclaration, data: ImageData, ta
     return Prepared(space, costs, cost, target, latency, None if latency is None else table_path(config))
 
 
-def _named(choices: dict[str, str]) -> str:
-    return " ".join(choices.values())
+def _named(choices: Mapping[str, str]) -> str:
+    if len(choices) <= NAMED_EDGES:
+        return " ".join(choices.values())
+    counts = Counter(choices.values())
+    return f"{len(choices)} edges, " + ", ".join(f"{count} x {name}" for name, count in counts.most_common())
 
 
 def _summary(config: SearchConfig, prepared: Prepared) -> str:
@@ -509,7 +515,7 @@ def _search(
         estimator=settings.estimator,
         paths=settings.paths,
         samples=settings.samples,
-        learning_rate=settings.architecture_learning_rate,
+        learning_rate=settings.architecture_rate(config.rule),
         seed=config.seed,
     )
     with isolated_seed(config.seed):
