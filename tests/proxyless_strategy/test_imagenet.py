@@ -89,6 +89,12 @@ def test_the_smoke_preset_is_the_same_space_with_fewer_blocks() -> None:
     )
     assert {stage.width for stage in smoke.stages} == {stage.width for stage in whole.stages}
     assert [stage.stride for stage in smoke.stages] == [stage.stride for stage in whole.stages]
+    built = [
+        {c.hardware.table for c in read_plan(EXPERIMENT, preset=p).configs() if c.hardware.device != "other"}
+        for p in PRESETS
+    ]
+    assert [len(tables) for tables in built] == [2, 2]
+    assert built[0].isdisjoint(built[1]), "a table of fewer operators must not pass for the whole space's"
     assert (smoke.kernels, smoke.expansions, smoke.head_width) == (whole.kernels, whole.expansions, whole.head_width)
 
 
