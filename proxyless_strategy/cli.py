@@ -195,12 +195,20 @@ def benchmark(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a search or an experiment.")],
-    out: Annotated[Path | None, typer.Option(help="The picture (default: FOLDER/report.png).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One page .html, or one picture .png, .svg or .pdf (default: both)."),
+    ] = None,
 ) -> None:
-    """Draw finished searches: expected latency on its way to the target, and the derived subnets."""
-    from proxyless_strategy.report.pictures import draw_searches
+    """Show finished searches, in FOLDER/report.html and FOLDER/report.png: costs, probabilities, derived subnets."""
+    from proxyless_strategy.report.page import write_page
+    from proxyless_strategy.report.pictures import SUFFIXES, draw_searches
 
-    typer.echo(draw_searches(folder, out or folder / "report.png"))
+    writers = {".html": write_page, **dict.fromkeys(SUFFIXES, draw_searches)}
+    for path in [folder / "report.html", folder / "report.png"] if out is None else [out]:
+        if path.suffix not in writers:
+            raise ConfigError(f"{path} is neither a page nor a picture; end its name with {', '.join(writers)}")
+        typer.echo(writers[path.suffix](folder, path))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,11 @@
-"""One picture of one or several searches: how E[LAT] went to its target, and which subnets came out."""
+"""Finished searches as pictures: how the expected cost went to its target, and which subnets came out."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ from hardware.errors import ConfigError
 from hardware.files import write_atomically
 
 COLOURS = {3: "#4c78a8", 5: "#f58518", 7: "#54a24b"}
+"""By the size of a candidate's kernel."""
+OTHER = "#8a8a8a"
+MOST_LABELLED_EDGES = 32
+"""Above it edges are drawn without their labels."""
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -18,50 +26,101 @@ class FinishedSearch:
     """What a search folder says.
 
     Attributes:
-        name: How the picture calls it.
+        folder: Where it lies.
+        name: What the pictures call it.
         target: Its target; None where there was none.
         unit: What target and expected cost are in.
         history: One row per epoch, see `EpochLog`.
         choices: Candidate by edge.
+        argmax: The most probable candidate by edge; what is derived may be another one, to keep to the target.
+        probabilities: Probability by edge and candidate, at the end of the search.
         row: The result's row; empty while the search has not been retrained and measured.
+        settings: Its config.
     """
 
+    folder: Path
     name: str
     target: float | None
     unit: str
     history: list[dict[str, Any]]
     choices: dict[str, str]
+    argmax: dict[str, str]
+    probabilities: dict[str, dict[str, float]]
     row: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the target's cost is a latency, and the exported subnet's was measured."""
+        return self.unit.startswith("ms") and self.row.get("latency_ms") is not None
+
+    @property
+    def subnet_cost(self) -> float | None:
+        """What the exported subnet costs: measured where `is_measured`, else as counted or by the table."""
+        return self.row["latency_ms"] if self.is_measured else self.row.get("subnet_cost")
 
 
 def read_searches(folder: Path) -> list[FinishedSearch]:
     """The search in `folder`, or the searches in its subfolders.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or one cannot be read.
     """
     found = [path.parent for path in (folder / "search.json", *sorted(folder.glob("*/search.json"))) if path.exists()]
     if not found:
         raise ConfigError(f"{folder} holds no finished search (no search.json); give the `out` of a search")
-    searches = []
-    for place in found:
-        search = json.loads((place / "search.json").read_text(encoding="utf-8"))
-        row_file = place / "row.json"
-        row = json.loads(row_file.read_text(encoding="utf-8")) if row_file.exists() else {}
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        unit = search["unit"]
-        target = "no target" if search["target"] is None else f"target {search['target']:.4g} {unit}"
-        searches.append(
-            FinishedSearch(
-                f"{config['rule']}, {target}",
-                search["target"],
-                unit,
-                search["history"],
-                search["subnet"]["choices"],
-                row,
-            )
-        )
+    searches = [_read_search(place) for place in found]
     return sorted(searches, key=lambda search: (search.name.split(",")[0], search.unit, search.target or 0))
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Folders of searches that have settings, but have not ended."""
+    places = [path.parent for path in (folder / "config.json", *sorted(folder.glob("*/config.json"))) if path.exists()]
+    return [place for place in places if not (place / "search.json").exists() and not (place / "hubconf.py").exists()]
+
+
+def _read_search(place: Path) -> FinishedSearch:
+    def read(name: str) -> Any:
+        try:
+            return json.loads((place / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {place / name}: {error}; remove {place} or search again") from error
+
+    search, settings = read("search.json"), read("config.json")
+    row = read("row.json") if (place / "row.json").exists() else {}
+    try:
+        unit, goal = search["unit"], search["target"]
+        hardware = settings["hardware"].get("name")
+        target = "no target" if goal is None else f"target {goal:.4g} {unit}"
+        return FinishedSearch(
+            folder=place,
+            name=", ".join(filter(None, (settings["rule"], hardware, target))),
+            target=goal,
+            unit=unit,
+            history=search["history"],
+            choices=search["subnet"]["choices"],
+            argmax={label: str(choice) for label, choice in search["argmax"].items()},
+            probabilities=search["probabilities"],
+            row=row,
+            settings=settings,
+        )
+    except KeyError as error:
+        raise ConfigError(
+            f"the search in {place} lacks {error}, so another version of this project wrote it; search again"
+        ) from error
+
+
+def candidate_style(name: str) -> tuple[str, float, str]:
+    """Colour, height (0..1) and short text of a candidate.
+
+    A colour stands for a kernel's size; the height of an MBConv for its expansion.
+    """
+    sides = re.search(r"(\d+)x\d+", name)
+    colour = COLOURS.get(int(sides[1]), OTHER) if sides else OTHER
+    expansion = re.fullmatch(r"(\d+x\d+)_e(\d+)", name)
+    if expansion:
+        return colour, min(1.0, 0.15 * int(expansion[2])), f"{expansion[1]}\ne{expansion[2]}"
+    return colour, 0.7, name.replace("_", "\n")
 
 
 def draw_searches(folder: Path, out: Path) -> Path:
@@ -70,18 +129,20 @@ def draw_searches(folder: Path, out: Path) -> Path:
     Args:
         folder: See `read_searches`.
         out: A .png, .svg or .pdf file.
+
+    Raises:
+        ConfigError: There is no finished search, or `out` has another suffix.
     """
-    import io
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"{out} is no file that can be drawn; end its name with {', '.join(SUFFIXES)}")
+    content = overview(read_searches(folder), kind=out.suffix[1:])
+    write_atomically(out, content)
+    return out
 
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Rectangle
-
-    from search_spaces.blocks import SKIP, parse_candidate
-
-    searches = read_searches(folder)
+def overview(searches: Sequence[FinishedSearch], *, kind: str = "png") -> bytes:
+    """One picture of all searches: expected cost over the epochs, and the derived subnets."""
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.75 * max(3, len(searches))), layout="constrained")
     units = list(dict.fromkeys(search.unit for search in searches))
     for index, search in enumerate(searches):
@@ -91,9 +152,8 @@ def draw_searches(folder: Path, out: Path) -> Path:
         left.plot([epoch for epoch, _ in points], [e / whole for _, e in points], color=colour, label=search.name)
         if search.target is not None:
             left.axhline(search.target / whole, color=colour, linestyle=":", linewidth=1)
-        exported = search.row.get("latency_ms" if search.unit.startswith("ms") else "subnet_cost")
-        if exported:
-            left.plot(points[-1][0] + 0.5, exported / whole, "o", color=colour)
+        if search.subnet_cost:
+            left.plot(points[-1][0] + 0.5, search.subnet_cost / whole, "o", color=colour)
     left.set(
         xlabel="epoch",
         ylabel=units[0] if len(units) == 1 else "share of the first epoch's",
@@ -103,37 +163,156 @@ def draw_searches(folder: Path, out: Path) -> Path:
     )
     left.title.set_fontsize(10)
     left.legend(fontsize=8)
+    _draw_subnets(right, searches)
+    return _bytes(figure, kind)
 
-    labels = list(searches[0].choices)
+
+def progress_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
+    """Expected cost with its target, entropy, and validation accuracy of one search over the epochs."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.1), layout="constrained")
+    warmup = [row["epoch"] for row in search.history if row["phase"] == "warmup"]
+    panels = (("expected", f"expected cost, {search.unit}"), ("entropy", "entropy of an edge, nats"))
+    for panel, (key, title) in zip(axes, (*panels, ("default", "validation accuracy")), strict=True):
+        points = [(row["epoch"], row[key]) for row in search.history if row.get(key) is not None]
+        panel.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1.8) if points else panel.text(
+            0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes
+        )
+        if warmup:
+            panel.axvspan(0.5, max(warmup) + 0.5, color="#eeeeee", label="warm-up")
+        panel.set_xlim(0.5, max((row["epoch"] for row in search.history), default=1) + 1)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("epoch", fontsize=9)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    if search.target is not None:
+        axes[0].axhline(search.target, color="#d1495b", linestyle="--", linewidth=1.2, label="target")
+    if search.subnet_cost is not None:
+        last = max((row["epoch"] for row in search.history), default=0)
+        label = "exported subnet, measured" if search.is_measured else "exported subnet"
+        axes[0].plot(last + 0.5, search.subnet_cost, "o", color="#54a24b", label=label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8, frameon=False)
+    return _bytes(figure, kind)
+
+
+def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
+    """Probabilities at the end of a search as a heat map, candidates x edges, with what was derived from them."""
+    import numpy as np
+
+    plt = _pyplot()
+    edges = list(search.probabilities)
+    names = list(dict.fromkeys(name for edge in edges for name in search.probabilities[edge]))
+    values = np.array([[search.probabilities[edge].get(name, np.nan) for edge in edges] for name in names])
+    labelled = len(edges) <= MOST_LABELLED_EDGES
+    figure, axes = plt.subplots(figsize=(11.5, 1.5 + 0.3 * len(names)), layout="constrained")
+    axes.set_facecolor("#e4e4e4")
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes, pad=0.01, label="probability")
+    for column, edge in enumerate(edges):
+        if labelled and search.argmax.get(edge) in names:
+            y = names.index(search.argmax[edge])
+            axes.plot(column, y, "o", markersize=4, color="white", markeredgecolor="#333333")
+        if search.choices.get(edge) in names:
+            y = names.index(search.choices[edge])
+            if labelled:
+                axes.add_patch(plt.Rectangle((column - 0.5, y - 0.5), 1, 1, fill=False, color="#d1495b", linewidth=2))
+            else:
+                axes.plot(column, y, "s", markersize=1.5, color="#d1495b")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    if labelled:
+        axes.set_xticks(range(len(edges)), edges, rotation=40, ha="right", fontsize=8)
+    else:
+        axes.set_xlabel(f"{len(edges)} edges, from {edges[0]} to {edges[-1]}", fontsize=9)
+    return _bytes(figure, kind)
+
+
+def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") -> bytes | None:
+    """Accuracy over cost, numbered as in `searches`, one panel per hardware and unit; None without two accuracies."""
+    rated = [(number, s) for number, s in enumerate(searches, start=1) if s.row.get("accuracy") is not None]
+    shown = [(number, s, s.subnet_cost) for number, s in rated if s.subnet_cost is not None]
+    if len(shown) < 2:
+        return None
+    plt = _pyplot()
+    groups: dict[tuple[str | None, str], list[tuple[int, FinishedSearch, float]]] = {}
+    for number, search, cost in shown:
+        groups.setdefault((search.row.get("hardware"), search.unit), []).append((number, search, cost))
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(max(5.5, 3.8 * len(groups)), 3.6), layout="constrained", squeeze=False, sharey=True
+    )
+    rules = list(dict.fromkeys(str(search.settings["rule"]) for search in searches))
+    palette = dict(zip(rules, ("#d1495b", "#30638e", "#54a24b", "#f58518"), strict=False))
+    for panel, ((hardware, unit), points) in zip(axes[0], groups.items(), strict=True):
+        for number, search, cost in points:
+            colour = palette.get(str(search.settings["rule"]), OTHER)
+            y = 100 * search.row["accuracy"]
+            panel.plot(cost, y, "o", markersize=15, color=colour, markeredgecolor="white")
+            panel.annotate(str(number), (cost, y), color="white", fontsize=8, weight="bold", ha="center", va="center")
+        panel.margins(0.18)
+        panel.grid(alpha=0.25)
+        panel.set_xlabel(unit, fontsize=9)
+        panel.set_title(hardware or "", fontsize=10)
+    axes[0][0].set_ylabel("test accuracy, %", fontsize=9)
+    handles = [plt.Line2D([], [], marker="o", linestyle="none", color=palette[rule], label=rule) for rule in palette]
+    axes[0][-1].legend(handles=handles, fontsize=8)
+    return _bytes(figure, kind)
+
+
+def _draw_subnets(axes: Any, searches: Sequence[FinishedSearch]) -> None:
+    """One line of blocks per search; edges in columns."""
+    from matplotlib.patches import Rectangle
+
+    from search_spaces.blocks import SKIP
+
+    labels = list(dict.fromkeys(label for search in searches for label in search.choices))
+    labelled = len(labels) <= MOST_LABELLED_EDGES
     for index, search in enumerate(searches):
         y = len(searches) - 1 - index
         for column, label in enumerate(labels):
             choice = search.choices.get(label, SKIP)
             if choice == SKIP:
-                right.plot([column + 0.1, column + 0.9], [y + 0.45] * 2, color="#bbbbbb", linewidth=1.5)
+                axes.plot([column + 0.1, column + 0.9], [y + 0.45] * 2, color="#bbbbbb", linewidth=1.5)
                 continue
-            kernel, expansion = parse_candidate(choice)
-            height = 0.14 * expansion
-            patch = Rectangle(
-                (column + 0.06, y + 0.45 - height / 2), 0.88, height, color=COLOURS.get(kernel, "#888888")
-            )
-            right.add_patch(patch)
-            right.text(column + 0.5, y + 0.45, f"{kernel}x{kernel}\ne{expansion}", ha="center", va="center", fontsize=7)
+            colour, height, text = candidate_style(choice)
+            height *= 0.92
+            gap = 0.06 if labelled else 0.0
+            axes.add_patch(Rectangle((column + gap, y + 0.45 - height / 2), 1 - 2 * gap, height, color=colour))
+            if labelled:
+                axes.text(column + 0.5, y + 0.45, text, ha="center", va="center", fontsize=7)
         accuracy = search.row.get("accuracy")
         latency = search.row.get("latency_ms") or search.row.get("table_ms")
         parts = [f"{accuracy:.1%}" if accuracy is not None else "", f"{latency:.3g} ms" if latency else ""]
         note = ", ".join(part for part in parts if part)
-        right.text(len(labels) + 0.1, y + 0.45, note, va="center", fontsize=8)
-        right.text(-0.1, y + 0.45, search.name, va="center", ha="right", fontsize=8)
-    right.set(xlim=(0, len(labels) + 1.6), ylim=(-0.05, len(searches)), title="derived subnets")
-    right.title.set_fontsize(10)
-    right.set_xticks([column + 0.5 for column in range(len(labels))], labels, rotation=30, ha="right", fontsize=7)
-    right.set_yticks([])
-    for side in ("top", "right", "left"):
-        right.spines[side].set_visible(False)
+        axes.text(len(labels) * 1.02, y + 0.45, note, va="center", fontsize=8)
+        axes.text(-0.02 * len(labels), y + 0.45, search.name, va="center", ha="right", fontsize=8)
+    axes.set(xlim=(0, len(labels) * 1.27), ylim=(-0.05, len(searches)), title="derived subnets")
+    axes.title.set_fontsize(10)
+    if labelled:
+        axes.set_xticks([column + 0.5 for column in range(len(labels))], labels, rotation=30, ha="right", fontsize=7)
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(labels)} edges", fontsize=8)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _bytes(figure: Any, kind: str) -> bytes:
+    """The figure as a file of that kind; the same bytes for the same figure."""
+    import matplotlib
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=out.suffix.lstrip(".") or "png", dpi=110)
-    plt.close(figure)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, buffer.getvalue())
-    return out
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with matplotlib.rc_context({"svg.hashsalt": "proxyless"}):
+        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+    _pyplot().close(figure)
+    return buffer.getvalue()

@@ -21,6 +21,7 @@ from hardware.measure import Plan, build_table
 from hardware.table import LatencyTable
 from proxyless_strategy import search
 from proxyless_strategy.config import load_config, parse_config
+from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.trial import read_config
 from search_spaces import Subnet, get_space
@@ -87,6 +88,7 @@ def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path
     assert row["accuracy"] == result.accuracy
     picture = draw_searches(tmp_path, tmp_path / "report.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"{result.accuracy:.2%}" in write_page(tmp_path, tmp_path / "report.html").read_text()
 
     again = search.run_search(config)
     assert again.subnet == result.subnet
