@@ -158,9 +158,9 @@ class TargetController:
 
     `lambda_t = lambda_(t-1) + eta (E - T_t)/T`; the multiplier that applies is `lambda_t + rho (E - T_t)/T`, on `E/T`
     in the loss and on `-LAT/T` in the reward, where its gradient is taken in closed form: `LAT` is a known sum over
-    edges, and sampling it would only add noise. `T_t` goes in a straight line from the first step's E to `T` over the
-    first `approach` of the planned steps: with `T` from the start, a far target lets latency alone choose, and
-    saturate, every edge before the task has had a say.
+    edges, and sampling it would only add noise. `T_t` goes from the first step's E to `T` over the first `approach` of
+    the planned steps, slowing down quadratically: with `T` from the start, a far target lets latency alone choose, and
+    saturate, every edge before the task has had a say, and the last choices before `T` are those that matter most.
 
     Args:
         target: `T`.
@@ -191,7 +191,7 @@ class TargetController:
         if self.step >= ramp:
             return self.target
         start = expected if self.start is None else self.start
-        return self.target + (start - self.target) * (1 - self.step / ramp)
+        return self.target + (start - self.target) * (1 - self.step / ramp) ** 2
 
     def gap(self, expected: float) -> float:
         """`(E - T_t) / T`."""

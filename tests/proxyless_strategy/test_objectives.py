@@ -67,14 +67,14 @@ def test_controller_follows_its_equations_and_survives_a_restart():
     assert other.multiplier == controller.multiplier
 
 
-def test_controller_approaches_a_far_target_in_a_straight_line():
+def test_controller_slows_down_as_it_approaches_a_far_target():
     controller = TargetController(50.0, approach=0.5)
     controller.plan(8)
     targets = []
     for expected in (90.0, 80.0, 70.0, 60.0, 55.0, 50.0):
         targets.append(controller.present_target(expected))
         controller.update(expected)
-    assert targets == pytest.approx([90.0, 80.0, 70.0, 60.0, 50.0, 50.0])
+    assert targets == pytest.approx([90.0, 50 + 40 * 0.75**2, 50 + 40 * 0.5**2, 50 + 40 * 0.25**2, 50.0, 50.0])
 
 
 def test_first_baseline_leaves_each_sample_out_and_later_ones_use_earlier_steps_alone():
