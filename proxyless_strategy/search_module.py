@@ -22,7 +22,7 @@ from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .loaders import ArchitectureBatches, SeededLoader, isolated_seed, mix_seed, seed_everything
-from .supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights
+from .supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights, frozen_copy
 from .updates import (
     GradientUpdate,
     Problem,
@@ -368,7 +368,7 @@ class SearchModule(BaseOneShotLightningModule):
         supernet = cast(ModelSpace, self.model)
         choice = self.derive().choice
         network = (
-            copy.deepcopy(supernet.freeze(self.architecture.export(choice)))
+            frozen_copy(supernet, self.architecture.export(choice))
             if freezing_keeps_weights(supernet)
             else OnePath(copy.deepcopy(supernet), self.supernet, choice)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
@@ -488,6 +489,27 @@ def freezing_keeps_weights(network: nn.Module) -> bool:
     """Whether NNI's `freeze` leaves the weights as they are, in every module of a mutated space."""
     keeping = [kind.freeze for kind in (MutableModule, LayerChoice, InputChoice, Repeat, BinaryGateCell)]
     return all(type(module).freeze in keeping for module in network.modules() if isinstance(module, MutableModule))
+
+
+def frozen_copy(network: nn.Module, sample: dict[str, Any]) -> nn.Module:
+    """A copy of the frozen network, with the weights of the chosen candidates alone where `freezing_keeps_weights`.
+
+    NNI's `freeze` copies every module that holds a choice once for each level above it, all candidates included. Where
+    layers are all that is chosen, this copies what stays, once.
+
+    Args:
+        network: A mutated space.
+        sample: NNI's sample.
+    """
+    mutables = [module for module in network.modules() if isinstance(module, MutableModule)]
+    layers = [module for module in mutables if isinstance(module, BinaryGateLayer)]
+    others = [module for module in mutables if not isinstance(module, BinaryGateLayer)]
+    if any(module.mutables or type(module).freeze is not MutableModule.freeze for module in others):
+        return copy.deepcopy(cast(ModelSpace, network).freeze(sample))
+    copies: dict[int, Any] = {}
+    for layer in reversed(layers):  # those nested in others first
+        copies[id(layer)] = copy.deepcopy(layer[sample[layer.label]], copies)
+    return copy.deepcopy(network, copies)
 
 
 def check_mutables(space: ModelSpace) -> None:

@@ -148,15 +148,16 @@ class GradientUpdate:
         width = max((len(options) for options in others), default=1) or 1
         measured = torch.zeros(shape[0], width, dtype=torch.float64)
         rows = sorted(differences)
-        scalars = [value.double() for row in rows for value in differences[row]] + [loss.detach().double()]
-        host = torch.stack(scalars + ([scale.double()] if scale is not None else [])).cpu()
+        scalars = [value for row in rows for value in differences[row]]
+        if len({value.dtype for value in scalars}) > 1:
+            scalars = [value.double() for value in scalars]
+        ends = [loss.detach().double()] + ([scale.double()] if scale is not None else [])
+        host = torch.cat([torch.stack(scalars).double(), torch.stack(ends)] if scalars else [torch.stack(ends)]).cpu()
         divisor = gates.scalar(host[-1]) if scale is not None else 1.0
-        values, task_loss = host[: len(scalars) - 1] / divisor, gates.scalar(host[len(scalars) - 1])
-        start = 0
-        for row in rows:
-            count = len(differences[row])
-            measured[row, :count] = values[start : start + count]
-            start += count
+        values, task_loss = host[: len(scalars)] / divisor, gates.scalar(host[len(scalars)])
+        counts = [len(differences[row]) for row in rows]
+        columns = [column for count in counts for column in range(count)]
+        measured[np.repeat(rows, counts).astype(int), columns] = values
         shared = problem.reduce(torch.cat([measured.flatten(), torch.tensor([task_loss], dtype=torch.float64)]))
         return shared[:-1].view_as(measured), gates.scalar(shared[-1])
 
@@ -188,9 +189,10 @@ class GradientUpdate:
         reached: Tensor,
     ) -> Tensor:
         relative = torch.zeros_like(p)
-        for row, options in enumerate(others):
-            for position, candidate in enumerate(options):
-                relative[row, candidate] = -measured[row, position]
+        rows = np.repeat(np.arange(len(others)), [len(options) for options in others])
+        candidates = [candidate for options in others for candidate in options]
+        positions = [position for options in others for position in range(len(options))]
+        relative[rows, candidates] = -measured[rows, positions]
         gate = relative + latency
         return gates.softmax_gradient(p, gate) * reached[:, None]
 

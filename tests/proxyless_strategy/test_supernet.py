@@ -13,7 +13,7 @@ from hardware.model import macs_model
 from proxyless_strategy import gates
 from proxyless_strategy.objectives import AccuracyOnly, TargetController
 from proxyless_strategy.strategy import ProxylessStrategy
-from proxyless_strategy.supernet import ArchitectureStepMode
+from proxyless_strategy.supernet import ArchitectureStepMode, BinaryGateLayer, frozen_copy
 from proxyless_strategy.updates import (
     GradientUpdate,
     Outcome,
@@ -453,3 +453,29 @@ def test_a_candidate_that_fails_in_an_architecture_step_leaves_every_flag_as_it_
         assert all(parameter.requires_grad for parameter in module.parameters())
         assert getattr(module, "track_running_stats", True)
     assert strategy.paths_of_space.selector.mode is None
+
+
+def cells():
+    return get_space("cifar_tree", blocks=1, stem_width=4, alpha=4, bottleneck=2, cell_depth=2).build()
+
+
+@pytest.mark.parametrize("build", [Chain, Shared, Nested, cells])
+def test_a_frozen_copy_is_what_nni_freezes(build):
+    """The same weights under the same keys and the same layers, in memory of its own, with nothing left to choose."""
+    strategy = ProxylessStrategy()
+    network = strategy.mutate_model(build())
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        choice = [int(torch.randint(len(e.candidates), (), generator=generator)) for e in strategy.architecture.edges]
+        sample = strategy.architecture.export(choice)
+        frozen, copied = network.freeze(sample), frozen_copy(network, sample)
+        assert [type(module) for module in copied.modules()] == [type(module) for module in frozen.modules()]
+        assert not any(isinstance(module, BinaryGateLayer) for module in copied.modules())
+        expected, found = frozen.state_dict(), copied.state_dict()
+        assert list(found) == list(expected)
+        own = {value.data_ptr() for value in network.state_dict().values() if value.numel()}
+        for key, value in found.items():
+            assert torch.equal(value, expected[key])
+            assert value.data_ptr() not in own
+        assert isinstance(next(iter(network.modules())), type(copied))
+    assert any(isinstance(module, BinaryGateLayer) for module in network.modules())
