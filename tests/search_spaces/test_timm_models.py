@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import timm
@@ -56,12 +57,85 @@ def test_features_only(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_features_of_chosen_stages_are_those_of_all(name):
+    torch.manual_seed(0)
+    every = timm.create_model(name, features_only=True).eval()
+    some = timm.create_model(name, features_only=True, out_indices=(0, 2)).eval()
+    some.load_state_dict(every.state_dict(), strict=False)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        maps = every(images)
+        for found, expected in zip(some(images), (maps[0], maps[2]), strict=True):
+            torch.testing.assert_close(found, expected)
+    assert some.feature_info.channels() == [every.feature_info.channels()[i] for i in (0, 2)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_has_a_gradient(name):
+    model = timm.create_model(name, num_classes=4)
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_default_config_describes_the_model(name):
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    config = model.default_cfg
+    images = torch.empty(2, *config["input_size"], device="meta")
+    weights = model.state_dict()
+    assert weights[f"{config['first_conv']}.weight"].shape[1] == config["input_size"][0]
+    assert weights[f"{config['classifier']}.weight"].shape == (config["num_classes"], model.num_features)
+    assert model.get_classifier() is getattr(model, config["classifier"])
+    assert model.num_classes == config["num_classes"]
+    features = model.forward_features(images)
+    assert features.shape == (2, model.num_features, *config["pool_size"])
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    model.reset_classifier(0)
+    assert model(images).shape == (2, model.num_features)
+    model.reset_classifier(0, "")
+    assert model(images).shape == features.shape
+    model.reset_classifier(7, "max")
+    model.to_empty(device="cpu")
+    assert model.num_classes == model.get_classifier().out_features == 7
+    assert model.get_classifier().weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_head_after_features_is_the_model(name):
+    model = timm.create_model(name).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_head(model.forward_features(images)), model(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_layer_decay_groups(name):
     from timm.optim import create_optimizer_v2
 
-    model = timm.create_model(name)
+    with torch.device("meta"):
+        model = timm.create_model(name)
     optimizer = create_optimizer_v2(model, "sgd", lr=0.1, layer_decay=0.8)
-    assert len({group["lr_scale"] for group in optimizer.param_groups}) > 5
+    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(scale) == len(list(model.parameters()))
+    scales = {key: scale[id(p)] for key, p in model.named_parameters()}
+    classifier = model.default_cfg["classifier"]
+    assert {scales[f"{classifier}.weight"], scales[f"{classifier}.bias"]} == {1.0}
+    assert scales["conv_stem.weight"] == min(scales.values())
+    ordered = [value for key, value in scales.items() if key.startswith(("conv_stem", "blocks.", "stages."))]
+    assert ordered == sorted(ordered)
+    distinct = sorted(set(scales.values()))
+    assert all(later / earlier == pytest.approx(1 / 0.8) for earlier, later in pairwise(distinct))
+    body = "stages" if hasattr(model, "stages") else "blocks"
+    blocks = {tuple(key.split(".")[:3]) for key in scales if key.startswith(f"{body}.")}
+    assert len({scales[key] for key in scales if key.startswith(f"{body}.")}) == len(blocks)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pretrained_weights_that_do_not_exist_are_refused(name):
+    with pytest.raises(RuntimeError, match="pretrained"):
+        timm.create_model(name, pretrained=True)
 
 
 def test_stem_stride_one_halves_the_reductions():
