@@ -22,6 +22,7 @@ from hardware.errors import (
     SubnetError,
     TableError,
     TargetError,
+    TrainingError,
     UnsupportedSpaceError,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "SubnetError",
     "TableError",
     "TargetError",
+    "TrainingError",
     "UnsupportedSpaceError",
     "get_space",
     "load_config",

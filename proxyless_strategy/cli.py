@@ -79,7 +79,9 @@ def retrain(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder; its weights are not read.")],
     data: Annotated[Path, typer.Option(metavar="ROOT", help="Root of the images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the new export folder, DIR/model.")],
-    recipe: Annotated[str, typer.Option(metavar="NAME_OR_FILE", help="imagenet, quick, or a YAML file.")] = "imagenet",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME_OR_FILE", help="imagenet, cifar, quick, or a YAML file.")
+    ] = "imagenet",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting of the recipe.")
     ] = None,

@@ -97,18 +97,25 @@ def read_search(folder: Path) -> FolderSearch:
         cost = LatencyModel(LatencyTable.load(path), fixed=costs.fixed, edges=costs.edges)
     else:
         cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
+    probabilities = record["probabilities"]
     now, then = cost.cost(subnet.choices), row["subnet_cost"]
     if abs(now - then) > 1e-6 * max(now, then):
         raise TableError(
             f"the subnet of {folder} took {then:.6g} {cost.unit} by the table of its search, but takes {now:.6g} by "
             "today's; put the old table back, or search again"
         )
-    probabilities = record["probabilities"]
     edges = [Edge(label, names) for label, names in zip(cost.labels, cost.candidates, strict=True)]
     log_p = np.full(cost.costs.shape, -np.inf)
     for index, edge in enumerate(edges):
         p = [max(float(probabilities[edge.label][str(name)]), 1e-300) for name in edge.candidates]
         log_p[index, : len(p)] = np.log(p)
+    # E[cost] sees every candidate, not only those that the search derived.
+    expected, then = float(cost.expected(np.exp(log_p))), record["expected"]
+    if abs(expected - then) > 1e-6 * max(expected, then):
+        raise TableError(
+            f"the choices of {folder} took {then:.6g} {cost.unit} on average by the table of its search, but take "
+            f"{expected:.6g} by today's; put the old table back, or search again"
+        )
     return FolderSearch(config, space, cost, Deriver(edges, log_p, cost.costs, cost.fixed), export)
 
 

@@ -150,7 +150,7 @@ def export_folder(
     folder = Path(folder)
     if getattr(model, "pretrained_cfg", None) is None:
         raise ExportError(f"{type(model).__name__} was not built by timm.create_model; export a timm network")
-    _check_replaceable(folder)
+    check_replaceable(folder)
     texts = {SUBNET: _json(SUBNET, subnet), METRICS: _json(METRICS, metrics), **_sources(model)}
     feeding = dict(_plain("pretrained_cfg", pretrained_cfg))
     config: dict[str, Any] = {"pretrained_cfg": feeding}
@@ -371,7 +371,12 @@ def _plain(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(_json(name, dict(values)))
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder that `export_folder` would not replace.
+
+    Raises:
+        ExportError: It is a file or a link, or holds something that is no part of an export.
+    """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ExportError(f"{folder} is in the way of the export folder; remove it or choose another name")
     others = sorted(path.name for path in folder.iterdir() if path.name not in FOLDER_FILES) if folder.exists() else []

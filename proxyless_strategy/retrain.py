@@ -183,7 +183,12 @@ class _Training:
         share = settings.batch_size // self.replicas
         mixing = settings.mixup > 0
         if mixing and share % 2:
-            raise ConfigError(f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one")
+            raise ConfigError(
+                f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one"
+                if self.replicas == 1
+                else f"retrain.batch_size = {settings.batch_size} gives each of {self.replicas} processes {share} "
+                f"images, which must be even for Mixup; make it a multiple of {2 * self.replicas}"
+            )
         self.loader = data.loader(
             "training",
             batch_size=share,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from hardware.errors import ConfigError, ExportError
+from hardware.errors import ConfigError, ExportError, ProxylessError
 
 from .config import DataConfig, RetrainSettings
 
@@ -129,8 +129,13 @@ def retrain_folder(
     Raises:
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
+    from .data import check_data
+    from .export import check_replaceable
+
     folder, out = Path(folder), Path(out)
     read_export(folder)
+    check_data(_data_config(data, recipe, source))
+    check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
     if devices > 1 and "RANK" in os.environ:
@@ -144,9 +149,16 @@ def retrain_folder(
     available = torch.cuda.device_count()
     if available and devices > available:
         raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
-    torch.multiprocessing.start_processes(
-        _process, (devices, free_port(), arguments), nprocs=devices, start_method="spawn"
-    )
+    refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        torch.multiprocessing.start_processes(
+            _process, (devices, free_port(), refusals, arguments), nprocs=devices, start_method="spawn"
+        )
+    except torch.multiprocessing.ProcessException as error:
+        if refusals.empty():
+            raise
+        kind, sentence = refusals.get()
+        raise kind(sentence) from error
     return out / MODEL
 
 
@@ -157,11 +169,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _process(rank: int, devices: int, port: int, arguments: tuple[Any, ...]) -> None:
+def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple[Any, ...]) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    with _group():
-        _run(*arguments)
+    try:
+        with _group():
+            _run(*arguments)
+    except ProxylessError as error:
+        refusals.put((type(error), str(error)))
+        raise
 
 
 @contextmanager
@@ -183,6 +199,12 @@ def _group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
+    return DataConfig.model_validate(
+        {"name": source, "root": root, "augment": recipe.augment, "workers": recipe.workers}
+    )
+
+
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
     import sys
 
@@ -199,9 +221,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
     feeding = config["pretrained_cfg"]
     size = recipe.input_size or int(feeding["input_size"][-1])
     images = load_data(
-        DataConfig.model_validate(
-            {"name": source, "root": data, "augment": recipe.augment, "workers": recipe.workers, "options": {}}
-        ),
+        _data_config(data, recipe, source),
         input_size=size,
         seed=recipe.seed,
     )
@@ -219,10 +239,19 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
             flush=True,
         )
 
+    def build() -> Any:
+        try:
+            return timm.create_model(config["architecture"], **arguments, **drop)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"cannot build the network of {folder}: {type(error).__name__}: {reason}; export it again"
+            ) from error
+
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     trained = retrain(
-        lambda: timm.create_model(config["architecture"], **arguments, **drop),
+        build,
         images,
         recipe.settings,
         seed=recipe.seed,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.model import macs_model
@@ -18,7 +20,7 @@ from proxyless_strategy.deriving import derive_folder, read_search, save_curve
 from proxyless_strategy.export import load_exported
 from search_spaces import get_space
 
-from .test_search import SPACE
+from .test_search import SPACE, table  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,33 @@ def test_a_cost_that_changed_since_is_noticed(finished: Path, tmp_path: Path) ->
             read_search(finished)
     finally:
         (finished / "row.json").write_text(kept)
+
+
+def test_a_table_that_changed_where_the_search_did_not_go_is_noticed(
+    table: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = parse_config(
+        {
+            "space": SPACE,
+            "data": "digits",
+            "input_size": 16,
+            "hardware": {"table": str(shutil.copy(table, tmp_path / "table.yml")), "device": "other"},
+            "search": {"warmup_epochs": 1, "epochs": 2, "steps_per_update": 2, "batch_size": 128},
+            "retrain": None,
+            "out": str(tmp_path / "run"),
+        }
+    )
+    found = search.run_search(config)
+    read_search(tmp_path / "run")
+    edges = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1).edges
+    label, chosen = next(iter(found.subnet.choices.items()))
+    other = next(op for name, op in edges[label].items() if name != chosen)
+    values = yaml.safe_load((tmp_path / "table.yml").read_text())
+    values["entries"][other.key]["ms"] *= 1.01
+    (tmp_path / "table.yml").write_text(yaml.safe_dump(values))
+    with pytest.raises(TableError, match=r"on average by the table of its search, but take .* by today's"):
+        read_search(tmp_path / "run")
 
 
 def test_the_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from hardware.errors import ConfigError, DataError, ExportError
+from proxyless_strategy.cli import main
 from proxyless_strategy.config import RetrainSettings, SearchConfig
 from proxyless_strategy.data import DataConfig, load_data
 from proxyless_strategy.export import load_exported
@@ -93,8 +94,17 @@ def test_a_recipe_with_an_impossible_setting_is_refused(
         load_recipe("quick", overrides)
 
 
+def test_the_cifar_recipe_is_the_papers() -> None:
+    recipe = load_recipe("cifar")
+    expected = {"augment": "crop_flip", "epochs": 300, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1}
+    expected |= {"momentum": 0.9, "weight_decay": 1e-4, "scheduler": "cosine", "label_smoothing": 0.0}
+    assert {name: getattr(recipe, name) for name in expected} == expected
+
+
 def test_there_is_no_such_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no recipe 'fast': .*; give a YAML file or one of imagenet, quick"):
+    with pytest.raises(
+        ConfigError, match=r"there is no recipe 'fast': .*; give a YAML file or one of cifar, imagenet, quick"
+    ):
         load_recipe("fast")
     (tmp_path / "list.yml").write_text("[1]")
     with pytest.raises(ConfigError, match=r"list.yml must hold a mapping of settings, but holds list"):
@@ -172,6 +182,29 @@ def test_what_cannot_be_retrained_is_refused(
         retrain_folder(folder, data=change.get("data", pictures), recipe=tiny(), out=out)
 
 
+def test_a_result_that_could_not_be_written_is_noticed_before_training(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / MODEL).mkdir(parents=True)
+    (tmp_path / "out" / MODEL / "notes.txt").touch()
+    with pytest.raises(ExportError, match=r"holds 'notes.txt', which is no part of an export"):
+        retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"architecture": "nothing"}, r"RuntimeError: Unknown model"), ({"model_args": {"arch_deff": 1}}, r"TypeError")],
+)
+def test_an_export_of_no_network_is_refused(
+    change: dict[str, Any], message: str, exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ExportError, match=rf"cannot build the network of .*{message}.*; export it again"):
+        retrain_folder(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
+
+
 def test_a_damaged_export_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ExportError, match=r"its config.json lacks 'architecture'; give the folder that a search"):
@@ -238,6 +271,44 @@ def test_a_batch_that_processes_cannot_share_is_refused(pictures: Path, monkeypa
     images = load_data(DataConfig(name="imagefolder", root=pictures), input_size=16, seed=0)
     with pytest.raises(ConfigError, match="batch_size = 5 is not divisible by 2 processes"):
         retrain(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0, progress=False)
+    with pytest.raises(ConfigError, match=r"gives each of 2 processes 3 images, which must be even .* a multiple of 4"):
+        retrain(Plain, images, RetrainSettings(epochs=1, batch_size=6, mixup=0.2), seed=0, progress=False)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_of_several_processes_is_one_sentence(
+    exported: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["retrain", str(exported), "--data", str(pictures), "--recipe", "quick", "--devices", "2"]
+    arguments += [f"--set={key}={value}" for key, value in TINY.items()]
+    for change, sentence in (
+        ("learning_rate=1.0e+20", "the training loss became nan in epoch"),
+        ("optimizer=sgdd", "retrain.optimizer = 'sgdd'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--out", str(tmp_path / change), "--set", change])
+        assert stop.value.code == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(sentence)
+
+
+@pytest.mark.slow
+def test_a_killed_retraining_on_two_processes_continues_bit_for_bit(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    whole = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole", devices=2)
+    command = [sys.executable, "-W", "ignore", "-m", "proxyless_strategy.cli", "retrain", str(exported)]
+    command += ["--data", str(pictures), "--out", str(tmp_path / "killed"), "--recipe", "quick", "--devices", "2"]
+    command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1 of 3: loss ")
+    process.kill()
+    process.communicate()  # ends once the further processes, which share the pipe, have ended too
+    assert not (tmp_path / "killed" / MODEL).exists()
+    resumed = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed", devices=2)
+    first, second = (load_exported(folder).state_dict() for folder in (whole, resumed))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.slow
@@ -260,18 +331,24 @@ def test_the_command_on_two_processes(launcher: str, exported: Path, pictures: P
 
 
 @pytest.mark.slow
-def test_timms_own_script_trains_the_folder(exported: Path, tmp_path: Path) -> None:
+def test_timms_own_script_needs_nothing_but_the_module(exported: Path, tmp_path: Path) -> None:
     script = os.environ.get("TIMM_TRAIN")
     if not script:
         pytest.skip("TIMM_TRAIN is not set: give the path of timm's train.py, which is in no wheel")
     write_images(tmp_path / "data", count=8)
-    command = [sys.executable, "-W", "ignore", script, "--device-modules", "proxyless_strategy", "--device", "cpu"]
+    command = [sys.executable, "-W", "ignore", script, "--device", "cpu"]
     command += ["--data-dir", str(tmp_path / "data"), "--model", f"local-dir:{exported}", "--num-classes", "3"]
     command += ["--in-chans", "3", "--img-size", "32", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
     command += ["--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    shared: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 280}
+    done = subprocess.run(command, **shared)
+    assert "Unknown model (proxylessnas)" in done.stderr
+    done = subprocess.run([*command, "--device-modules", "proxyless_strategy"], **shared)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list((tmp_path / "out").rglob("summary.csv"))
+    (summary,) = (tmp_path / "out").rglob("summary.csv")
+    trained = torch.load(summary.with_name("last.pth.tar"), weights_only=False)["state_dict"]
+    model = timm.create_model(f"local-dir:{exported}", num_classes=3, in_chans=3)
+    model.load_state_dict(trained)
 
 
 def test_recipes_are_yaml_files_of_a_users_own_too(tmp_path: Path) -> None:
