@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
         out: The export folder to write.
 
     Raises:
-        ConfigError, TableError: See `read_search`.
+        ConfigError, TableError: See `read_search`; or the target is not finite, or `out` holds the search's own result.
         TargetError: No subnet is within the target.
         ExportError: `out` cannot be written.
     """
@@ -139,7 +140,12 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
     from .export import export_folder
     from .loaders import isolated_seed
 
-    search = read_search(Path(folder))
+    folder, out = Path(folder), Path(out)
+    search = read_search(folder)
+    if not math.isfinite(target):
+        raise ConfigError(f"target = {target} is no budget; give one in {search.cost.unit}")
+    if out.resolve() == (folder / MODEL).resolve():
+        raise ConfigError(f"out = {out} would replace the network that the search exported; choose another folder")
     derived = search.deriver.within(target, slack=SLACK)
     choices = search.choices(derived)
     subnet = Subnet(search.space, choices)
@@ -153,7 +159,7 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
     feeding["num_classes"] = old["num_classes"]
     written = export_folder(
         model,
-        Path(out),
+        out,
         model_args=arguments,
         subnet=subnet.to_dict(),
         pretrained_cfg=feeding,

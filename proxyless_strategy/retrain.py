@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -78,6 +78,7 @@ def retrain(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
     device: torch.device | str | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> RetrainResult:
     """Trains a network from fresh weights on the weight and architecture images together, and tests it once.
 
@@ -99,6 +100,8 @@ def retrain(
             they were augmented), learning_rate and seconds.
         progress: Show a progress bar on standard error.
         device: Where to train; None: a GPU if there is one.
+        identity: What else tells this training from others, beside its settings, seed and number of images: a
+            checkpoint with other values is refused.
 
     Raises:
         ConfigError: A setting is impossible, or the checkpoint is of another training.
@@ -110,7 +113,7 @@ def retrain(
         if where.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         model = build()
-    training = _Training(model, data, settings, seed=seed, device=where)
+    training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {})
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint)
     elif checkpoint is not None and training.rank == 0:
@@ -165,7 +168,14 @@ class _Training:
     """Everything that changes during a training, saved after each epoch."""
 
     def __init__(
-        self, model: nn.Module, data: ImageData, settings: RetrainSettings, *, seed: int, device: torch.device
+        self,
+        model: nn.Module,
+        data: ImageData,
+        settings: RetrainSettings,
+        *,
+        seed: int,
+        device: torch.device,
+        identity: Mapping[str, str],
     ):
         self.settings = settings
         self.seed = seed
@@ -223,6 +233,7 @@ class _Training:
             "images": len(data.training),  # type: ignore[arg-type]
             "input_size": data.input_size,
             **settings.model_dump(),
+            **identity,
         }
 
     @property

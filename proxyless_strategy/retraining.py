@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -145,6 +146,7 @@ def retrain_folder(
         with _group():
             return _run(*arguments)
     import torch
+    from torch.multiprocessing.spawn import ProcessException
 
     available = torch.cuda.device_count()
     if available and devices > available:
@@ -154,7 +156,7 @@ def retrain_folder(
         torch.multiprocessing.start_processes(
             _process, (devices, free_port(), refusals, arguments), nprocs=devices, start_method="spawn"
         )
-    except torch.multiprocessing.ProcessException as error:
+    except ProcessException as error:
         if refusals.empty():
             raise
         kind, sentence = refusals.get()
@@ -203,6 +205,11 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
     return DataConfig.model_validate(
         {"name": source, "root": root, "augment": recipe.augment, "workers": recipe.workers}
     )
+
+
+def _digest(value: Any) -> str:
+    # Networks that differ in a stride alone have tensors of the same names and shapes.
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
@@ -259,6 +266,12 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
         on_epoch=say,
         progress=sys.stderr.isatty(),
         device=device,
+        identity={
+            "source": source,
+            "augment": recipe.augment,
+            "classes": _digest(images.class_names),
+            "network": _digest([config["architecture"], arguments]),
+        },
     )
     if not first:
         return out / MODEL

@@ -93,6 +93,19 @@ def test_what_cannot_be_derived_is_refused(finished: Path, tmp_path: Path) -> No
     assert not (tmp_path / "net").exists()
 
 
+def test_the_searchs_own_result_is_not_replaced(finished: Path) -> None:
+    before = (finished / "model" / "metrics.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"model would replace the network that the search exported; choose another"):
+        derive_folder(finished, target=1000.0, out=finished / "model")
+    assert (finished / "model" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("target", [math.nan, math.inf])
+def test_a_target_that_is_no_number_is_refused(finished: Path, target: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"target = {target} is no budget; give one in M MACs"):
+        derive_folder(finished, target=target, out=tmp_path / "net")
+
+
 def test_a_cost_that_changed_since_is_noticed(finished: Path, tmp_path: Path) -> None:
     row = json.loads((finished / "row.json").read_text())
     kept = (finished / "row.json").read_text()

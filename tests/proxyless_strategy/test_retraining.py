@@ -205,6 +205,30 @@ def test_an_export_of_no_network_is_refused(
         retrain_folder(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("network", r"retrain.ckpt is of another retraining \(network = "),
+        ("augment", r"retrain.ckpt is of another retraining \(augment = 'crop_flip' there, 'none' here\)"),
+        ("classes", r"retrain.ckpt is of another retraining \(classes = "),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_not_taken_for_this_ones(
+    change: str, message: str, exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Strides, augmentation and class names leave no trace in the shapes of the weights."""
+    retrain_folder(exported, data=pictures, recipe=tiny(epochs=1), out=tmp_path / "out")
+    folder, data, recipe = exported, pictures, tiny(epochs=1)
+    if change == "network":
+        folder = export(tmp_path / "other", a_subnet(stem_stride=2))[1]
+    elif change == "augment":
+        recipe = tiny(epochs=1, augment="none")
+    else:
+        data = write_images(tmp_path / "other", classes="xyz")
+    with pytest.raises(ConfigError, match=message):
+        retrain_folder(folder, data=data, recipe=recipe, out=tmp_path / "out")
+
+
 def test_a_damaged_export_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ExportError, match=r"its config.json lacks 'architecture'; give the folder that a search"):
