@@ -455,16 +455,25 @@ def test_a_candidate_that_fails_in_an_architecture_step_leaves_every_flag_as_it_
     assert strategy.paths_of_space.selector.mode is None
 
 
+class Deep(ModelSpace):
+    """A choice inside a candidate, and nothing but layers to choose."""
+
+    def __init__(self):
+        super().__init__()
+        inner = LayerChoice({"p": Scale(0.2), "q": Scale(1.7)}, label="inner")
+        self.outer = LayerChoice({"plain": Scale(0.9), "deep": nn.Sequential(Scale(0.4), inner)}, label="outer")
+
+
 def cells():
     return get_space("cifar_tree", blocks=1, stem_width=4, alpha=4, bottleneck=2, cell_depth=2).build()
 
 
-@pytest.mark.parametrize("build", [Chain, Shared, Nested, cells])
+@pytest.mark.parametrize("build", [Chain, Shared, Deep, Nested, cells])
 def test_a_frozen_copy_is_what_nni_freezes(build):
     """The same weights under the same keys and the same layers, in memory of its own, with nothing left to choose."""
     strategy = ProxylessStrategy()
     network = strategy.mutate_model(build())
-    for seed in range(3):
+    for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         choice = [int(torch.randint(len(e.candidates), (), generator=generator)) for e in strategy.architecture.edges]
         sample = strategy.architecture.export(choice)
