@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hardware.torch_module import Chain
 from proxyless_strategy.export import model_summary
 from search_spaces import Subnet, get_space, timm_models
 from search_spaces.tree_cell_net import CODES, block_widths, cell_edges, parse_arch
+from tests.benchmarks.tree_cell import RESULT
 
 PUBLISHED = Path("/work/shared/data/proxyless_cifar_compact.txt")
 SMALL = {"blocks": 1, "alpha": 8, "bottleneck": 2}
@@ -276,3 +278,15 @@ def test_backends_agree_on_a_chain_of_cells(constant):
             with torch.no_grad():
                 expected = Chain([primitives.decompose(op) for op in chain]).eval()(torch.from_numpy(x)).numpy()
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_the_committed_fashion_mnist_rows_are_of_cells_of_one_size():
+    found = json.loads(RESULT.read_text())
+    sizes = []
+    for row in found["rows"]:
+        options = {name: value for name, value in found["space"].items() if name not in ("name", "edges")}
+        summary = model_summary(timm.create_model("proxylessnas_cifar_tree", arch=row["arch"], **options), (3, 32, 32))
+        assert (row["params_m"], row["macs_m"]) == (round(summary.params / 1e6, 4), round(summary.macs / 1e6, 4))
+        sizes.append((summary.params, summary.macs))
+    assert [row["cells"] for row in found["rows"]] == ["derived", *(f"random {n}" for n in range(1, 6))]
+    assert all(abs(a / b - 1) < 0.05 for size in sizes[1:] for a, b in zip(size, sizes[0], strict=True))
