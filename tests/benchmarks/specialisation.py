@@ -4,37 +4,47 @@ For each latency table the fastest subnet of `imagenet_mbconv` is derived among 
 of `--macs`, by default those of the published mobile network): exactly, by the same integer programme that derives a
 search's result, with -latency in place of log-probabilities and MACs as the budget. No weights are trained: MACs stand
 for what a network can learn, and nothing is said of accuracy. The cross table, in the manner of the paper's last one,
-has every network on every device. It also has the published networks: their accuracy and their latencies on the paper's
-devices are published figures, not measured here.
+has every network on every device. Below it stand the published networks: their accuracy and their latencies on the
+paper's devices are published figures, not measured here.
 
     .venv/bin/python -m tests.benchmarks.specialisation [--macs 320.4] [--tables litert=litert.yml] [--picture FILE.png]
 
-`by table` are sums of a table, `measured` whole networks on this machine (ONNX Runtime, one thread, 224 px, batch 1).
+`by table` is a calibrated sum of a table; `measured` a whole network that ran on this machine, wherever a table is of
+this machine and its backend is installed. How large the first block of a stage is beside the others is counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 
-from hardware.errors import ConfigError, TargetError
-from hardware.measure import build_table, load_or_build, measure_nets
-from hardware.model import LatencyModel, macs_model
+from hardware.backends import get_backend
+from hardware.errors import BackendError, ConfigError, ProxylessError, TargetError
+from hardware.files import write_atomically
+from hardware.measure import Plan, build_table, load_or_build, measure_nets
+from hardware.model import CostModel, LatencyModel, macs_model
+from hardware.op_spec import OpSpec
 from hardware.table import LatencyTable
 from hardware.tables import open_table
 from proxyless_strategy.architecture import Edge
 from proxyless_strategy.derivation import Deriver
-from search_spaces import get_space
-from search_spaces.mbconv import MBConvDeclaration
+from search_spaces import Subnet, get_space
+from search_spaces.mbconv import MBConvDeclaration, Stage
 
 SIZE = 224
 BAND = 0.01
 HERE = "onnxruntime"
+PHONE = "pixel1"
 PUBLISHED = {
     "proxylessnas_gpu": {"top1": 75.1, "V100, batch 8": 5.1, "Xeon E5-2640": 204.9, "Pixel 1": 124.0},
     "proxylessnas_cpu": {"top1": 75.3, "V100, batch 8": 7.4, "Xeon E5-2640": 138.7, "Pixel 1": 116.0},
@@ -55,86 +65,216 @@ def own_table(path: Path, space: MBConvDeclaration) -> LatencyTable:
     return load_or_build(path, build)
 
 
-def fastest_of_equal_macs(latency: LatencyModel, macs: Any, target: float, band: float = BAND) -> dict[str, str]:
-    """The subnet of least latency whose MACs are within `band` of `target`.
+def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, band: float = BAND) -> dict[str, str]:
+    """The subnet of least latency whose MACs are within `band` of `target`, in millions.
 
     Raises:
         TargetError: There is none.
     """
     edges = [Edge(label, names) for label, names in zip(latency.labels, latency.candidates, strict=True)]
-    most = target * (1 + band)
     gain = np.where(latency.mask, -latency.costs, -np.inf)
-    # the gain is a latency in ms, so that ties within a microsecond do not matter to the solver's tolerance
-    derived = Deriver(edges, gain, macs.costs, macs.fixed).within(most, slack=1 - (1 - band) / (1 + band))
-    if derived.cost < target * (1 - band):
-        low, high = macs.minimum()[0], macs.maximum()[0]
-        raise TargetError(
-            f"no subnet has {target:.1f} M MACs within {band:.0%}; choose --macs between {low:.1f} and {high:.1f}"
-        )
-    return {e.label: str(e.candidates[i]) for e, i in zip(edges, derived.choice, strict=True)}
+    deriver = Deriver(edges, gain, macs.costs, macs.fixed)
+    least, most = target * (1 - band), target * (1 + band)
+    if deriver.fastest().cost <= most and deriver.slowest().cost >= least:
+        derived = deriver.within(most, slack=1 - least / most)
+        if derived.cost >= least:
+            return {e.label: str(e.candidates[i]) for e, i in zip(edges, derived.choice, strict=True)}
+    low, high = macs.minimum()[0], macs.maximum()[0]
+    raise TargetError(
+        f"no subnet has {target:.1f} M MACs within {band:.0%}; choose --macs between {low:.1f} and {high:.1f}"
+    )
 
 
-def character(space: MBConvDeclaration, choices: dict[str, str], macs: Any) -> dict[str, Any]:
-    """What a subnet is like: blocks, mean kernel, mean expansion; and those of the stages' first blocks."""
-    kept = {label: value for label, value in choices.items() if value != "skip"}
-    first = {edge.label for edge in space.edges() if edge.index == 0}
+def character(space: MBConvDeclaration, choices: Mapping[str, str]) -> dict[str, Any]:
+    """What a subnet is like: blocks, mean kernel and expansion, and how the first block of its stages compares.
 
-    def means(labels: list[str]) -> dict[str, float]:
-        parsed = [kept[label].split("_e") for label in labels]
-        return {
-            "kernel": round(statistics.fmean(int(k.split("x")[0]) for k, _ in parsed), 2),
-            "expansion": round(statistics.fmean(int(e) for _, e in parsed), 2),
-        }
-
-    rest = [label for label in kept if label not in first]
+    Of every stage that keeps several blocks it is counted whether the first one's expansion and kernel are larger than
+    the mean of the others, equal or smaller.
+    """
+    stages: dict[int, list[tuple[int, int]]] = {}
+    for edge in space.edges():
+        if choices[edge.label] != "skip":
+            kernel, expansion = choices[edge.label].split("_e")
+            stages.setdefault(edge.stage, []).append((int(kernel.split("x")[0]), int(expansion)))
+    counts: dict[str, Any] = {}
+    for column, name in enumerate(("kernel", "expansion")):
+        found: Counter[str] = Counter(larger=0, equal=0, smaller=0)
+        for first, *others in stages.values():
+            if others:
+                mean = statistics.fmean(block[column] for block in others)
+                found["larger" if first[column] > mean else "equal" if first[column] == mean else "smaller"] += 1
+        counts[name] = dict(found)
+    blocks = [block for stage in stages.values() for block in stage]
     return {
-        "blocks": len(kept),
-        **means(list(kept)),
-        "first_of_stage": means([label for label in kept if label in first]),
-        "others": means(rest) if rest else None,
+        "blocks": len(blocks),
+        "mean_kernel": round(statistics.fmean(kernel for kernel, _ in blocks), 2),
+        "mean_expansion": round(statistics.fmean(expansion for _, expansion in blocks), 2),
+        "first_of_stage": counts,
     }
+
+
+def published_subnet(name: str) -> Subnet:
+    """A published network as a subnet of a space of its own widths, read off the registered model; it skips nothing."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    arch, stages = [["ds_r1_k3_s1_c" + str(model.blocks[0][0].conv_pw.out_channels) + "_noskip"]], []
+    for stage in model.blocks[1:]:
+        strings = []
+        for block in stage:
+            (kernel, _), (stride, _) = block.conv_dw.kernel_size, block.conv_dw.stride
+            expansion = block.conv_pw.out_channels // block.conv_pw.in_channels
+            strings.append(f"ir_r1_k{kernel}_s{stride}_e{expansion}_c{block.conv_pwl.out_channels}")
+        arch.append(strings)
+        stages.append(Stage(stage[0].conv_pwl.out_channels, len(stage), stage[0].conv_dw.stride[0]))
+    widths = model.conv_stem.out_channels, 2, model.blocks[0][0].conv_pw.out_channels, tuple(stages)
+    space = MBConvDeclaration(name, *widths, head_width=model.conv_head.out_channels)
+    return Subnet.from_arch_def(space, arch)
 
 
 def parse_tables(given: list[str]) -> dict[str, LatencyTable]:
     """`NAME=FILE` to tables.
 
     Raises:
-        ConfigError: One of them is something else.
+        ConfigError: One of them is something else, or two have the same name.
     """
-    tables = {}
+    tables: dict[str, LatencyTable] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise ConfigError(f"--tables {text!r} is not NAME=FILE; write for example litert=tables/litert.yml")
+        if name in {PHONE, HERE, *tables}:
+            raise ConfigError(f"--tables {text!r}: there is a table {name} already; choose another name")
         tables[name] = LatencyTable.load(path)
     return tables
 
 
-def run(tables: dict[str, LatencyTable], target: float, *, measured: bool = True) -> dict[str, Any]:
-    """The cross table: `rows` of one network each, `ms` by table and (on this machine) measured."""
-    space = get_space("imagenet_mbconv")
-    costs = space.costs(SIZE)
+def is_of_this_machine(table: LatencyTable) -> bool:
+    """Whether what the table is of can be measured here: its backend is installed and names the same device."""
+    try:
+        with get_backend(table.header.backend, table.header.place) as backend:
+            return backend.device() == table.header.device
+    except BackendError:
+        return False
+
+
+def measured_ms(
+    tables: Mapping[str, LatencyTable], chains: Sequence[Sequence[OpSpec]], *, plan: Plan | None = None
+) -> dict[str, list[float]]:
+    """Whole networks on every device that exists here, in the state of the machine in which its table was built."""
+    figures = {}
+    for name, table in tables.items():
+        if is_of_this_machine(table):
+            header = table.header
+            print(f"measuring {len(chains)} networks on {header.device} ({header.backend})", flush=True)
+            shared: dict[str, Any] = {"batch": header.batch, "threads": header.threads, "table": table, "plan": plan}
+            found = measure_nets(chains, backend=header.backend, progress=False, **shared)
+            figures[name] = [round(figure.settled_ms, 3) for figure in found]
+    return figures
+
+
+def run(
+    tables: Mapping[str, LatencyTable],
+    target: float,
+    *,
+    measured: bool = True,
+    space: MBConvDeclaration | None = None,
+    size: int = SIZE,
+    plan: Plan | None = None,
+) -> dict[str, Any]:
+    """The cross table: `rows` of one network each with `ms_by_table` and `ms_measured`, both by device.
+
+    Args:
+        tables: By the device's name.
+        target: Millions of MACs.
+        measured: Whether to run whole networks as well.
+        space: What the subnets are of; by default imagenet_mbconv.
+        size: Pixels.
+        plan: How long to measure.
+    """
+    space = space or get_space("imagenet_mbconv")
+    costs = space.costs(size)
     macs = macs_model(costs.fixed, costs.edges)
     models = {name: LatencyModel(table, fixed=costs.fixed, edges=costs.edges) for name, table in tables.items()}
     nets = {name: fastest_of_equal_macs(model, macs, target) for name, model in models.items()}
+    published = {name: published_subnet(name) for name in PUBLISHED}
+    chains = [costs.chain(choices) for choices in nets.values()]
+    chains += [subnet.declaration.costs(size).chain(subnet.choices) for subnet in published.values()]
+    ran = measured_ms(tables, chains, plan=plan) if measured else {}
     rows = []
-    for name, choices in nets.items():
+    for number, (name, choices) in enumerate(nets.items()):
         rows.append(
             {
                 "specialised_for": name,
                 "million_macs": round(macs.cost(choices), 1),
                 "ms_by_table": {device: round(model.latency(choices), 3) for device, model in models.items()},
-                "character": character(space, choices, macs),
+                "ms_measured": {device: figures[number] for device, figures in ran.items()},
+                "character": character(space, choices),
                 "subnet": " ".join(choices.values()),
             }
         )
-    if measured:
-        chains = [costs.chain(choices) for choices in nets.values()]
-        for row, found in zip(rows, measure_nets(chains, table=tables[HERE], progress=False), strict=True):
-            row["ms_measured_here"] = round(found.settled_ms, 3)
-    own = {row["specialised_for"]: row["ms_by_table"] for row in rows}
-    penalty = {device: {name: round(own[name][device] / own[device][device], 3) for name in own} for device in models}
-    return {"million_macs_target": target, "rows": rows, "slower_than_own": penalty, "published": PUBLISHED}
+    others = []
+    for number, (name, subnet) in enumerate(published.items(), start=len(rows)):
+        assert isinstance(subnet.declaration, MBConvDeclaration)
+        others.append(
+            {
+                "network": name,
+                "published": PUBLISHED[name],
+                "ms_measured": {device: figures[number] for device, figures in ran.items()},
+                "character": character(subnet.declaration, subnet.choices),
+            }
+        )
+    return {
+        "million_macs_target": target,
+        "rows": rows,
+        "slower_than_own": {"by table": _slower(rows, "ms_by_table"), "measured": _slower(rows, "ms_measured")},
+        "published_networks": others,
+    }
+
+
+def _slower(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, float]]:
+    """By device and network, how many times as slow the network is there as the device's own."""
+    own = {row["specialised_for"]: row[key] for row in rows}
+    devices = next(iter(own.values()))
+    return {device: {name: round(own[name][device] / own[device][device], 3) for name in own} for device in devices}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints the cross table, then the published networks, then what was counted."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows, others = result["rows"], result["published_networks"]
+    console = Console(width=120, highlight=False)
+    table = Table(title=f"fastest subnets of {result['million_macs_target']:.1f} M MACs: ms on each device")
+    table.add_column("network")
+    for device in rows[0]["ms_by_table"]:
+        table.add_column(f"{device}\nby table", justify="right")
+    for device in rows[0]["ms_measured"]:
+        table.add_column(f"{device}\nmeasured", justify="right")
+    for row in rows:
+        figures = [*row["ms_by_table"].values(), *row["ms_measured"].values()]
+        table.add_row(f"for {row['specialised_for']}", *(f"{ms:.3f}" for ms in figures))
+    console.print(table)
+    table = Table(title="published networks: top-1 and latencies as published, and measured here")
+    columns = list(others[0]["published"])
+    for title in ("network", *columns, *(f"{device}, measured" for device in others[0]["ms_measured"])):
+        table.add_column(title, justify="left" if title == "network" else "right")
+    for other in others:
+        figures = [*(other["published"][c] for c in columns), *other["ms_measured"].values()]
+        table.add_row(other["network"], *map(str, figures))
+    console.print(table)
+    for name, kind in [(f"for {row['specialised_for']}", row["character"]) for row in rows] + [
+        (other["network"], other["character"]) for other in others
+    ]:
+        first = kind["first_of_stage"]
+        counted = "; ".join(
+            f"{what} {found['larger']} larger, {found['equal']} equal, {found['smaller']} smaller"
+            for what, found in first.items()
+        )
+        console.print(
+            f"{name}: {kind['blocks']} blocks, mean kernel {kind['mean_kernel']}, mean expansion "
+            f"{kind['mean_expansion']}; first block of a stage beside the others: {counted}"
+        )
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -144,8 +284,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    devices = list(result["slower_than_own"])
-    values = np.array([[result["slower_than_own"][d][n] for d in devices] for n in devices])
+    slower = result["slower_than_own"]["by table"]
+    devices = list(slower)
+    values = np.array([[slower[device][name] for device in devices] for name in devices])
     figure, axes = pyplot.subplots(figsize=(1.7 * len(devices) + 2.4, 1.0 * len(devices) + 1.6))
     most = max(1.5, min(3.0, values.max()))
     axes.imshow(values, cmap="YlOrRd", vmin=1, vmax=most)
@@ -158,8 +299,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(devices)), [f"for {name}" for name in devices])
     axes.set_title(f"Fastest networks of {result['million_macs_target']:.0f} M MACs")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lstrip(".") or "png", dpi=120)
     pyplot.close(figure)
+    write_atomically(path, content.getvalue())
 
 
 def main() -> None:
@@ -169,10 +312,13 @@ def main() -> None:
     parser.add_argument("--own", type=Path, default=Path("runs/tables/imagenet_mbconv-224-onnxruntime.yml"))
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    tables = {"pixel1": open_table("pixel1"), HERE: own_table(arguments.own, get_space("imagenet_mbconv"))}
-    result = run(tables | parse_tables(arguments.tables), arguments.macs)
-    for row in result["rows"]:
-        print(f"for {row['specialised_for']}: {row['subnet']}\n  {row['character']}", flush=True)
+    try:
+        given = parse_tables(arguments.tables)
+        tables = {PHONE: open_table("pixel1"), HERE: own_table(arguments.own, get_space("imagenet_mbconv")), **given}
+        result = run(tables, arguments.macs)
+    except ProxylessError as error:
+        parser.error(str(error))
+    show(result)
     if arguments.picture:
         draw(result, arguments.picture)
     print(json.dumps(result))
