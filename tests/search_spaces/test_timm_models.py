@@ -130,6 +130,8 @@ def test_layer_decay_groups(name):
     body = "stages" if hasattr(model, "stages") else "blocks"
     blocks = {tuple(key.split(".")[:3]) for key in scales if key.startswith(f"{body}.")}
     assert len({scales[key] for key in scales if key.startswith(f"{body}.")}) == len(blocks)
+    tail = {value for key, value in scales.items() if key.startswith(("conv_head", "bn2", "norm"))}
+    assert tail == {max(ordered)}
 
 
 @pytest.mark.parametrize("name", MODELS)
