@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
@@ -546,6 +546,10 @@ def refuse(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str,
     return True
 
 
+_INDIFFERENT = (nn.Conv2d, nn.Linear, nn.Sequential, nn.Identity, nn.ReLU, nn.ReLU6, nn.AvgPool2d, nn.MaxPool2d)
+"""Modules, not counting their children, that do the same in training and in evaluation mode."""
+
+
 class _Quiet:
     """Modules and parameters that can be made to touch nothing, and restored.
 
@@ -554,34 +558,49 @@ class _Quiet:
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
-        self._norms: list[_BatchNorm] = []
-        self._others: list[nn.Module] = []
-        self._parameters: list[nn.Parameter] = []
+        self.norms: list[_BatchNorm] = []
+        self.others: list[nn.Module] = []
+        self.parameters: list[nn.Parameter] = []
         for module in modules:
-            (self._norms if isinstance(module, _BatchNorm) else self._others).append(module)  # type: ignore[arg-type]
-            self._parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
+            if isinstance(module, _BatchNorm):
+                self.norms.append(module)
+            elif type(module) not in _INDIFFERENT:
+                self.others.append(module)
+            self.parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> _Quieted:
         """Change the flags; every one of them is restored on any exit."""
-        trainable = [parameter for parameter in self._parameters if parameter.requires_grad]
-        training = [module for module in self._others if module.training]
-        norms = [(norm, norm.track_running_stats) for norm in self._norms if norm.training]
-        try:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            for module in training:
-                module.__dict__["training"] = False
-            for norm, _ in norms:
-                norm.__dict__["track_running_stats"] = False
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            for module in training:
-                module.__dict__["training"] = True
-            for norm, tracked in norms:
-                norm.__dict__["track_running_stats"] = tracked
+        return _Quieted(self)
+
+
+class _Quieted:
+    """The context of `_Quiet.on`: a class, as a step over hundreds of edges enters one for each candidate that runs."""
+
+    __slots__ = ("norms", "of", "trainable", "training")
+
+    def __init__(self, of: _Quiet):
+        self.of = of
+
+    def __enter__(self) -> None:
+        of = self.of
+        # without gradients no graph is built, so that it does not matter which parameters require one
+        self.trainable = [p for p in of.parameters if p.requires_grad] if torch.is_grad_enabled() else []
+        self.training = [module for module in of.others if module.training]
+        self.norms = [(norm, norm.track_running_stats) for norm in of.norms if norm.training]
+        for parameter in self.trainable:
+            parameter.requires_grad_(False)
+        for module in self.training:
+            module.__dict__["training"] = False
+        for norm, _ in self.norms:
+            norm.__dict__["track_running_stats"] = False
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+        for module in self.training:
+            module.__dict__["training"] = True
+        for norm, tracked in self.norms:
+            norm.__dict__["track_running_stats"] = tracked
 
 
 def _outside_candidates(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
@@ -628,6 +647,6 @@ class ArchitectureStepMode:
                 for selector, mode in before:
                     selector.mode = mode
 
-    def quiet(self, candidate: nn.Module) -> AbstractContextManager[None]:
+    def quiet(self, candidate: nn.Module) -> _Quieted:
         """The mode within one candidate of a gated layer, while it runs."""
         return self._candidates[candidate].on()
