@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import difflib
 import io
+import itertools
 import json
 import os
 import random
@@ -313,6 +314,20 @@ def run_benchmark(
     return Benchmark(tuple(rows), header, tuple(backends), tuple(batches))
 
 
+def check_out(out: Path) -> None:
+    """Makes the folder and tries whether it can be written to, before anything is measured.
+
+    Raises:
+        ExportError: It cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+
+
 def save_benchmark(benchmark: Benchmark, out: Path) -> list[Path]:
     """Writes `benchmark.json`, `.csv` and `.png` into a folder; returns their paths.
 
@@ -501,10 +516,17 @@ def draw(benchmark: Benchmark) -> bytes:
 
     rows, columns = len(benchmark.backends), len(benchmark.batches)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(6.4 * columns, 4.4 * rows + 0.5), squeeze=False, layout="constrained", sharey=True
+        rows,
+        columns,
+        figsize=(6.4 * columns, 4.4 * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+        sharey=True,
+        dpi=110,
     )
     known = [row.accuracy.top1 for row in benchmark.rows if row.accuracy]
     floor = (min(known) - 1.0) if known else 0.0
+    drawn: list[tuple[Any, list[tuple[str, float, float, str, str]]]] = []
     ranked = sorted(benchmark.rows, key=lambda row: -(row.accuracy.top1 if row.accuracy else 0.0))
     for (i, backend), (j, batch) in (
         (a, b) for a in enumerate(benchmark.backends) for b in enumerate(benchmark.batches)
@@ -521,21 +543,12 @@ def draw(benchmark: Benchmark) -> bytes:
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             panel.xaxis.set_minor_locator(NullLocator())
+        marks = []
         for number, row, ms in shown:
             y = row.accuracy.top1 if row.accuracy else floor
-            panel.plot(
-                ms,
-                y,
-                marker="o" if row.accuracy else "s",
-                markersize=15,
-                markeredgecolor="white",
-                color=OURS if _is_ours(row) else OTHERS,
-                linestyle="none",
-                alpha=0.85,
-            )
-            panel.annotate(
-                str(number), (ms, y), color="white", fontsize=8, fontweight="bold", ha="center", va="center_baseline"
-            )
+            marks.append((str(number), ms, y, OURS if _is_ours(row) else OTHERS, "o" if row.accuracy else "s"))
+            panel.plot(ms, y, marker=marks[-1][4], markersize=5, color=marks[-1][3], linestyle="none")
+        drawn.append((panel, marks))
         panel.margins(x=0.12, y=0.14)
         panel.grid(True, alpha=0.25)
         panel.set_title(f"{backend}, batch {batch}", fontsize=10)
@@ -548,14 +561,73 @@ def draw(benchmark: Benchmark) -> bytes:
     ]
     names = [row.model if row.source != "export" else "/".join(Path(row.model).parts[-2:]) for row in ranked]
     labels = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
-    title = "red: ProxylessNAS and exports\nsquare: no published accuracy"
+    title = "red: ProxylessNAS and exports\nsquare: no published accuracy\nbadges that would overlap stand apart"
     legend = figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False, title=title)
     legend.get_title().set_fontsize(8)
     figure.suptitle(f"{benchmark.header['device']}, {benchmark.header['threads']} thread(s)", fontsize=10)
+    figure.canvas.draw()  # only now is known where anything lies in pixels
+    figure.set_layout_engine("none")
+    for panel, marks in drawn:
+        _draw_numbers(panel, marks)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _draw_numbers(panel: Any, marks: Sequence[tuple[str, float, float, str, str]]) -> None:
+    """Numbered badges at their points, or beside them with a line to the point where they would lie on one another."""
+    if not marks:
+        return
+    panel.autoscale(False)
+    size = 15.0  # points
+    truth = panel.transData.transform([(x, y) for _, x, y, _, _ in marks])
+    spread = spread_out(truth, least=1.05 * size * panel.figure.dpi / 72)
+    places = panel.transData.inverted().transform(spread)
+    for (text, x, y, colour, marker), (left, top) in zip(marks, places, strict=True):
+        panel.plot([x, left], [y, top], color=colour, linewidth=1, zorder=3)
+        panel.plot(left, top, marker=marker, markersize=size, color=colour, markeredgecolor="white", zorder=4)
+        panel.annotate(
+            text,
+            (left, top),
+            color="white",
+            fontsize=8,
+            fontweight="bold",
+            ha="center",
+            va="center_baseline",
+            zorder=5,
+        )
+
+
+def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
+    """Moves points that are closer than `least` apart, each pair by equal and opposite steps; others stay.
+
+    Args:
+        points: `P x 2`.
+        least: Distance that any two points shall have.
+        rounds: Most rounds over all pairs.
+
+    Returns:
+        `P x 2`, with every distance at least `least` unless the rounds ran out.
+    """
+    import numpy as np
+
+    moved = np.array(points, dtype=float)
+    for _ in range(rounds):
+        still = True
+        for i, j in itertools.combinations(range(len(moved)), 2):
+            gap = moved[j] - moved[i]
+            distance = float(np.hypot(*gap))
+            if distance < least * (1 - 1e-9):
+                # equal points part along a direction of their own, so that a heap of them does not stay on one line
+                direction = gap / distance if distance > 0 else np.array([np.cos(i + 2.4 * j), np.sin(i + 2.4 * j)])
+                step = direction * (least - distance) / 2
+                moved[i] -= step
+                moved[j] += step
+                still = False
+        if still:
+            break
+    return moved
 
 
 def _distinct(values: Sequence[Key]) -> list[Key]:

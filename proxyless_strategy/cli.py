@@ -180,6 +180,7 @@ def benchmark(
     from hardware.measure import Plan
     from proxyless_strategy import benchmark as bench
 
+    bench.check_out(out)
     measured = bench.run_benchmark(
         models or bench.DEFAULT_MODELS,
         backends=backends or bench.BACKENDS,

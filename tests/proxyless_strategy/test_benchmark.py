@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -25,6 +26,7 @@ from proxyless_strategy.benchmark import (
     run_benchmark,
     settle,
     source_of,
+    spread_out,
 )
 from proxyless_strategy.export import export_folder
 
@@ -300,6 +302,28 @@ def test_a_stray_argument_is_refused(tmp_path, stray):
     with pytest.raises(SystemExit) as status:
         cli.main(["benchmark", "--out", str(tmp_path), *stray])
     assert status.value.code == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as status:
+        cli.main(["benchmark", "--out", str(tmp_path / "file" / "out")])
+    assert status.value.code == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_badges_part_until_they_touch_and_others_stay():
+    points = np.array([[0.0, 0.0], [6.0, 0.0], [100.0, 0.0], [100.0, 11.0]])
+    np.testing.assert_allclose(spread_out(points, least=10), [[-2, 0], [8, 0], [100, 0], [100, 11]])
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_a_heap_of_badges_is_spread_out(count):
+    spread = spread_out(np.zeros((count, 2)), least=10)
+    distances = np.hypot(*(spread[:, None] - spread).T) + 1e9 * np.eye(count)
+    assert distances.min() >= 10 * (1 - 1e-6)
+    assert np.abs(spread).max() < 10 * count
 
 
 @pytest.mark.parametrize("top1", [None, 72.0])
