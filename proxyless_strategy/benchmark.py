@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import difflib
 import io
-import itertools
 import json
 import os
 import random
@@ -38,6 +37,7 @@ from hardware.files import write_atomically
 from hardware.measure import Measurement, Plan, measuring_lock
 
 from .export import CONFIG, export_onnx, load_exported, model_summary
+from .report.pictures import Badge, draw_badges
 
 Key = TypeVar("Key")
 
@@ -526,7 +526,7 @@ def draw(benchmark: Benchmark) -> bytes:
     )
     known = [row.accuracy.top1 for row in benchmark.rows if row.accuracy]
     floor = (min(known) - 1.0) if known else 0.0
-    drawn: list[tuple[Any, list[tuple[str, float, float, str, str]]]] = []
+    drawn: list[tuple[Any, list[Badge]]] = []
     ranked = sorted(benchmark.rows, key=lambda row: -(row.accuracy.top1 if row.accuracy else 0.0))
     for (i, backend), (j, batch) in (
         (a, b) for a in enumerate(benchmark.backends) for b in enumerate(benchmark.batches)
@@ -568,66 +568,11 @@ def draw(benchmark: Benchmark) -> bytes:
     figure.canvas.draw()  # only now is known where anything lies in pixels
     figure.set_layout_engine("none")
     for panel, marks in drawn:
-        _draw_numbers(panel, marks)
+        draw_badges(panel, marks)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _draw_numbers(panel: Any, marks: Sequence[tuple[str, float, float, str, str]]) -> None:
-    """Numbered badges at their points, or beside them with a line to the point where they would lie on one another."""
-    if not marks:
-        return
-    panel.autoscale(False)
-    size = 15.0  # points
-    truth = panel.transData.transform([(x, y) for _, x, y, _, _ in marks])
-    spread = spread_out(truth, least=1.05 * size * panel.figure.dpi / 72)
-    places = panel.transData.inverted().transform(spread)
-    for (text, x, y, colour, marker), (left, top) in zip(marks, places, strict=True):
-        panel.plot([x, left], [y, top], color=colour, linewidth=1, zorder=3)
-        panel.plot(left, top, marker=marker, markersize=size, color=colour, markeredgecolor="white", zorder=4)
-        panel.annotate(
-            text,
-            (left, top),
-            color="white",
-            fontsize=8,
-            fontweight="bold",
-            ha="center",
-            va="center_baseline",
-            zorder=5,
-        )
-
-
-def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
-    """Moves points that are closer than `least` apart, each pair by equal and opposite steps; others stay.
-
-    Args:
-        points: `P x 2`.
-        least: Distance that any two points shall have.
-        rounds: Most rounds over all pairs.
-
-    Returns:
-        `P x 2`, with every distance at least `least` unless the rounds ran out.
-    """
-    import numpy as np
-
-    moved = np.array(points, dtype=float)
-    for _ in range(rounds):
-        still = True
-        for i, j in itertools.combinations(range(len(moved)), 2):
-            gap = moved[j] - moved[i]
-            distance = float(np.hypot(*gap))
-            if distance < least * (1 - 1e-9):
-                # equal points part along a direction of their own, so that a heap of them does not stay on one line
-                direction = gap / distance if distance > 0 else np.array([np.cos(i + 2.4 * j), np.sin(i + 2.4 * j)])
-                step = direction * (least - distance) / 2
-                moved[i] -= step
-                moved[j] += step
-                still = False
-        if still:
-            break
-    return moved
 
 
 def _distinct(values: Sequence[Key]) -> list[Key]:

@@ -50,7 +50,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 img { max-width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; }
 th.text, td.text { text-align: left; }
 tbody tr:hover { background: #f2f6fb; }
@@ -140,7 +140,7 @@ def _results(searches: Sequence[FinishedSearch], left_out: Sequence[Path]) -> st
     head = "".join(f"<th>{name}</th>" for _, name in columns)
     lines = []
     for number, (search, cells) in enumerate(zip(searches, shown, strict=True), start=1):
-        name = f'<a class="badge" href="#search{number}">{number}</a>{escape(search.name)}'
+        name = f'<a class="badge" href="#search{number}">{number}</a>{escape(search.kind)}'
         rest = "".join(f"<td>{cells[key] or '&ndash;'}</td>" for key, _ in columns)
         lines.append(f'<tr><td class="text">{name}</td>{rest}</tr>')
     parts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ OTHER = "#8a8a8a"
 MOST_LABELLED_EDGES = 32
 """Above it edges are drawn without their labels."""
 SUFFIXES = (".png", ".svg", ".pdf")
+
+Badge = tuple[str, float, float, str, str]
+"""Text, x, y, colour and marker of a numbered point."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class FinishedSearch:
     probabilities: dict[str, dict[str, float]]
     row: dict[str, Any]
     settings: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Its rule, and its hardware where that has a name."""
+        return ", ".join(filter(None, (self.settings["rule"], self.settings["hardware"].get("name"))))
 
     @property
     def is_measured(self) -> bool:
@@ -242,13 +251,16 @@ def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") 
         1, len(groups), figsize=(max(5.5, 3.8 * len(groups)), 3.6), layout="constrained", squeeze=False, sharey=True
     )
     rules = list(dict.fromkeys(str(search.settings["rule"]) for search in searches))
+    drawn: list[tuple[Any, list[Badge]]] = []
     palette = dict(zip(rules, ("#d1495b", "#30638e", "#54a24b", "#f58518"), strict=False))
     for panel, ((hardware, unit), points) in zip(axes[0], groups.items(), strict=True):
-        for number, search, cost in points:
-            colour = palette.get(str(search.settings["rule"]), OTHER)
-            y = 100 * search.row["accuracy"]
-            panel.plot(cost, y, "o", markersize=15, color=colour, markeredgecolor="white")
-            panel.annotate(str(number), (cost, y), color="white", fontsize=8, weight="bold", ha="center", va="center")
+        marks = [
+            (str(number), cost, 100 * search.row["accuracy"], palette.get(str(search.settings["rule"]), OTHER), "o")
+            for number, search, cost in points
+        ]
+        for _, x, y, colour, marker in marks:
+            panel.plot(x, y, marker=marker, markersize=5, color=colour, linestyle="none")
+        drawn.append((panel, marks))
         panel.margins(0.18)
         panel.grid(alpha=0.25)
         panel.set_xlabel(unit, fontsize=9)
@@ -256,7 +268,69 @@ def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") 
     axes[0][0].set_ylabel("test accuracy, %", fontsize=9)
     handles = [plt.Line2D([], [], marker="o", linestyle="none", color=palette[rule], label=rule) for rule in palette]
     axes[0][-1].legend(handles=handles, fontsize=8)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    for panel, marks in drawn:
+        draw_badges(panel, marks)
     return _bytes(figure, kind)
+
+
+def draw_badges(panel: Any, marks: Sequence[Badge]) -> None:
+    """Numbered badges at their points, or beside them with a line to the point where they would lie on one another.
+
+    Where anything lies in pixels must be settled: draw the canvas, then switch the layout engine off.
+    """
+    if not marks:
+        return
+    panel.autoscale(False)
+    size = 15.0  # points
+    truth = panel.transData.transform([(x, y) for _, x, y, _, _ in marks])
+    spread = spread_out(truth, least=1.05 * size * panel.figure.dpi / 72)
+    places = panel.transData.inverted().transform(spread)
+    for (text, x, y, colour, marker), (left, top) in zip(marks, places, strict=True):
+        panel.plot([x, left], [y, top], color=colour, linewidth=1, zorder=3)
+        panel.plot(left, top, marker=marker, markersize=size, color=colour, markeredgecolor="white", zorder=4)
+        panel.annotate(
+            text,
+            (left, top),
+            color="white",
+            fontsize=8,
+            fontweight="bold",
+            ha="center",
+            va="center_baseline",
+            zorder=5,
+        )
+
+
+def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
+    """Moves points that are closer than `least` apart, each pair by equal and opposite steps; others stay.
+
+    Args:
+        points: `P x 2`.
+        least: Distance that any two points shall have.
+        rounds: Most rounds over all pairs.
+
+    Returns:
+        `P x 2`, with every distance at least `least` unless the rounds ran out.
+    """
+    import numpy as np
+
+    moved = np.array(points, dtype=float)
+    for _ in range(rounds):
+        still = True
+        for i, j in itertools.combinations(range(len(moved)), 2):
+            gap = moved[j] - moved[i]
+            distance = float(np.hypot(*gap))
+            if distance < least * (1 - 1e-9):
+                # equal points part along a direction of their own, so that a heap of them does not stay on one line
+                direction = gap / distance if distance > 0 else np.array([np.cos(i + 2.4 * j), np.sin(i + 2.4 * j)])
+                step = direction * (least - distance) / 2
+                moved[i] -= step
+                moved[j] += step
+                still = False
+        if still:
+            break
+    return moved
 
 
 def _draw_subnets(axes: Any, searches: Sequence[FinishedSearch]) -> None:

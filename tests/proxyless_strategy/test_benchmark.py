@@ -26,9 +26,9 @@ from proxyless_strategy.benchmark import (
     run_benchmark,
     settle,
     source_of,
-    spread_out,
 )
 from proxyless_strategy.export import export_folder
+from proxyless_strategy.report.pictures import spread_out
 
 QUICK = Plan(rounds=2, minimum_rounds=1, seconds=0.0)
 TINY = {
