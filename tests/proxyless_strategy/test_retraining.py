@@ -98,6 +98,7 @@ def test_the_cifar_recipe_is_the_papers() -> None:
     recipe = load_recipe("cifar")
     expected = {"augment": "crop_flip", "epochs": 300, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1}
     expected |= {"momentum": 0.9, "weight_decay": 1e-4, "scheduler": "cosine", "label_smoothing": 0.0}
+    expected |= {"cutout": 16}
     assert {name: getattr(recipe, name) for name in expected} == expected
 
 
