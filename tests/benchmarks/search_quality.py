@@ -1,0 +1,588 @@
+"""Does the search find better subnets than chance, than NNI's own strategies, than hand-made ones?
+
+Every method chooses a subnet of the enumerated space (`tests/benchmarks/enumerated_truth.py`) within a latency target,
+and is judged by what that subnet reaches when it is trained stand-alone. All methods that search have the same budget:
+CPU seconds of one process on one thread, as this machine may be busy with something else; each one's epochs follow from
+what its own epoch takes here. NNI's strategies know no target (their latency penalty has no gradient), so one run of
+theirs stands for all targets, and they export what they export.
+
+A subnet's regret is the held-out accuracy, in points, that the best subnet within the target has over it. The best one
+is chosen on one half of the training seeds and the regret is read off the other half, both ways round. A subnet over
+the target has no regret; it is a violation.
+
+    .venv/bin/python -m tests.benchmarks.search_quality --data ROOT [--quick] [--jobs 2] [--seeds 10] [--out FILE]
+    .venv/bin/python -m tests.benchmarks.search_quality --table       prints the README's table of the committed result
+    .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+import warnings
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from hardware.files import write_atomically
+from proxyless_strategy.config import SearchSettings
+
+from .enumerated_truth import ARCHITECTURE, DATA, SPACE, TRUTH, WEIGHTS, data, latency_model, name_of, subnets, train
+
+RESULT = DATA / "search_quality.json"
+ABLATION = DATA / "search_quality_ablation.json"
+FRACTIONS = (0.25, 0.5, 0.75)
+BUDGET = 6
+"""Stand-alone trainings that a search's CPU time would pay for."""
+BATCH = 128
+WARMUP_SHARE = 0.35
+UNIFORM = ("3x3_e3", "3x3_e6", "5x5_e6")
+RULES = ("gradient", "reinforce")
+STOCK = ("nni_proxyless", "nni_darts")
+RANKED = 60
+"""Subnets whose inherited-weight accuracy is compared with the truth."""
+
+
+# ---- the truth -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What every subnet reaches.
+
+    Attributes:
+        halves: Mean held-out accuracy in 0..1 over each half of a subnet's seeds (even ones, odd ones), by name.
+        single: Held-out accuracy with each of the first two seeds, by name.
+        ms: Latency by the table.
+        macs: Multiply-accumulates.
+        noise: Seed-to-seed standard deviation of an accuracy.
+    """
+
+    halves: dict[str, tuple[float, float]]
+    single: dict[str, tuple[float, float]]
+    ms: dict[str, float]
+    macs: dict[str, float]
+    noise: float
+
+    @classmethod
+    def load(cls, path: Path) -> Truth:
+        """Read what `enumerated_truth` wrote."""
+        record = json.loads(path.read_text())
+        halves, single = {}, {}
+        for name, row in record["rows"].items():
+            values = [row["accuracies"][seed] for seed in sorted(row["accuracies"], key=int)]
+            if len(values) < 2:
+                raise SystemExit(f"{path} has fewer than two trainings of {name}; let enumerated_truth finish")
+            halves[name] = (statistics.fmean(values[0::2]), statistics.fmean(values[1::2]))
+            single[name] = (values[0], values[1])
+        rows = record["rows"]
+        return cls(
+            halves,
+            single,
+            {name: row["table_ms"] for name, row in rows.items()},
+            {name: row["macs"] for name, row in rows.items()},
+            record["noise"],
+        )
+
+    def feasible(self, target: float) -> list[str]:
+        """Subnets within a target."""
+        return [name for name, ms in self.ms.items() if ms <= target * (1 + 1e-9)]
+
+    def mean(self, name: str) -> float:
+        """Mean accuracy over both halves."""
+        return statistics.fmean(self.halves[name])
+
+    def regret(self, name: str, target: float, *, judged_by: int | None = None) -> float | None:
+        """Points of accuracy that the best subnet within the target has over this one; None where it is over it.
+
+        Args:
+            name: The subnet.
+            target: Latency target in ms.
+            judged_by: Half of the seeds that judges; None: both ways round, averaged.
+        """
+        allowed = self.feasible(target)
+        if name not in allowed:
+            return None
+        found = []
+        for judge in (0, 1) if judged_by is None else (judged_by,):
+            best = max(allowed, key=lambda other: self.halves[other][1 - judge])
+            found.append(100 * (self.halves[best][judge] - self.halves[name][judge]))
+        return statistics.fmean(found)
+
+    def beats_random(self, name: str, target: float, *, judged_by: int | None = None) -> float:
+        """Probability that this subnet is more accurate than another one drawn within the target; a tie counts half.
+
+        Args:
+            name: The subnet.
+            target: Latency target in ms.
+            judged_by: Half of the seeds that judges; None: all.
+        """
+
+        def accuracy(subnet: str) -> float:
+            return self.mean(subnet) if judged_by is None else self.halves[subnet][judged_by]
+
+        mine = accuracy(name)
+        others = np.array([accuracy(other) for other in self.feasible(target) if other != name])
+        if not len(others):
+            return 0.5
+        return float((others < mine).mean() + 0.5 * (others == mine).mean())
+
+
+def bootstrap(groups: list[list[float]], *, seed: int = 0, draws: int = 10_000) -> list[float]:
+    """95 % percentile interval of the mean, drawing whole groups, as runs of one seed are not independent."""
+    generator = np.random.default_rng(seed)
+    sums, counts = (np.array([f(group) for group in groups], dtype=float) for f in (sum, len))
+    drawn = generator.integers(len(groups), size=(draws, len(groups)))
+    return [round(float(v), 3) for v in np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])]
+
+
+def judged(truth: Truth, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A method's figures over its runs, each with `subnet` and `target_ms`.
+
+    Regrets are in points of accuracy, over the runs within their target.
+    """
+    groups: dict[Any, list[float]] = {}
+    beats, close = [], 0
+    for number, run in enumerate(runs):
+        judge = run.get("judged_by")
+        regret = truth.regret(run["subnet"], run["target_ms"], judged_by=judge)
+        if regret is None:
+            continue
+        groups.setdefault(run.get("seed", f"run {number}"), []).append(regret)
+        beats.append(truth.beats_random(run["subnet"], run["target_ms"], judged_by=judge))
+        close += regret <= 100 * truth.noise
+    within = [regret for group in groups.values() for regret in group]
+    return {
+        "runs": len(runs),
+        "runs_within_target": len(within),
+        "regret_mean": round(statistics.fmean(within), 3) if within else None,
+        "ci": bootstrap(list(groups.values())) if within else None,
+        "within_noise": round(close / len(runs), 3),
+        "violations": round(1 - len(within) / len(runs), 3),
+        "beats_random": round(statistics.fmean(beats), 3) if beats else None,
+    }
+
+
+# ---- methods that need no search -------------------------------------------------------------------------------------
+
+
+def without_search(truth: Truth, targets: list[float], trainings: int, repeats: int = 200) -> dict[str, list[dict]]:
+    """Random search with the budget of `trainings`, the uniform nets, and the two that only ask for size."""
+    runs: dict[str, list[dict]] = {"random_search": [], "most_macs": [], "largest_latency": []}
+    generator = np.random.default_rng(0)
+    for target in targets:
+        allowed = truth.feasible(target)
+        for repeat in range(repeats):
+            drawn = generator.choice(allowed, size=min(trainings, len(allowed)), replace=False)
+            selecting = repeat % 2
+            best = str(max(drawn, key=lambda name: truth.single[name][selecting]))
+            runs["random_search"].append({"subnet": best, "target_ms": target, "judged_by": 1 - selecting})
+        for method, value in (("most_macs", truth.macs), ("largest_latency", truth.ms)):
+            runs[method].append({"subnet": max(allowed, key=lambda name: value[name]), "target_ms": target})
+        for candidate in UNIFORM:
+            subnet = " ".join([candidate] * len(SPACE.edges()))
+            runs.setdefault(f"all {candidate}", []).append({"subnet": subnet, "target_ms": target})
+    return runs
+
+
+# ---- searches --------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """CPU seconds at the end of each epoch."""
+
+    def __new__(cls) -> Any:
+        from pytorch_lightning.callbacks import Callback
+
+        class EpochClock(Callback):
+            def __init__(self) -> None:
+                self.ends: list[float] = []
+
+            def on_train_epoch_end(self, *_: Any) -> None:
+                self.ends.append(time.process_time())
+
+        return EpochClock()
+
+
+def _trainer(epochs: int, clock: Any) -> Any:
+    from nni.nas.evaluator.pytorch import Trainer
+
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+
+
+def _evaluator(root: Path, seed: int, settings: SearchSettings, trainer: Any) -> Any:
+    from nni.nas.evaluator.pytorch import Lightning
+
+    from proxyless_strategy.evaluator import ImageClassifier
+
+    images = data(root)
+    return Lightning(
+        ImageClassifier(settings),
+        trainer,
+        train_dataloaders=images.loader("weights", batch_size=BATCH, shuffle=True, drop_last=True, seed=seed),
+        val_dataloaders=images.loader("architecture", batch_size=BATCH, shuffle=True, drop_last=True, seed=seed),
+    )
+
+
+def _network(seed: int) -> Any:
+    from proxyless_strategy.loaders import isolated_seed
+
+    with isolated_seed(seed):
+        return SPACE.build(num_classes=10, in_chans=1).to(memory_format=torch.channels_last)
+
+
+def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: int, options: dict[str, Any]) -> dict:
+    """One search of ours; see `SearchSettings` for the options of the weights, `ProxylessStrategy` for the others."""
+    from proxyless_strategy.strategy import ProxylessStrategy
+
+    options = {"steps_per_update": 2, **options}
+    weights = {
+        key: options.pop(key) for key in list(options) if key in SearchSettings.model_fields and key in WEIGHTS_KEYS
+    }
+    settings = SearchSettings(
+        epochs=epochs, warmup_epochs=warmup, batch_size=BATCH, channels_last=True, **{**WEIGHTS_DEFAULTS, **weights}
+    )
+    clock = Clock()
+    strategy = ProxylessStrategy(
+        rule=rule, latency=latency_model(), target_ms=target, warmup_epochs=warmup, seed=seed, **options
+    )
+    module = strategy.search(_network(seed), _evaluator(root, seed, settings, _trainer(warmup + epochs, clock)))
+    choices = {label: str(value) for label, value in strategy.export().items()}
+    p = module.architecture.probabilities()
+    return {
+        "subnet": name_of(choices),
+        "target_ms": target,
+        "expected_ms": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
+        "entropy": float(-(p * p.clamp(min=1e-12).log()).sum(-1).mean()),
+        "ends": clock.ends,
+        "module": module,
+        "strategy": strategy,
+    }
+
+
+WEIGHTS_KEYS = ("learning_rate", "warmup_learning_rate", "weight_decay", "label_smoothing", "momentum")
+WEIGHTS_DEFAULTS: dict[str, Any] = {"learning_rate": 0.1, "label_smoothing": 0.0}
+
+
+def stock(root: Path, method: str, seed: int, epochs: int) -> dict:
+    """One search of NNI's own, as it is; it knows no latency."""
+    from nni.nas.strategy import DARTS, Proxyless
+
+    from proxyless_strategy.loaders import seed_everything
+
+    seed_everything(seed)
+    settings = SearchSettings(epochs=epochs, warmup_epochs=0, batch_size=BATCH, channels_last=True, **WEIGHTS_DEFAULTS)
+    clock = Clock()
+    strategy = {"nni_proxyless": Proxyless, "nni_darts": DARTS}[method]()
+    network = strategy.mutate_model(_network(seed))
+    evaluator = strategy.mutate_evaluator(_evaluator(root, seed, settings, _trainer(epochs, clock)))
+    evaluator.evaluate(network)
+    evaluator.module.set_model(network)
+    choices = {label: str(value) for label, value in evaluator.module.export().items()}
+    return {"subnet": name_of(choices), "ends": clock.ends}
+
+
+def kendall(root: Path, truth: Truth, seed: int, warmup: int) -> float:
+    """Kendall's tau of inherited-weight accuracy on architecture images against the truth, after uniform training."""
+    import copy
+
+    found = ours(root, "gradient", seed, max(truth.ms.values()), warmup, 2, {"steps_per_update": 10_000})
+    module, images = found["module"], data(root)
+    generator = np.random.default_rng(seed)
+    names = [str(name) for name in generator.choice(sorted(truth.ms), size=RANKED, replace=False)]
+    loader = list(images.loader("architecture", batch_size=500))[:4]
+    calibration = list(images.loader("weights", batch_size=BATCH, shuffle=True, seed=seed, drop_last=True))[:8]
+    candidates = SPACE.candidates()
+    accuracies = []
+    for name in names:
+        sample = dict(zip(candidates, name.split(), strict=True))
+        net = copy.deepcopy(module.training_module.model).freeze(sample)
+        norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        net.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for x, _ in calibration:
+                net(x.contiguous(memory_format=torch.channels_last))
+            net.eval()
+            right = sum(int((net(x).argmax(-1) == y).sum()) for x, y in loader)
+        accuracies.append(right)
+    return float(kendalltau(accuracies, [truth.mean(name) for name in names]).statistic)
+
+
+# ---- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero", "nni"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@cache
+def _truth(path: Path) -> Truth:
+    return Truth.load(path)
+
+
+def epochs_within(seconds: float, weight_epoch: float, search_epoch: float, share: float) -> tuple[int, int]:
+    """Warm-up and search epochs whose CPU time adds up to `seconds` at most.
+
+    Args:
+        seconds: The budget.
+        weight_epoch: CPU seconds of an epoch of weight steps.
+        search_epoch: CPU seconds of an epoch of weight and architecture steps.
+        share: Of the budget, for the warm-up.
+    """
+    warmup = max(1, round(share * seconds / weight_epoch))
+    # the first epoch after the warm-up takes no architecture step
+    rest = seconds - (warmup + 1) * weight_epoch
+    return warmup, max(2, 1 + int(rest / search_epoch))
+
+
+def calibrate(root: Path, method: str, options: dict[str, Any]) -> tuple[float, float]:
+    """CPU seconds of an epoch of weight steps, and of one with architecture steps too; or of one training, twice."""
+    if method == "training":
+        subnets_ = list(subnets())
+        seconds = statistics.median(
+            train(subnets_[i], root, 0)[1] for i in (len(subnets_) // 3, len(subnets_) // 2, 250)
+        )
+        return seconds, seconds
+    if method in STOCK:
+        ends = stock(root, method, 0, 3)["ends"]
+        epoch = min(np.diff(ends))
+        return float(epoch), float(epoch)
+    ends = ours(root, method, 0, middle(), 2, 3, dict(options))["ends"]
+    steps = np.diff(ends)
+    return float(min(steps[:2])), float(min(steps[2:]))
+
+
+def middle() -> float:
+    """The middle of the space's latencies in ms."""
+    model = latency_model()
+    return (model.minimum()[0] + model.maximum()[0]) / 2
+
+
+def _calibrate_job(arguments: tuple[Path, str, dict[str, Any]]) -> tuple[float, float]:
+    _quiet()
+    return calibrate(*arguments)
+
+
+def _job(job: dict[str, Any]) -> dict[str, Any]:
+    _quiet()
+    root, method = Path(job["root"]), job["method"]
+    start = time.process_time()
+    if method == "kendall":
+        return {**job, "kendall": kendall(root, _truth(Path(job["truth"])), job["seed"], job["warmup"])}
+    if method in STOCK:
+        found = stock(root, method, job["seed"], job["epochs"])
+    else:
+        found = ours(root, method, job["seed"], job["target_ms"], job["warmup"], job["epochs"], dict(job["options"]))
+    kept = {key: found[key] for key in ("subnet", "expected_ms", "entropy") if key in found}
+    return {**job, **kept, "cpu_seconds": round(time.process_time() - start, 2)}
+
+
+def key_of(job: dict[str, Any]) -> str:
+    """What makes a run the same run."""
+    parts = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "options")
+    return json.dumps({name: job.get(name) for name in parts}, sort_keys=True)
+
+
+def run_all(jobs: list[dict[str, Any]], processes: int, kept: Path) -> list[dict[str, Any]]:
+    """Run what is not kept yet, and keep every run as it ends."""
+    done = {key_of(run): run for run in json.loads(kept.read_text())} if kept.exists() else {}
+    missing = [job for job in jobs if key_of(job) not in done]
+    start = time.monotonic()
+    print(f"{len(missing)} of {len(jobs)} runs to do", flush=True)
+    if missing:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for count, run in enumerate(pool.imap_unordered(_job, missing), start=1):
+                done[key_of(run)] = run
+                write_atomically(kept, json.dumps(list(done.values())))
+                left = (time.monotonic() - start) / count * (len(missing) - count)
+                shown = {k: run.get(k) for k in ("method", "seed", "target_ms", "subnet", "kendall", "cpu_seconds")}
+                print(f"{count} of {len(missing)}, {left / 60:.1f} minutes left: {shown}", flush=True)
+    return [done[key_of(job)] for job in jobs]
+
+
+def searches(
+    root: Path,
+    truth_file: Path,
+    methods: dict[str, tuple[str, dict[str, Any], float]],
+    targets: list[float],
+    seeds: int,
+    trainings: int,
+    processes: int,
+) -> tuple[list[dict[str, Any]], float]:
+    """The runs to do, and the budget of each in CPU seconds.
+
+    The budget and every method's epochs are timed now, together, so that the machine's state counts for all alike.
+
+    Args:
+        root: Folder of the images.
+        truth_file: The truth.
+        methods: A variant's rule or strategy, options and warm-up share.
+        targets: Latency targets in ms.
+        seeds: Runs of each method and target.
+        trainings: Stand-alone trainings that the budget pays for.
+        processes: Runs at a time.
+    """
+    names = list(methods)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        timed = [(root, "training", {}), *((root, methods[n][0], methods[n][1]) for n in names)]
+        (training, _), *costs = pool.map(_calibrate_job, timed, chunksize=1)
+    seconds = trainings * training
+    jobs = []
+    for name, (weight_epoch, search_epoch) in zip(names, costs, strict=True):
+        method, options, share = methods[name]
+        common = {"root": str(root), "truth": str(truth_file), "variant": name, "method": method, "options": options}
+        for seed in range(seeds):
+            if method in STOCK:
+                jobs.append({**common, "seed": seed, "epochs": max(1, int(seconds / search_epoch))})
+                continue
+            warmup, epochs = epochs_within(seconds, weight_epoch, search_epoch, share)
+            jobs += [{**common, "seed": seed, "target_ms": t, "warmup": warmup, "epochs": epochs} for t in targets]
+    return jobs, seconds
+
+
+def figures(truth: Truth, runs: list[dict[str, Any]], targets: list[float]) -> dict[str, Any]:
+    """Figures of each variant."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["method"] in STOCK:
+            methods.setdefault(run["variant"], []).extend({**run, "target_ms": t} for t in targets)
+        elif run["method"] != "kendall":
+            methods.setdefault(run["variant"], []).append(run)
+    result = {}
+    for name, found in methods.items():
+        result[name] = judged(truth, found)
+        result[name]["cpu_seconds"] = round(statistics.median(run["cpu_seconds"] for run in found), 1)
+        epochs = [(run.get("warmup", 0), run["epochs"]) for run in found]
+        result[name]["epochs"] = f"{epochs[0][0]} + {epochs[0][1]}" if epochs[0][0] else str(epochs[0][1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="ROOT")
+    parser.add_argument("--truth", type=Path, default=TRUTH)
+    parser.add_argument("--quick", action="store_true", help="3 seeds, half the budget, the middle target only")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--variants", nargs="+", help="of the ablation")
+    parser.add_argument("--table", action="store_true", help="print the committed result as Markdown")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(markdown(json.loads(RESULT.read_text())))
+        return
+    if arguments.data is None:
+        parser.error("--data ROOT is missing: the folder of Fashion-MNIST's four idx files (see enumerated_truth)")
+    _quiet()
+    truth = Truth.load(arguments.truth)
+    low, high = min(truth.ms.values()), max(truth.ms.values())
+    fractions = FRACTIONS[1:2] if arguments.quick else FRACTIONS
+    targets = [round(low + fraction * (high - low), 6) for fraction in fractions]
+    seeds = 3 if arguments.quick else arguments.seeds
+    trainings = BUDGET // 2 if arguments.quick else BUDGET
+    if arguments.ablation:
+        chosen = arguments.variants or list(VARIANTS)
+        methods = {name: VARIANTS[name] for name in chosen}
+    else:
+        methods = {rule: (rule, {}, WARMUP_SHARE) for rule in RULES} | {name: (name, {}, 0.0) for name in STOCK}
+    out = arguments.out or (ABLATION if arguments.ablation else RESULT)
+    if arguments.quick and arguments.out is None:
+        out = Path("runs/search_quality_quick.json")
+        out.parent.mkdir(exist_ok=True)
+    jobs, seconds = searches(arguments.data, arguments.truth, methods, targets, seeds, trainings, arguments.jobs)
+    if not arguments.ablation:
+        warmup = next(job["warmup"] for job in jobs if job["variant"] == "gradient")
+        common = {"root": str(arguments.data), "truth": str(arguments.truth), "variant": "kendall", "method": "kendall"}
+        jobs += [{**common, "seed": seed, "warmup": 2 * warmup} for seed in range(1 if arguments.quick else 2)]
+    kept = out.with_suffix(".runs.json")
+    runs = run_all(jobs, arguments.jobs, kept)
+    methods_found = figures(truth, runs, targets)
+    if not arguments.ablation:
+        plain = without_search(truth, targets, trainings)
+        methods_found |= {name: judged(truth, found) for name, found in plain.items()}
+    result = {
+        "command": "python -m tests.benchmarks.search_quality --data ROOT"
+        + (" --quick" if arguments.quick else "")
+        + (" --ablation" if arguments.ablation else ""),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "budget": {"trainings": trainings, "cpu_seconds": round(seconds, 1)},
+        "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE},
+        "targets_ms": targets,
+        "seeds": seeds,
+        "noise_points": round(100 * truth.noise, 3),
+        "kendall": [round(run["kendall"], 3) for run in runs if run["method"] == "kendall"],
+        "methods": methods_found,
+        "subnets": {
+            f"{run['variant']} seed {run['seed']} target {run.get('target_ms')}": run["subnet"]
+            for run in runs
+            if run["method"] != "kendall"
+        },
+    }
+    write_atomically(out, json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "subnets"}))
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "gradient": ("gradient", {}, WARMUP_SHARE),
+    "gradient, unbiased": ("gradient", {"estimator": "unbiased"}, WARMUP_SHARE),
+    "gradient, all paths": ("gradient", {"paths": "all"}, WARMUP_SHARE),
+    "gradient, update every step": ("gradient", {"steps_per_update": 1}, WARMUP_SHARE),
+    "gradient, update every 5 steps": ("gradient", {"steps_per_update": 5}, WARMUP_SHARE),
+    "gradient, warm-up 60 %": ("gradient", {}, 0.6),
+    "gradient, no slack": ("gradient", {"slack": None}, WARMUP_SHARE),
+    "reinforce": ("reinforce", {}, WARMUP_SHARE),
+    "reinforce, update every 5 steps": ("reinforce", {"steps_per_update": 5}, WARMUP_SHARE),
+    "reinforce, warm-up 60 %": ("reinforce", {}, 0.6),
+    "reinforce, no slack": ("reinforce", {"slack": None}, WARMUP_SHARE),
+}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README's table."""
+    lines = [
+        "| method | mean regret, points | 95 % interval | within noise | over target | beats a random feasible one |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in result["methods"].items():
+        regret = "-" if row["regret_mean"] is None else f"{row['regret_mean']:.2f}"
+        interval = "-" if row["ci"] is None else f"{row['ci'][0]:.2f} to {row['ci'][1]:.2f}"
+        beats = "-" if row["beats_random"] is None else f"{row['beats_random']:.2f}"
+        lines.append(
+            f"| {name} | {regret} | {interval} | {row['within_noise']:.0%} | {row['violations']:.0%} | {beats} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
