@@ -35,6 +35,7 @@ from torch.utils.data import TensorDataset
 from hardware.files import write_atomically
 from hardware.measure import build_table
 from hardware.model import LatencyModel
+from hardware.primitives import macs
 from hardware.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data import ImageData, load_data
@@ -183,13 +184,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TRUTH)
     parser.add_argument("--table", type=Path, default=TABLE)
     arguments = parser.parse_args()
+    for path in (arguments.out, arguments.table):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.table.exists():
         measure_table(arguments.table)
     latency = latency_model(arguments.table)
     rows: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else {}
     costs = SPACE.costs(INPUT_SIZE, num_classes=10, in_chans=1)
-    from hardware.primitives import macs
-
     for subnet in subnets():
         choices = dict(subnet.choices)
         row = rows.setdefault(name_of(choices), {"accuracies": {}})
