@@ -189,7 +189,7 @@ def test_pictures_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [{"name": "digits", "draw": DRAW}, {"name": "imagefolder", "draw": DRAW}])
 def test_drawing_needs_an_imagefolder_and_its_root(data: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match=r"data.draw makes an imagefolder at data.root"):
+    with pytest.raises(ConfigError, match=r"data.draw makes an imagefolder or torchvision:CIFAR10 at data.root"):
         parse_config({"data": data})
 
 
