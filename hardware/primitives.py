@@ -91,8 +91,20 @@ class BatchNorm:
         return 0
 
 
+class _Weightless:
+    """What primitives without parameters share: no multiply-accumulates, and by default an output like the input."""
+
+    params = 0
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
-class Pool:
+class Pool(_Weightless):
     """Average or maximum pooling, padded cells not counted."""
 
     kernel: int
@@ -100,84 +112,45 @@ class Pool:
     maximum: bool = False
     padding: int = 0
 
-    params = 0
-
     def output(self, shape: Shape) -> Shape:
         return (shape[0], *((s + 2 * self.padding - self.kernel) // self.stride + 1 for s in shape[1:]))
 
-    def macs(self, shape: Shape) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class ChannelShuffle:
+class ChannelShuffle(_Weightless):
     """Channels of `groups` groups interleaved."""
 
     groups: int
 
-    params = 0
-
-    def output(self, shape: Shape) -> Shape:
-        return shape
-
-    def macs(self, shape: Shape) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class Add:
+class Add(_Weightless):
     """The operator's own input added to what its primitives have made of it so far."""
 
-    params = 0
-
-    def output(self, shape: Shape) -> Shape:
-        return shape
-
-    def macs(self, shape: Shape) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class AddMap:
+class AddMap(_Weightless):
     """A feature map from elsewhere in the network added: in a chain, a constant one of the same size."""
 
     channels: int
     height: int
     width: int
 
-    params = 0
-
-    def output(self, shape: Shape) -> Shape:
-        return shape
-
-    def macs(self, shape: Shape) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class SumHalves:
+class SumHalves(_Weightless):
     """The first half of the channels added to the second."""
-
-    params = 0
 
     def output(self, shape: Shape) -> Shape:
         return (shape[0] // 2, *shape[1:])
 
-    def macs(self, shape: Shape) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
-class GlobalAvgPool:
+class GlobalAvgPool(_Weightless):
     """Mean over height and width: `C x H x W` to `C`."""
-
-    params = 0
 
     def output(self, shape: Shape) -> Shape:
         return shape[:1]
-
-    def macs(self, shape: Shape) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
