@@ -315,7 +315,7 @@ def parse_config(values: dict[str, Any], *, source: str = "the search config") -
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_sentence(error)}") from error
+        raise ConfigError(f"{source}: {validation_sentence(error, SearchConfig)}") from error
 
 
 def _leaves(settings: dict[str, Any], *parents: str) -> Iterator[tuple[str, Any]]:
@@ -342,12 +342,13 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
     node[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
+    """What pydantic found wrong with settings of a schema, in one sentence that names each key and value."""
     parts = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r} ({_known_keys(item['loc'])})")
+            parts.append(f"unknown key {where!r} ({_known_keys(item['loc'], schema)})")
         elif where:
             parts.append(f"{where} = {item['input']!r}: {item['msg']}")
         else:
@@ -355,8 +356,8 @@ def _sentence(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    section: Any = SearchConfig
+def _known_keys(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
+    section: Any = schema
     parts = location[:1] + location[2:] if location[0] == "platforms" else location
     for part in parts[:-1]:
         field = section.model_fields.get(str(part))

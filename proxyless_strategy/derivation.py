@@ -15,6 +15,8 @@ from hardware.errors import TargetError
 
 from .architecture import Edge
 
+SLACK = 0.02
+"""Share of a budget that a subnet derived for it may leave unused, unless told otherwise."""
 _LOG_FLOOR = -700.0
 
 

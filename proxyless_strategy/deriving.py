@@ -20,11 +20,8 @@ from search_spaces import Subnet, get_space
 
 from .architecture import Edge
 from .config import SearchConfig, parse_config
-from .derivation import Derived, Deriver
+from .derivation import SLACK, Derived, Deriver
 from .retraining import MODEL, read_export
-
-SLACK = 0.02
-"""Share of the budget that the subnet may leave unused, as in a search."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
-from .config import DataConfig, RetrainSettings
+from .config import DataConfig, RetrainSettings, validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")
 MODEL, CHECKPOINT = "model", "retrain.ckpt"
@@ -67,18 +67,7 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     try:
         return Recipe.model_validate({**values, **(overrides or {})})
     except ValidationError as error:
-        raise ConfigError(f"the recipe {recipe}: {_sentence(error)}") from error
-
-
-def _sentence(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r} (known keys: {', '.join(sorted(Recipe.model_fields))})")
-        else:
-            parts.append(f"{where} = {item['input']!r}: {item['msg']}")
-    return "; ".join(parts)
+        raise ConfigError(f"the recipe {recipe}: {validation_sentence(error, Recipe)}") from error
 
 
 def read_export(folder: Path) -> dict[str, Any]:

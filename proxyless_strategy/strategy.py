@@ -17,7 +17,7 @@ from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
 
 from .architecture import ArchitectureParameters
-from .derivation import Derived, Deriver
+from .derivation import SLACK, Derived, Deriver
 from .gates import Estimator
 from .loaders import ArchitectureBatches, SeededLoader
 from .objectives import make_objective
@@ -73,7 +73,7 @@ class ProxylessStrategy(OneShotStrategy):
         target: float | None = None,
         objective: str = "target",
         objective_options: dict[str, float] | None = None,
-        slack: float | None = 0.02,
+        slack: float | None = SLACK,
         warmup_epochs: int = 0,
         steps_per_update: int = 5,
         estimator: Estimator = "paper",

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.callbacks import Callback
 from scipy.stats import kendalltau
 
 from hardware.files import write_atomically
@@ -200,20 +201,14 @@ def without_search(truth: Truth, targets: list[float], trainings: int, repeats: 
 # ---- searches --------------------------------------------------------------------------------------------------------
 
 
-class Clock:
+class Clock(Callback):
     """CPU seconds at the end of each epoch."""
 
-    def __new__(cls) -> Any:
-        from pytorch_lightning.callbacks import Callback
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
-        class EpochClock(Callback):
-            def __init__(self) -> None:
-                self.ends: list[float] = []
-
-            def on_train_epoch_end(self, *_: Any) -> None:
-                self.ends.append(time.process_time())
-
-        return EpochClock()
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.ends.append(time.process_time())
 
 
 def _trainer(epochs: int, clock: Any) -> Any:
