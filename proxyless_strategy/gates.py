@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Estimator = Literal["paper", "unbiased"]
+WarmupPaths = Literal["uniform", "fair"]
 
 
 class Phase(enum.IntEnum):
@@ -87,6 +88,30 @@ def sample_paths(alpha: Tensor, mask: Tensor, u: Tensor) -> Tensor:
         Candidate indices, `L`.
     """
     return (logits(alpha, mask) + _gumbel(u)).argmax(-1)
+
+
+def fair_paths(seed: int, phase: Phase, step: int, mask: Tensor) -> Tensor:
+    """One candidate per edge, such that an edge of `n` candidates runs each of them once in every `n` steps.
+
+    Edges are shuffled independently, anew for each round, so that each step's path is uniform over all subnets
+    (FairNAS, arXiv 1907.01845, with one weight step for each path).
+
+    Args:
+        seed: The search's seed.
+        phase: What the path is for.
+        step: That phase's own counter.
+        mask: `L x N`.
+
+    Returns:
+        Candidate indices, `L`.
+    """
+    counts = mask.sum(-1)
+    paths = torch.zeros_like(counts)
+    for count in set(counts.tolist()):
+        key = uniforms(seed, phase, step // count, tuple(mask.shape), sample=count)
+        order = key.masked_fill(~mask, math.inf).argsort(-1)
+        paths = torch.where(counts == count, order[:, step % count], paths)
+    return paths
 
 
 @dataclass(frozen=True)

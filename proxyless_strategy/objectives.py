@@ -256,6 +256,26 @@ class MovingBaseline:
         self.value = state["value"]
 
 
+class LeaveOneOutBaseline:
+    """For each sample the mean reward of the *other* samples of its step.
+
+    All samples of a step see the same batch: what that batch is worth to all of them drops out, where a moving average
+    leaves it in. A sample's baseline does not depend on the sample, so that the gradient stays unbiased.
+    """
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """`R_j - mean of the others` for each of `M` rewards: `(R_j - mean) M / (M - 1)`."""
+        count = rewards.numel()
+        return (rewards - rewards.mean()) * (count / (count - 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
 _LOSSES = {"target": TargetController, "add_linear": AddLinear, "mul_log": MulLog, "expected": Expected}
 _REWARDS = {"target": TargetController, "paper": PaperReward, "absolute": AbsoluteReward, "hard": HardReward}
 

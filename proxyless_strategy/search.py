@@ -515,6 +515,8 @@ def _search(
         estimator=settings.estimator,
         paths=settings.paths,
         samples=settings.samples,
+        baseline=settings.baseline,
+        warmup_paths=settings.warmup_paths,
         learning_rate=settings.architecture_rate(config.rule),
         seed=config.seed,
     )

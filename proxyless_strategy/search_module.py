@@ -56,6 +56,7 @@ class SearchModule(BaseOneShotLightningModule):
         problem: What the update works on; its `reduce` is set here.
         update: The rule.
         warmup_epochs: Epochs of uniform paths with alpha untouched.
+        warmup_paths: How these are drawn: independently, or each candidate equally often.
         steps_per_update: Weight steps between two architecture steps.
         learning_rate: Adam's rate for alpha; None derives it from the planned number of steps.
         gradient_clip_val: Clips the weights' gradients.
@@ -76,6 +77,7 @@ class SearchModule(BaseOneShotLightningModule):
         problem: Problem,
         update: GradientUpdate | ReinforceUpdate,
         warmup_epochs: int,
+        warmup_paths: gates.WarmupPaths,
         steps_per_update: int,
         learning_rate: float | None,
         gradient_clip_val: float | None,
@@ -92,6 +94,7 @@ class SearchModule(BaseOneShotLightningModule):
         self.problem = problem
         self.update = update
         self.warmup_epochs = warmup_epochs
+        self.warmup_paths = warmup_paths
         self.steps_per_update = steps_per_update
         self.learning_rate = learning_rate
         self.gradient_clip_val = gradient_clip_val
@@ -187,6 +190,8 @@ class SearchModule(BaseOneShotLightningModule):
         shape = tuple(self.architecture.alpha.shape)
         mask = self.architecture.host_mask
         if self._in_warmup():
+            if self.warmup_paths == "fair":
+                return gates.fair_paths(self.problem.seed, gates.Phase.WARMUP, self.counters["warmup"], mask).tolist()
             u = gates.uniforms(self.problem.seed, gates.Phase.WARMUP, self.counters["warmup"], shape)
             return gates.sample_paths(torch.zeros(shape, dtype=torch.float64), mask, u).tolist()
         counter = self.counters["weights"] - self.counters["warmup"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
@@ -16,6 +16,7 @@ from nni.nas.space import RawFormatModelSpace
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
 
+from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import SLACK, Derived, Deriver
 from .gates import Estimator
@@ -24,7 +25,7 @@ from .objectives import make_objective
 from .processes import prepare
 from .search_module import SearchModule
 from .supernet import Supernet, check_mutables, refuse
-from .updates import GradientUpdate, Problem, ReinforceUpdate
+from .updates import Baseline, GradientUpdate, Problem, ReinforceUpdate
 
 
 class ProxylessStrategy(OneShotStrategy):
@@ -50,7 +51,9 @@ class ProxylessStrategy(OneShotStrategy):
         estimator: `paper` or `unbiased`, see `gates.pair_weight` (gradient rule).
         paths: `two`, or `all` (gradient rule).
         samples: Subnets per step (REINFORCE).
-        baseline_decay: Decay of the reward's moving baseline (REINFORCE).
+        baseline: What rewards are held against, `moving` or `leave_one_out` (REINFORCE).
+        baseline_decay: Decay of the moving baseline (REINFORCE).
+        warmup_paths: How the warm-up draws its paths: `uniform`, or `fair`, see `gates.fair_paths`.
         learning_rate: Adam's rate for alpha; None derives it from the planned number of architecture steps.
         gradient_clip_val: Clips the weights' gradients (the Trainer's own option is not available to a search).
         gradient_clip_algorithm: `norm` or `value`.
@@ -79,7 +82,9 @@ class ProxylessStrategy(OneShotStrategy):
         estimator: Estimator = "paper",
         paths: Literal["two", "all"] = "two",
         samples: int = 10,
+        baseline: Baseline = "moving",
         baseline_decay: float = 0.9,
+        warmup_paths: gates.WarmupPaths = "uniform",
         learning_rate: float | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
@@ -94,6 +99,8 @@ class ProxylessStrategy(OneShotStrategy):
             ("rule", rule, ("gradient", "reinforce")),
             ("estimator", estimator, ("paper", "unbiased")),
             ("paths", paths, ("two", "all")),
+            ("baseline", baseline, get_args(Baseline)),
+            ("warmup_paths", warmup_paths, get_args(gates.WarmupPaths)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} = {value!r}; it must be one of {', '.join(allowed)}")
@@ -122,7 +129,9 @@ class ProxylessStrategy(OneShotStrategy):
         self.estimator: Estimator = estimator
         self.paths: Literal["two", "all"] = paths
         self.samples = samples
+        self.baseline: Baseline = baseline
         self.baseline_decay = baseline_decay
+        self.warmup_paths: gates.WarmupPaths = warmup_paths
         self.learning_rate = learning_rate
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
@@ -221,7 +230,7 @@ class ProxylessStrategy(OneShotStrategy):
         update = (
             GradientUpdate(estimator=self.estimator, paths=self.paths)
             if self.rule == "gradient"
-            else ReinforceUpdate(samples=self.samples, baseline_decay=self.baseline_decay)
+            else ReinforceUpdate(samples=self.samples, baseline=self.baseline, baseline_decay=self.baseline_decay)
         )
         problem = Problem(self.paths_of_space, self.architecture, costs, fixed, objective, self.seed)
         self._module = SearchModule(
@@ -231,6 +240,7 @@ class ProxylessStrategy(OneShotStrategy):
             problem=problem,
             update=update,
             warmup_epochs=self.warmup_epochs,
+            warmup_paths=self.warmup_paths,
             steps_per_update=self.steps_per_update,
             learning_rate=self.learning_rate,
             gradient_clip_val=self.gradient_clip_val,

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from . import gates
 from .architecture import ArchitectureParameters
-from .objectives import MovingBaseline
+from .objectives import LeaveOneOutBaseline, MovingBaseline
 from .supernet import Supernet
+
+Baseline = Literal["leave_one_out", "moving"]
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,15 @@ class ReinforceUpdate:
 
     Args:
         samples: Subnets per step, `M`.
-        baseline_decay: See `MovingBaseline`.
+        baseline: `moving` (the paper's) or `leave_one_out`, see `MovingBaseline` and `LeaveOneOutBaseline`.
+        baseline_decay: Decay of the moving one.
     """
 
     metric = "accuracy"
 
-    def __init__(self, *, samples: int = 10, baseline_decay: float = 0.9):
+    def __init__(self, *, samples: int = 10, baseline: Baseline = "moving", baseline_decay: float = 0.9):
         self.samples = samples
-        self.baseline = MovingBaseline(baseline_decay)
+        self.baseline = LeaveOneOutBaseline() if baseline == "leave_one_out" else MovingBaseline(baseline_decay)
 
     def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
         """See `Update.compute`."""

@@ -7,7 +7,9 @@ order, and compared pair by pair:
 
 - `weight`: a whole weight step (draw, run, optimise) over the stand-alone network's step, less 1;
 - `gradient`, `reinforce`: an architecture step; its own passes are those of the stand-alone network, and of each
-  measured candidate once more (gradient), or the sampled networks' forward passes (reinforce), timed beside it.
+  measured candidate once more (gradient), or the sampled networks' forward passes (reinforce), timed beside it;
+- `gradient beside its products`: the same over those passes and the rule's own arithmetic, `<dL/dy, o_a - o_b>` of each
+  edge, in the fewest operations that compute it: what is left is drawing, gating, hooks and alpha's step.
 
 The Fashion-MNIST rows are those of the last committed run, with its date and machine:
 
@@ -165,28 +167,46 @@ def run_fashion_mnist(root: Path) -> dict[str, Any]:
     }
 
 
+class Product(torch.autograd.Function):
+    """Passes `o_a` on and computes `<dL/dy, o_a - o_b>`, which it drops."""
+
+    @staticmethod
+    def forward(ctx: Any, active: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        ctx.difference = active - other
+        return active.view_as(active)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        torch.dot(gradients[0].reshape(-1), ctx.difference.reshape(-1))
+        return gradients[0], None
+
+
 class Pair(nn.Module):
     """An edge as an architecture step computes it: one candidate with its graph, another one for its output alone."""
 
-    def __init__(self, active: str, other: str, width: int):
+    def __init__(self, active: str, other: str, width: int, products: bool):
         super().__init__()
         self.active, self.other = candidate(active, width), candidate(other, width)
+        self.products = products
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.active(x)
         with torch.no_grad():
-            self.other(x)
-        return self.active(x)
+            other = self.other(x)
+        return Product.apply(output, other) if self.products else output
 
 
 class PairNet(nn.Module):
     """The network's and the candidates' own part of an architecture step, without any search machinery."""
 
-    def __init__(self, space: TreeCellDeclaration, active: dict[str, str], other: dict[str, str]):
+    def __init__(
+        self, space: TreeCellDeclaration, active: dict[str, str], other: dict[str, str], *, products: bool = False
+    ):
         super().__init__()
         fields = ("blocks", "stem_width", "alpha", "bottleneck", "cell_depth")
         assemble(
             self,
-            lambda label, width: Pair(active[label], other[label], width),
+            lambda label, width: Pair(active[label], other[label], width, products),
             **{name: getattr(space, name) for name in fields},
             num_classes=10,
             in_chans=3,
@@ -274,7 +294,8 @@ class Steps:
             gates.uniforms(self.problem.seed, gates.Phase.PAIR, number, shape),
             gates.uniforms(self.problem.seed, gates.Phase.ACTIVE, number, shape[:1]),
         )
-        paired = PairNet(self.space, self.named(pairs.active), self.named(pairs.second))
+        named = self.named(pairs.active), self.named(pairs.second)
+        paired, compared = PairNet(self.space, *named), PairNet(self.space, *named, products=True)
         sampled = []
         for index in range(self.rules["reinforce"].samples):
             u = gates.uniforms(self.problem.seed, gates.Phase.REINFORCE, number, shape, sample=index)
@@ -297,6 +318,7 @@ class Steps:
             "weight alone": train,
             "gradient": lambda: self.architecture_step("gradient", number),
             "gradient alone": lambda: self.loss(paired).backward(),
+            "gradient and products alone": lambda: self.loss(compared).backward(),
             "reinforce": lambda: self.architecture_step("reinforce", number),
             "reinforce alone": forward_all,
         }
@@ -323,8 +345,11 @@ def overhead(*, size: int, batch: int, choices: int, rounds: int) -> dict[str, d
                 if turn:  # the first one warms up
                     times.setdefault((name, number), []).append(time.process_time() - start)
     found = {}
-    for name in ("weight", "gradient", "reinforce"):
-        pairs = [(min(times[name, number]), min(times[f"{name} alone", number])) for number in range(choices)]
+    compared = {name: f"{name} alone" for name in ("weight", "gradient", "reinforce")}
+    compared |= {"gradient beside its products": "gradient and products alone"}
+    for name, plain in compared.items():
+        step = name.split()[0]
+        pairs = [(min(times[step, number]), min(times[plain, number])) for number in range(choices)]
         found[name] = {
             "overhead": round(statistics.median(whole / alone - 1 for whole, alone in pairs), 4),
             "machinery_ms": round(1e3 * statistics.median(whole - alone for whole, alone in pairs), 1),

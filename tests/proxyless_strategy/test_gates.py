@@ -70,6 +70,24 @@ def test_sampled_paths_follow_the_probabilities():
     assert torch.allclose(counts.double(), p, atol=4 * 0.5 / math.sqrt(draws))
 
 
+@pytest.mark.parametrize("start", [0, 30])
+def test_fair_paths_run_every_candidate_equally_often_in_each_round(start):
+    _, mask = random_alpha(sizes=[5, 3, 1])
+    drawn = torch.stack([gates.fair_paths(4, gates.Phase.WARMUP, start + step, mask) for step in range(15)])
+    for row, size in enumerate([5, 3, 1]):
+        rounds = drawn[:, row].view(-1, size).sort(-1).values
+        assert (rounds == torch.arange(size)).all(), "each candidate once in every round"
+
+
+def test_fair_paths_of_two_edges_are_independent():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    drawn = torch.stack([gates.fair_paths(0, gates.Phase.WARMUP, step, mask) for step in range(9000)])
+    counts = torch.bincount(3 * drawn[:, 0] + drawn[:, 1], minlength=9)
+    assert (counts - 1000).abs().max() < 5 * (9000 * (1 / 9) * (8 / 9)) ** 0.5
+    again = torch.stack([gates.fair_paths(0, gates.Phase.WARMUP, step, mask) for step in range(9)])
+    assert (again == drawn[:9]).all(), "a function of its arguments alone"
+
+
 def test_sampled_pairs_follow_the_closed_form():
     alpha, mask = random_alpha(rows=1, columns=4)
     p = gates.probabilities(alpha, mask)

@@ -11,6 +11,7 @@ from proxyless_strategy.objectives import (
     AddLinear,
     Expected,
     HardReward,
+    LeaveOneOutBaseline,
     MovingBaseline,
     MulLog,
     PaperReward,
@@ -84,6 +85,14 @@ def test_first_baseline_leaves_each_sample_out_and_later_ones_use_earlier_steps_
     assert baseline.value == pytest.approx(3.0)
     assert baseline.advantages(torch.tensor([3.0, 5.0])).tolist() == pytest.approx([0.0, 2.0])
     assert baseline.value == pytest.approx(0.9 * 3.0 + 0.1 * 4.0)
+
+
+def test_leave_one_out_holds_each_sample_against_the_others_and_forgets_what_they_share():
+    baseline = LeaveOneOutBaseline()
+    rewards = torch.tensor([1.0, 2.0, 6.0])
+    for common in (0.0, 10.0):
+        assert baseline.advantages(rewards + common).tolist() == pytest.approx([1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5])
+    assert baseline.state_dict() == {}
 
 
 @pytest.mark.parametrize(

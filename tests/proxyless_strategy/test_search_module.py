@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from hardware.errors import ConfigError
 from proxyless_strategy import gates
+from proxyless_strategy.search_module import SearchModule
 from proxyless_strategy.strategy import ProxylessStrategy
 from proxyless_strategy.updates import derived_learning_rate
 
@@ -81,6 +82,29 @@ def test_no_second_path_runs_during_warmup(monkeypatch):
     weights_after = 4
     assert training <= warm + weights_after * 3
     assert training >= warm
+
+
+def test_a_fair_warmup_runs_every_candidate_equally_often(monkeypatch):
+    drawn = []
+    draw = SearchModule._draw_paths
+
+    def noted(self):
+        paths = draw(self)
+        drawn.extend([paths] if self._in_warmup() else [])
+        return paths
+
+    monkeypatch.setattr(SearchModule, "_draw_paths", noted)
+    tiny.searched(warmup_paths="fair", epochs=3)
+    counts = [sorted(column.count(k) for k in set(column)) for column in zip(*drawn, strict=True)]
+    assert counts == [[3, 3], [2, 2, 2], [2, 2, 2]], "6 steps"
+
+
+def test_what_rewards_are_held_against_changes_the_search():
+    alphas = {name: tiny.searched(rule="reinforce", baseline=name, epochs=3) for name in ("moving", "leave_one_out")}
+    moved = [strategy.architecture.alpha for strategy in alphas.values()]
+    assert not torch.equal(*moved)
+    with pytest.raises(ConfigError, match="baseline = 'mean'; it must be one of leave_one_out, moving"):
+        ProxylessStrategy(baseline="mean")
 
 
 @pytest.mark.parametrize("rule", RULES)

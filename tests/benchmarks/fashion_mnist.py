@@ -1,0 +1,205 @@
+"""What `examples/fashion_mnist.yml` finds on Fashion-MNIST, beside random subnets as fast as it and uniform nets.
+
+The search runs as the example says, from no table to the ONNX file. Then 20 subnets, drawn uniformly from those that
+the export could have been (within the target, using all but the slack of it), and the nets of one candidate throughout
+are trained by the same recipe with the same seed. Every network reads the 10,000 test images once, after its last
+epoch. All of them are measured on ONNX Runtime in one shuffled run. Networks are kept as they come: started again, it
+goes on.
+
+    .venv/bin/python -m tests.benchmarks.fashion_mnist --data ROOT [--rule reinforce] [--jobs 2] [--random 20]
+
+ROOT holds Fashion-MNIST's four idx files (torchvision's download, or /usr/share/datasets/fashion-mnist of Debian's
+`dataset-fashion-mnist`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from hardware.backends.base import cpu_name
+from hardware.files import write_atomically
+from hardware.measure import measure_nets
+from hardware.model import LatencyModel, macs_model, params_model
+from hardware.table import LatencyTable
+from proxyless_strategy.config import SearchConfig, load_config
+from proxyless_strategy.data import load_data
+from proxyless_strategy.derivation import SLACK
+from proxyless_strategy.retrain import retrain
+from proxyless_strategy.search import run_search
+from search_spaces import Subnet, get_space
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_search.yml"
+RESULT = Path(__file__).with_name("data") / "fashion_mnist.json"
+UNIFORM = ("3x3_e3", "3x3_e6", "5x5_e6")
+
+
+def example(root: Path, rule: str, out: Path) -> SearchConfig:
+    """The example with its images here, and a table of its own."""
+    values = {"data.root": str(root), "data.options": {"download": False}, "rule": rule}
+    return load_config(EXAMPLE, {**values, "out": str(out / rule), "hardware.table": str(out / "table.yml")})
+
+
+def searched(config: SearchConfig, out: Path) -> dict[str, Any]:
+    """The search's own row; it is run once."""
+    kept = out / f"{config.rule}.json"
+    if not kept.exists():
+        start = time.monotonic()
+        result = run_search(config, on_epoch=lambda row: print(row, flush=True))
+        row = {
+            "choices": dict(result.subnet.choices),
+            "accuracy": result.accuracy,
+            "target_ms": result.target_ms,
+            "onnx": result.onnx.name,
+            "minutes": round((time.monotonic() - start) / 60, 2),
+        }
+        write_atomically(kept, json.dumps(row))
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def equals(model: LatencyModel, target: float, count: int, *, seed: int = 1) -> list[dict[str, str]]:
+    """Subnets drawn uniformly from those within the target that leave no more than the slack of it unused."""
+    costs = get_space("small_mbconv").costs(28, num_classes=10, in_chans=1)
+    found: list[dict[str, str]] = []
+    for choices in costs.random_choices(5_000, seed=seed, vary_depth=False):
+        if (1 - SLACK) * target <= model.latency(choices) <= target:
+            found.append(dict(choices))
+        if len(found) == count:
+            return found
+    raise SystemExit(f"only {len(found)} of {count} random subnets are as fast as {target:.4g} ms; ask for fewer")
+
+
+@cache
+def _data(root: Path) -> Any:
+    config = example(root, "gradient", Path("."))
+    return load_data(config.data, input_size=config.input_size, seed=config.seed)
+
+
+def _train(job: tuple[Path, dict[str, str]]) -> tuple[dict[str, str], float]:
+    root, choices = job
+    torch.set_num_threads(1)
+    config = example(root, "gradient", Path("."))
+    subnet = Subnet(get_space("small_mbconv"), choices)
+    assert config.retrain is not None
+    result = retrain(
+        lambda: timm.create_model(subnet.timm_name, **subnet.model_args(num_classes=10, in_chans=1)),
+        _data(root),
+        config.retrain,
+        seed=config.seed,
+        progress=False,
+    )
+    return choices, result.test_accuracy
+
+
+def trained(nets: list[dict[str, str]], root: Path, jobs: int, kept: Path) -> dict[str, float]:
+    """Test accuracy in 0..1 of each subnet, by its candidates."""
+    done: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    missing = [(root, choices) for choices in nets if key_of(choices) not in done]
+    if missing:
+        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+            for choices, accuracy in pool.imap_unordered(_train, missing):
+                done[key_of(choices)] = accuracy
+                write_atomically(kept, json.dumps(done))
+                print(f"{len(done)} trained: {key_of(choices)} {accuracy:.4f}", flush=True)
+    return done
+
+
+def key_of(choices: dict[str, str]) -> str:
+    """A subnet's candidates in order."""
+    return " ".join(choices.values())
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the found networks stand among the random ones."""
+    random = [row["accuracy"] for row in rows if row["network"].startswith("random")]
+    mean, deviation = statistics.fmean(random), statistics.stdev(random)
+    return {
+        "random_mean": round(mean, 5),
+        "random_standard_deviation": round(deviation, 5),
+        "random_best": round(max(random), 5),
+        "found": {
+            row["network"]: {
+                "points_over_random_mean": round(100 * (row["accuracy"] - mean), 3),
+                "better_than": round(sum(a < row["accuracy"] for a in random) / len(random), 3),
+            }
+            for row in rows
+            if row["network"].startswith("found")
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT")
+    parser.add_argument("--rules", nargs="+", choices=("gradient", "reinforce"), default=["gradient", "reinforce"])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--random", type=int, default=20)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fashion_mnist_benchmark"), help="where networks are kept"
+    )
+    arguments = parser.parse_args()
+    out, root = arguments.out, arguments.data
+    out.mkdir(parents=True, exist_ok=True)
+    nets: list[tuple[str, dict[str, str]]] = []
+    accuracies: dict[str, float] = {}
+    searches: dict[str, dict[str, Any]] = {}
+    for rule in arguments.rules:
+        searches[rule] = searched(example(root, rule, out), out)
+        nets.append((f"found, {rule}", searches[rule]["choices"]))
+        accuracies[nets[-1][0]] = searches[rule]["accuracy"]
+    table = LatencyTable.load(out / "table.yml")
+    space = get_space("small_mbconv")
+    costs = space.costs(28, num_classes=10, in_chans=1)
+    latency = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+    target = searches[arguments.rules[0]]["target_ms"]
+    others = [(f"random {n}", c) for n, c in enumerate(equals(latency, target, arguments.random), start=1)]
+    others += [(f"all {name}", dict.fromkeys(space.candidates(), name)) for name in UNIFORM]
+    done = trained([choices for _, choices in others], root, arguments.jobs, out / "trained.json")
+    nets += others
+    accuracies |= {name: done[key_of(choices)] for name, choices in others}
+    chains = [costs.chain(choices) for _, choices in nets]
+    shared = {"batch": table.header.batch, "threads": table.header.threads, "table": table, "progress": False}
+    figures = measure_nets(chains, backend=table.header.backend, **shared)
+    models = [macs_model(costs.fixed, costs.edges), params_model(costs.fixed, costs.edges)]
+    rows = [
+        {
+            "network": name,
+            "accuracy": round(accuracies[name], 5),
+            "table_ms": round(latency.latency(choices), 5),
+            "measured_ms": round(figure.settled_ms, 5),
+            "macs_m": round(models[0].cost(choices), 4),
+            "params_m": round(models[1].cost(choices), 5),
+            "subnet": key_of(choices),
+        }
+        for (name, choices), figure in zip(nets, figures, strict=True)
+    ]
+    config = example(root, "gradient", out)
+    assert config.retrain is not None
+    result = {
+        "command": "python -m tests.benchmarks.fashion_mnist --data ROOT",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "target_ms": round(target, 5),
+        "minutes": {rule: row["minutes"] for rule, row in searches.items()},
+        "epochs": [config.search.warmup_epochs, config.search.epochs, config.retrain.epochs],
+        **summary(rows),
+        "rows": rows,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
