@@ -100,11 +100,29 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
     )
 
 
+CHANGED_IN_PLACE = (
+    "what follows a choice changes in place a tensor that the choice passes on or runs on, which leaves the choice "
+    "without a gradient; compute it anew there (y = y + x instead of y += x, inplace=False)"
+)
+
+
 def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
     """`<dL/dy, d>` in float32 or better, in one pass over both."""
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient, difference = gradient.float(), difference.float()
     return torch.dot(gradient.reshape(-1), difference.reshape(-1))
+
+
+class _Passed(torch.autograd.Function):
+    """An input that a candidate passes on as its output, with a gradient of its own; in-place changes are refused."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 class _Tap:
@@ -134,6 +152,7 @@ def gated(
     edge: int,
     run: Callable[[int], Any],
     *,
+    inputs: Iterable[Any] = (),
     eager_limit: int = 1,
 ) -> Any:
     """Run an edge's active candidate and, where the plan measures, prepare the comparison with its others.
@@ -142,11 +161,12 @@ def gated(
         plan: What to run.
         edge: The edge's index.
         run: Gives the output of a candidate index.
+        inputs: What the candidates run on.
         eager_limit: Up to so many others run in the forward pass, keeping `o_active - o_k`; more of them re-run in
             the backward pass, keeping only what `run` holds.
 
     Returns:
-        The active candidate's output.
+        The active candidate's output. What follows may change it in place, unless it is one of the inputs.
     """
     active = plan.active[edge]
     output = run(active)
@@ -161,19 +181,34 @@ def gated(
         with plan.not_measuring():
             return [a - b for a, b in zip(detached, _tensors(run(candidate)), strict=True)]
 
+    given = [item for item in inputs if isinstance(item, Tensor)]
     if len(others) <= eager_limit:
         ready = [difference(candidate) for candidate in others]
         detached.clear()
         plan.saved_bytes += sum(d.numel() * d.element_size() for ds in ready for d in ds)
         tap = _Tap(plan, edge, len(outputs), lambda: ready)  # type: ignore[arg-type,return-value]
     else:
-        tap = _Tap(plan, edge, len(outputs), lambda: [difference(candidate) for candidate in others])
+        versions = [[tensor._version for tensor in tensors] for tensors in (given, detached)]
+
+        def rerun() -> list[Sequence[Tensor]]:
+            nonlocal detached
+            before, after = versions
+            if [tensor._version for tensor in given] != before:
+                raise UnsupportedSpaceError(CHANGED_IN_PLACE)
+            if [tensor._version for tensor in detached] != after:
+                with plan.not_measuring():
+                    detached = list(_tensors(run(active)))
+            return [difference(candidate) for candidate in others]
+
+        tap = _Tap(plan, edge, len(outputs), rerun)
     gated_outputs = []
     for position, tensor in enumerate(outputs):
-        if tensor.requires_grad:
-            tapped = tensor.view_as(tensor)
-        else:
+        if not tensor.requires_grad:
             tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+        elif tensor._is_view() or any(tensor is item for item in given) or not given:
+            tapped = cast(Tensor, _Passed.apply(tensor))
+        else:
+            tapped = tensor
         tapped.register_hook(tap.hook(position))
         gated_outputs.append(tapped)
     return gated_outputs[0] if isinstance(output, Tensor) else type(output)(gated_outputs)
@@ -213,7 +248,7 @@ class BinaryGateLayer(LayerChoice, _GatedModule):
             with mode.quiet(module):
                 return module(*args, **kwargs)
 
-        return gated(plan, self.edge, run)
+        return gated(plan, self.edge, run, inputs=(*args, *kwargs.values()))
 
 
 class BinaryGateInput(InputChoice, _GatedModule):
@@ -221,7 +256,7 @@ class BinaryGateInput(InputChoice, _GatedModule):
 
     def forward(self, candidate_inputs: list[Tensor]) -> Tensor:
         plan = self._selector.current(self.label)
-        return gated(plan, self.edge, lambda candidate: candidate_inputs[candidate], eager_limit=1)
+        return gated(plan, self.edge, lambda candidate: candidate_inputs[candidate], inputs=candidate_inputs)
 
 
 class BinaryGateRepeat(Repeat, _GatedModule):
@@ -251,7 +286,7 @@ class BinaryGateRepeat(Repeat, _GatedModule):
                 y = [self.first_cell_transformation(y[0]), *y[1:]]
             return y
 
-        return gated(plan, self.edge, run)
+        return gated(plan, self.edge, run, inputs=x if isinstance(x, (list, tuple)) else (x,))
 
 
 class BinaryGateCell(_GatedModule):
@@ -299,9 +334,11 @@ class BinaryGateCell(_GatedModule):
         by_input = cast("Sequence[dict[str, nn.Module]]", self.layers[position])
 
         def operate(operator: int) -> Any:
-            return gated(plan, input_edge, lambda source: by_input[source][names[operator]](states[source]))
+            return gated(
+                plan, input_edge, lambda source: by_input[source][names[operator]](states[source]), inputs=states
+            )
 
-        return gated(plan, operator_edge, operate)
+        return gated(plan, operator_edge, operate, inputs=states)
 
     def freeze(self, sample: dict[str, Any]) -> Cell:
         """NNI's fixed cell, with this cell's weights."""

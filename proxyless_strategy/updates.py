@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hardware.errors import UnsupportedSpaceError
+
 from . import gates
 from .architecture import ArchitectureParameters
 from .objectives import LeaveOneOutBaseline, MovingBaseline
-from .supernet import Supernet
+from .supernet import CHANGED_IN_PLACE, Supernet
 
 Baseline = Literal["leave_one_out", "moving"]
 
@@ -121,7 +123,7 @@ class GradientUpdate:
                 for edge, a in zip(architecture.edges, active.tolist(), strict=True)
             ]
         with problem.supernet.running(pairs.active.tolist(), others) as plan:
-            loss = task()
+            loss = self._loss(task)
             (loss if scale is None else loss * scale).backward()
         measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
         entropy = gates.scalar(gates.entropy(p).mean())
@@ -136,6 +138,15 @@ class GradientUpdate:
         finite = bool(np.isfinite(gradient.numpy()).all() and np.isfinite(measured.numpy()).all())
         rescaled = pairs if self.paths == "two" and self.estimator == "paper" else None
         return Outcome(gradient if finite else None, expected, entropy, rescaled, task_loss)
+
+    @staticmethod
+    def _loss(task: Callable[[], Tensor]) -> Tensor:
+        try:
+            return task()
+        except RuntimeError as error:
+            if "_Passed" in str(error):  # autograd's own check
+                raise UnsupportedSpaceError(CHANGED_IN_PLACE) from error
+            raise
 
     def _transfer(
         self,

@@ -63,6 +63,23 @@ class Shared(ModelSpace):
         return self.two(self.one(x)).sum()
 
 
+class InPlace(ModelSpace):
+    """Two edges whose outputs are changed in place by what follows."""
+
+    def __init__(self, last="b"):
+        super().__init__()
+        other = {"a": Scale(0.5), last: nn.Identity() if last == "skip" else Scale(-1.5)}
+        self.first = LayerChoice(other, label="first")
+        self.second = LayerChoice({"a": Scale(2.0), "b": Scale(0.3), "c": Scale(1.4)}, label="second")
+
+    def forward(self, x):
+        y = self.first(x * 1.5)
+        y += x
+        z = self.second(y * 1.0)
+        z.mul_(2)
+        return z.sum()
+
+
 class Nested(ModelSpace):
     """A choice inside a candidate, an input choice, and a searched depth."""
 
@@ -105,7 +122,7 @@ def soft_gate_gradients(network, supernet, edges, active, x):
     return found
 
 
-@pytest.mark.parametrize("space", [Chain, Shared])
+@pytest.mark.parametrize("space", [Chain, Shared, InPlace])
 @pytest.mark.parametrize("eager", [True, False])
 def test_measured_differences_equal_autograds_gate_gradients(space, eager):
     strategy, network, architecture = prepared(space())
@@ -125,6 +142,28 @@ def test_measured_differences_equal_autograds_gate_gradients(space, eager):
                     assert found == pytest.approx(expected[row, active[row]] - expected[row, k], abs=1e-10)
                 if not options:
                     assert row not in plan.differences
+
+
+class ChangedInput(InPlace):
+    """An edge whose input is changed in place after it ran."""
+
+    def forward(self, x):
+        x = x * 1.0
+        y = self.second(x)
+        x += 1.0
+        return (y + self.first(y * 1.0)).sum()
+
+
+@pytest.mark.parametrize(
+    ("space", "active", "others"),
+    [(lambda: InPlace("skip"), [1, 0], [[0], [1]]), (ChangedInput, [0, 0], [[1], [1, 2]])],
+)
+def test_an_in_place_change_that_would_lose_a_gate_gradient_is_refused(space, active, others):
+    strategy, network, _ = prepared(space())
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64, requires_grad=True)
+    running = strategy.paths_of_space.running(active, others)
+    with pytest.raises(UnsupportedSpaceError, match="in place"), ArchitectureStepMode(network).active(), running:
+        GradientUpdate._loss(lambda: network(x)).backward()
 
 
 def problem_of(strategy, architecture, objective=None):
