@@ -108,7 +108,7 @@ def test_the_committed_truth_is_whole():
     rows = record["rows"]
     assert sorted(rows) == sorted(_names())
     counts = [len(row["accuracies"]) for row in rows.values()]
-    assert (len(rows), min(counts), sum(count == 4 for count in counts)) == (294, 2, 30)
+    assert (len(rows), min(counts), sum(count == 4 for count in counts)) == (252, 2, 30)
     assert record["noise"] == enumerated_truth.noise(rows)
     latency = enumerated_truth.latency_model()
     for subnet in list(enumerated_truth.subnets())[::37]:
