@@ -15,7 +15,14 @@ from tests.benchmarks.search_quality import Truth, bootstrap, epochs_within, jud
 # accuracies of two halves, latency, MACs: `b` looks best to half 0 and `c` to half 1; `d` is over a target of 3 ms
 HALVES = {"a": (0.80, 0.80), "b": (0.90, 0.84), "c": (0.86, 0.88), "d": (0.99, 0.99)}
 MS = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-TRUTH = Truth(HALVES, HALVES, MS, {"a": 1.0, "b": 9.0, "c": 3.0, "d": 10.0}, noise=0.02)
+TRUTH = Truth(
+    HALVES,
+    HALVES,
+    MS,
+    {"a": 1.0, "b": 9.0, "c": 3.0, "d": 10.0},
+    noise=0.02,
+    smooth={"a": 0.8, "b": 0.87, "c": 0.87, "d": 0.99},
+)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_beating_random_counts_ties_half():
     assert TRUTH.beats_random("b", 3.0) == pytest.approx((1 + 0.5) / 2)
     assert TRUTH.beats_random("b", 3.0, judged_by=0) == 1.0
     assert TRUTH.beats_random("a", 1.0) == 0.5, "the only one"
-    tied = Truth({"a": (1.0, 1.0), "b": (1.0, 1.0)}, HALVES, {"a": 1, "b": 1}, {}, 0.0)
+    tied = Truth({"a": (1.0, 1.0), "b": (1.0, 1.0)}, HALVES, {"a": 1, "b": 1}, {}, 0.0, {})
     assert tied.beats_random("a", 1.0) == 0.5
 
 
@@ -55,6 +62,18 @@ def test_figures_of_a_method():
     assert (found["violations"], found["runs"]) == (0.5, 4)
     assert found["within_noise"] == 0.25, "only b, of four runs"
     assert found["beats_random"] == pytest.approx((0 + 1.5 / 2) / 2, abs=1e-3), "b and c tie"
+
+    assert found["regret_by_additive_fit"] == pytest.approx(np.mean([7.0, 0.0]))
+    assert found["beats_random_by_additive_fit"] == pytest.approx((0 + 1.5 / 2) / 2, abs=1e-3)
+
+
+def test_the_additive_fit_recovers_the_terms_and_weighs_by_trainings():
+    edges = {"x": 0.1, "y": 0.3}, {"u": 0.0, "v": 0.05, "w": 0.4}
+    names = {f"{a} {b}": edges[0][a] + edges[1][b] for a in edges[0] for b in edges[1]}
+    fitted = search_quality.additive({name: [value + 0.01, value - 0.01] for name, value in names.items()})
+    assert fitted == pytest.approx(names)
+    one = search_quality.additive({"x": [1.0, 1.0, 1.0], "y": [0.0]})
+    assert one == pytest.approx({"x": 1.0, "y": 0.0})
 
 
 def test_runs_that_are_all_over_the_target_have_no_regret():
@@ -79,6 +98,7 @@ def test_methods_that_need_no_search():
         {n: float(i) for i, n in enumerate(_names())},
         {n: float(-i) for i, n in enumerate(_names())},
         0.0,
+        {n: i / 300 for i, n in enumerate(_names())},
     )
     runs = without_search(truth, [100.0], trainings=101, repeats=4)
     names = _names()
@@ -107,8 +127,9 @@ def test_the_committed_truth_is_whole():
     record = json.loads(enumerated_truth.TRUTH.read_text())
     rows = record["rows"]
     assert sorted(rows) == sorted(_names())
-    counts = [len(row["accuracies"]) for row in rows.values()]
-    assert (len(rows), min(counts), sum(count == 4 for count in counts)) == (252, 2, 30)
+    best = enumerated_truth.best(rows)
+    assert len(rows) == 252
+    assert all(len(row["accuracies"]) == (4 if name in best else 2) for name, row in rows.items())
     assert record["noise"] == enumerated_truth.noise(rows)
     latency = enumerated_truth.latency_model()
     for subnet in list(enumerated_truth.subnets())[::37]:
