@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ TRUTH = Truth(
     MS,
     {"a": 1.0, "b": 9.0, "c": 3.0, "d": 10.0},
     noise=0.02,
+    retrained=frozenset(MS),
     smooth={"a": 0.8, "b": 0.87, "c": 0.87, "d": 0.99},
 )
 
@@ -45,12 +47,17 @@ def test_a_regret_averages_both_ways_round_and_a_violation_has_none():
     assert TRUTH.regret("d", 4.0) == pytest.approx(0.0)
 
 
+def test_the_best_subnet_is_one_that_was_trained_most_often():
+    truth = dataclasses.replace(TRUTH, retrained=frozenset("ac"))
+    assert truth.regret("b", 3.0, judged_by=1) == pytest.approx(100 * (0.88 - 0.84)), "half 0 may not choose b"
+
+
 def test_beating_random_counts_ties_half():
     assert TRUTH.beats_random("a", 3.0) == 0.0
     assert TRUTH.beats_random("b", 3.0) == pytest.approx((1 + 0.5) / 2)
     assert TRUTH.beats_random("b", 3.0, judged_by=0) == 1.0
     assert TRUTH.beats_random("a", 1.0) == 0.5, "the only one"
-    tied = Truth({"a": (1.0, 1.0), "b": (1.0, 1.0)}, HALVES, {"a": 1, "b": 1}, {}, 0.0, {})
+    tied = Truth({"a": (1.0, 1.0), "b": (1.0, 1.0)}, HALVES, {"a": 1, "b": 1}, {}, 0.0, frozenset("ab"), {})
     assert tied.beats_random("a", 1.0) == 0.5
 
 
@@ -98,6 +105,7 @@ def test_methods_that_need_no_search():
         {n: float(i) for i, n in enumerate(_names())},
         {n: float(-i) for i, n in enumerate(_names())},
         0.0,
+        frozenset(_names()),
         {n: i / 300 for i, n in enumerate(_names())},
     )
     runs = without_search(truth, [100.0], trainings=101, repeats=4)
@@ -142,8 +150,6 @@ def test_the_committed_result_is_of_the_committed_truth():
         pytest.skip("there is no result yet: run python -m tests.benchmarks.search_quality --data ROOT")
     result = json.loads(search_quality.RESULT.read_text())
     truth = Truth.load(enumerated_truth.TRUTH)
-    assert result["noise_points"] == pytest.approx(100 * truth.noise, abs=1e-3)
-    plain = without_search(truth, result["targets_ms"], result["budget"]["trainings"])
-    for name, runs in plain.items():
-        assert result["methods"][name] == judged(truth, runs), name
+    for key, value in search_quality.verdict(truth, result, plain=True).items():
+        assert result[key] == value, key
     assert search_quality.markdown(result).count("\n") == len(result["methods"]) + 1

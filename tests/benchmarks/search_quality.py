@@ -7,10 +7,10 @@ what its own epoch takes here. NNI's strategies know no target (their latency pe
 theirs stands for all targets, and they export what they export.
 
 A subnet's regret is the held-out accuracy, in points, that the best subnet within the target has over it. The best one
-is chosen on one half of the training seeds and the regret is read off the other half, both ways round. A subnet over
-the target has no regret; it is a violation. With a few trainings a subnet the truth itself is noisy: a good subnet
-seems worse than a lucky one, and the one that looks best is seldom the best. So figures by an additive fit to all
-trainings (one term for each edge's candidate) stand beside.
+is chosen, among those trained with four seeds, on one half of the seeds, and the regret is read off the other half,
+both ways round. A subnet over the target has no regret; it is a violation. With a few trainings a subnet the truth
+itself is noisy: a good subnet may seem worse than a lucky one, and the one that looks best is seldom the best. So
+figures by an additive fit to all trainings (one term for each edge's candidate) stand beside.
 
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT [--quick] [--jobs 2] [--seeds 10] [--out FILE]
     .venv/bin/python -m tests.benchmarks.search_quality --table       prints the README's table of the committed result
@@ -25,7 +25,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -39,6 +38,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from scipy.stats import kendalltau
 
+from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from proxyless_strategy.config import SearchSettings
 
@@ -71,6 +71,7 @@ class Truth:
         ms: Latency by the table.
         macs: Multiply-accumulates.
         noise: Seed-to-seed standard deviation of an accuracy.
+        retrained: Subnets with the most trainings, of which the best one is chosen.
         smooth: Accuracy by a sum of one term for each edge's candidate, fitted to all trainings; by name.
     """
 
@@ -79,6 +80,7 @@ class Truth:
     ms: dict[str, float]
     macs: dict[str, float]
     noise: float
+    retrained: frozenset[str]
     smooth: dict[str, float]
 
     @classmethod
@@ -100,6 +102,7 @@ class Truth:
             {name: row["table_ms"] for name, row in rows.items()},
             {name: row["macs"] for name, row in rows.items()},
             record["noise"],
+            frozenset(n for n, v in trainings.items() if len(v) == max(map(len, trainings.values()))),
             additive(trainings),
         )
 
@@ -122,9 +125,10 @@ class Truth:
         allowed = self.feasible(target)
         if name not in allowed:
             return None
+        candidates = [other for other in allowed if other in self.retrained]
         found = []
         for judge in (0, 1) if judged_by is None else (judged_by,):
-            best = max(allowed, key=lambda other: self.halves[other][1 - judge])
+            best = max(candidates, key=lambda other: self.halves[other][1 - judge])
             found.append(100 * (self.halves[best][judge] - self.halves[name][judge]))
         return statistics.fmean(found)
 
@@ -293,6 +297,8 @@ def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: i
     weights = {
         key: options.pop(key) for key in list(options) if key in SearchSettings.model_fields and key in WEIGHTS_KEYS
     }
+    if "architecture_learning_rate" in options:  # the config's name of it
+        options["learning_rate"] = options.pop("architecture_learning_rate")
     settings = SearchSettings(
         epochs=epochs, warmup_epochs=warmup, batch_size=BATCH, channels_last=True, **{**WEIGHTS_DEFAULTS, **weights}
     )
@@ -558,31 +564,42 @@ def main() -> None:
         jobs += [{**common, "seed": seed, "warmup": 2 * warmup} for seed in range(1 if arguments.quick else 2)]
     kept = out.with_suffix(".runs.json")
     runs = run_all(jobs, arguments.jobs, kept)
-    methods_found = figures(truth, runs, targets)
-    if not arguments.ablation:
-        plain = without_search(truth, targets, trainings)
-        methods_found |= {name: judged(truth, found) for name, found in plain.items()}
+    own = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "cpu_seconds", "subnet", "kendall")
     result = {
         "command": "python -m tests.benchmarks.search_quality --data ROOT"
         + (" --quick" if arguments.quick else "")
-        + (" --ablation" if arguments.ablation else ""),
+        + (f" --ablation --seeds {seeds}" if arguments.ablation else ""),
         "date": date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "budget": {"trainings": trainings, "cpu_seconds": round(seconds, 1)},
         "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE},
         "targets_ms": targets,
         "seeds": seeds,
-        "noise_points": round(100 * truth.noise, 3),
-        "kendall": [round(run["kendall"], 3) for run in runs if run["method"] == "kendall"],
-        "methods": methods_found,
-        "subnets": {
-            f"{run['variant']} seed {run['seed']} target {run.get('target_ms')}": run["subnet"]
-            for run in runs
-            if run["method"] != "kendall"
-        },
+        "runs": [{key: run[key] for key in own if key in run} for run in runs],
     }
+    result |= verdict(truth, result, plain=not arguments.ablation)
     write_atomically(out, json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "subnets"}))
+    kept.unlink()
+    print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
+
+
+def verdict(truth: Truth, result: dict[str, Any], *, plain: bool) -> dict[str, Any]:
+    """What a result says, from its runs alone.
+
+    Args:
+        truth: What they are judged by.
+        result: Holds `runs`, `targets_ms` and `budget`.
+        plain: Whether to judge what needs no search as well.
+    """
+    methods = figures(truth, result["runs"], result["targets_ms"])
+    if plain:
+        without = without_search(truth, result["targets_ms"], result["budget"]["trainings"])
+        methods |= {name: judged(truth, found) for name, found in without.items()}
+    return {
+        "noise_points": round(100 * truth.noise, 3),
+        "kendall": [round(run["kendall"], 3) for run in result["runs"] if "kendall" in run],
+        "methods": methods,
+    }
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
