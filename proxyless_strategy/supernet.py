@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -106,6 +106,16 @@ CHANGED_IN_PLACE = (
 )
 
 
+def _all_tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _all_tensors(value.values())
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for item in value:
+            yield from _all_tensors(item)
+
+
 def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
     """`<dL/dy, d>` in float32 or better, in one pass over both."""
     if gradient.dtype in (torch.float16, torch.bfloat16):
@@ -181,7 +191,7 @@ def gated(
         with plan.not_measuring():
             return [a - b for a, b in zip(detached, _tensors(run(candidate)), strict=True)]
 
-    given = [item for item in inputs if isinstance(item, Tensor)]
+    given = list(_all_tensors(inputs))
     if len(others) <= eager_limit:
         ready = [difference(candidate) for candidate in others]
         detached.clear()
@@ -205,7 +215,7 @@ def gated(
     for position, tensor in enumerate(outputs):
         if not tensor.requires_grad:
             tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
-        elif tensor._is_view() or any(tensor is item for item in given) or not given:
+        elif tensor._is_view() or tensor.is_leaf or any(tensor is item for item in given):
             tapped = cast(Tensor, _Passed.apply(tensor))
         else:
             tapped = tensor

@@ -80,6 +80,31 @@ class InPlace(ModelSpace):
         return z.sum()
 
 
+class First(nn.Module):
+    """Passes on the first tensor of a list."""
+
+    def forward(self, items):
+        return items[0]
+
+
+class OfList(ModelSpace):
+    """A choice that runs on a list of tensors, one of which another layer uses too."""
+
+    def __init__(self):
+        super().__init__()
+
+        class Second(nn.Module):
+            def forward(self, items):
+                return items[1] * 0.7
+
+        self.first = LayerChoice({"first": First(), "second": Second()}, label="first")
+        self.scale = Scale(0.4)
+
+    def forward(self, x):
+        a, b = self.scale(x), torch.sin(x)
+        return (self.first([a, b]) ** 2 + 3 * a).sum()
+
+
 class Nested(ModelSpace):
     """A choice inside a candidate, an input choice, and a searched depth."""
 
@@ -122,7 +147,7 @@ def soft_gate_gradients(network, supernet, edges, active, x):
     return found
 
 
-@pytest.mark.parametrize("space", [Chain, Shared, InPlace])
+@pytest.mark.parametrize("space", [Chain, Shared, InPlace, OfList])
 @pytest.mark.parametrize("eager", [True, False])
 def test_measured_differences_equal_autograds_gate_gradients(space, eager):
     strategy, network, architecture = prepared(space())
