@@ -98,10 +98,10 @@ class OfList(ModelSpace):
                 return items[1] * 0.7
 
         self.first = LayerChoice({"first": First(), "second": Second()}, label="first")
-        self.scale = Scale(0.4)
+        self.before = LayerChoice({"a": Scale(0.4), "b": Scale(1.2)}, label="before")
 
     def forward(self, x):
-        a, b = self.scale(x), torch.sin(x)
+        a, b = self.before(x), torch.sin(x)
         return (self.first([a, b]) ** 2 + 3 * a).sum()
 
 
