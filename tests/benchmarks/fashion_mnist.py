@@ -31,7 +31,7 @@ import torch
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measure import measure_nets
-from hardware.model import LatencyModel, macs_model, params_model
+from hardware.model import CostModel, LatencyModel, macs_model, params_model
 from hardware.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data import load_data
@@ -68,12 +68,12 @@ def searched(config: SearchConfig, out: Path) -> dict[str, Any]:
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def equals(model: LatencyModel, target: float, count: int, *, seed: int = 1) -> list[dict[str, str]]:
+def equals(model: CostModel, target: float, count: int, *, seed: int = 1) -> list[dict[str, str]]:
     """Subnets drawn uniformly from those within the target that leave no more than the slack of it unused."""
     costs = get_space("small_mbconv").costs(28, num_classes=10, in_chans=1)
     found: list[dict[str, str]] = []
     for choices in costs.random_choices(5_000, seed=seed, vary_depth=False):
-        if (1 - SLACK) * target <= model.latency(choices) <= target:
+        if (1 - SLACK) * target <= model.cost(choices) <= target:
             found.append(dict(choices))
         if len(found) == count:
             return found
