@@ -113,6 +113,10 @@ def test_methods_that_need_no_search():
     assert {run["subnet"] for run in runs["random_search"]} == {names[100]}, "as many draws as there are subnets"
     assert judged(truth, runs["random_search"])["regret_mean"] == 0
     assert [run["subnet"] for run in runs["largest_latency"]] == [names[100]]
+    assert [run["subnet"] for run in runs["best_of_other_half"]] == [names[100]] * 2
+    ceiling = judged(TRUTH, without_search(TRUTH, [3.0], trainings=1, repeats=2)["best_of_other_half"])
+    assert ceiling["regret_mean"] == 0.0, "b and c choose each other's judge"
+    assert ceiling["beats_random"] == pytest.approx((0.5 + 0.5) / 2), "b loses to c by half 1, c to b by half 0"
     assert [run["subnet"] for run in runs["most_macs"]] == [names[0]]
     assert len(runs["all 3x3_e3"]) == 1
 
