@@ -356,7 +356,7 @@ def kendall(root: Path, truth: Truth, seed: int, warmup: int) -> float:
     """Kendall's tau of inherited-weight accuracy on architecture images against the truth, after uniform training."""
     import copy
 
-    found = ours(root, "gradient", seed, max(truth.ms.values()), warmup, 2, {"steps_per_update": 10_000})
+    found = ours(root, "gradient", seed, max(truth.ms.values()), warmup, 2, {"steps_per_update": WEIGHTS // BATCH})
     module, images = found["module"], data(root)
     generator = np.random.default_rng(seed)
     names = [str(name) for name in generator.choice(sorted(truth.ms), size=RANKED, replace=False)]
@@ -574,12 +574,16 @@ def main() -> None:
     if arguments.quick and arguments.out is None:
         out = Path("runs/search_quality_quick.json")
         out.parent.mkdir(exist_ok=True)
-    jobs, seconds = searches(arguments.data, arguments.truth, methods, targets, seeds, trainings, arguments.jobs)
+    plan, kept = out.with_suffix(".plan.json"), out.with_suffix(".runs.json")
+    if plan.exists():
+        jobs, seconds = json.loads(plan.read_text())
+    else:
+        jobs, seconds = searches(arguments.data, arguments.truth, methods, targets, seeds, trainings, arguments.jobs)
+        write_atomically(plan, json.dumps([jobs, seconds]))
     if not arguments.ablation:
         warmup = next(job["warmup"] for job in jobs if job["variant"] == "gradient")
         common = {"root": str(arguments.data), "truth": str(arguments.truth), "variant": "kendall", "method": "kendall"}
         jobs += [{**common, "seed": seed, "warmup": 2 * warmup} for seed in range(1 if arguments.quick else 2)]
-    kept = out.with_suffix(".runs.json")
     runs = run_all(jobs, arguments.jobs, kept)
     own = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "cpu_seconds", "subnet", "kendall")
     result = {
@@ -596,7 +600,8 @@ def main() -> None:
     }
     result |= verdict(truth, result, plain=not arguments.ablation)
     write_atomically(out, json.dumps(result, indent=1) + "\n")
-    kept.unlink()
+    for path in (plan, kept):
+        path.unlink()
     print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
 
 
