@@ -118,6 +118,7 @@ def test_methods_that_need_no_search():
     assert ceiling["regret_mean"] == 0.0, "b and c choose each other's judge"
     assert ceiling["beats_random"] == pytest.approx((0.5 + 0.5) / 2), "b loses to c by half 1, c to b by half 0"
     assert [run["subnet"] for run in runs["most_macs"]] == [names[0]]
+    assert {run["subnet"] for run in runs["any_on_target"]} <= {names[98], names[99], names[100]}, "98 % of the target"
     assert len(runs["all 3x3_e3"]) == 1
 
 
