@@ -610,7 +610,7 @@ def main() -> None:
         "command": "python -m tests.benchmarks.search_quality --data ROOT"
         + (" --quick" if arguments.quick else "")
         + (" --ablation" if arguments.ablation else "")
-        + (f" --seeds {seeds}" if arguments.ablation or seeds != SEEDS else "")
+        + (f" --seeds {seeds}" if not arguments.quick and seeds != SEEDS else "")
         + (f" --budget {trainings}" if not arguments.quick and trainings != BUDGET else ""),
         "date": date.today().isoformat(),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
