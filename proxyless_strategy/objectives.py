@@ -226,6 +226,11 @@ class TargetController:
         self.multiplier, self.start, self.step = state["multiplier"], state["start"], state["step"]
 
 
+def against_the_others(rewards: Tensor) -> Tensor:
+    """Each of `M` rewards less the mean of the other `M - 1`."""
+    return rewards - (rewards.sum() - rewards) / (rewards.numel() - 1)
+
+
 class MovingBaseline:
     """Exponential moving average of *earlier* steps' mean reward.
 
@@ -241,11 +246,10 @@ class MovingBaseline:
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """`R_j - b` for each of `M` rewards; then moves the average."""
-        count = rewards.numel()
         mean = scalar(rewards.mean())
-        base = (rewards.sum() - rewards) / (count - 1) if self.value is None else torch.tensor(self.value)
+        advantages = against_the_others(rewards) if self.value is None else rewards - torch.tensor(self.value)
         self.value = mean if self.value is None else self.decay * self.value + (1 - self.decay) * mean
-        return rewards - base
+        return advantages
 
     def state_dict(self) -> dict[str, Any]:
         """The average."""
@@ -264,9 +268,8 @@ class LeaveOneOutBaseline:
     """
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """`R_j - mean of the others` for each of `M` rewards: `(R_j - mean) M / (M - 1)`."""
-        count = rewards.numel()
-        return (rewards - rewards.mean()) * (count / (count - 1))
+        """See `against_the_others`."""
+        return against_the_others(rewards)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""

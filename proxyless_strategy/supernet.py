@@ -162,7 +162,7 @@ def gated(
     edge: int,
     run: Callable[[int], Any],
     *,
-    inputs: Iterable[Any] = (),
+    inputs: Any = (),
     eager_limit: int = 1,
 ) -> Any:
     """Run an edge's active candidate and, where the plan measures, prepare the comparison with its others.
@@ -171,7 +171,7 @@ def gated(
         plan: What to run.
         edge: The edge's index.
         run: Gives the output of a candidate index.
-        inputs: What the candidates run on.
+        inputs: What the candidates run on: tensors, in any nesting of lists and dicts.
         eager_limit: Up to so many others run in the forward pass, keeping `o_active - o_k`; more of them re-run in
             the backward pass, keeping only what `run` holds.
 
@@ -258,7 +258,7 @@ class BinaryGateLayer(LayerChoice, _GatedModule):
             with mode.quiet(module):
                 return module(*args, **kwargs)
 
-        return gated(plan, self.edge, run, inputs=(*args, *kwargs.values()))
+        return gated(plan, self.edge, run, inputs=(args, kwargs))
 
 
 class BinaryGateInput(InputChoice, _GatedModule):
@@ -296,7 +296,7 @@ class BinaryGateRepeat(Repeat, _GatedModule):
                 y = [self.first_cell_transformation(y[0]), *y[1:]]
             return y
 
-        return gated(plan, self.edge, run, inputs=x if isinstance(x, (list, tuple)) else (x,))
+        return gated(plan, self.edge, run, inputs=x)
 
 
 class BinaryGateCell(_GatedModule):

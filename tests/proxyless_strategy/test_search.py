@@ -119,6 +119,26 @@ def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path):
         assert history[0] == history[1]
 
 
+def test_settings_of_the_architecture_steps_reach_the_strategy(table, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def noted(**options):
+        raise Reached(options)
+
+    monkeypatch.setattr("proxyless_strategy.strategy.ProxylessStrategy", noted)
+    changed = {
+        "baseline": "leave_one_out",
+        "warmup_paths": "fair",
+        "samples": 7,
+        "estimator": "unbiased",
+        "paths": "all",
+    }
+    with pytest.raises(Reached) as reached:
+        search.run_search(settings(table, tmp_path, search={**QUICK, **changed}))
+    assert reached.value.args[0].items() >= changed.items()
+
+
 @pytest.mark.slow
 def test_the_torch_backend_measures_the_same_network(tmp_path):
     config = settings(
