@@ -34,6 +34,7 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
+from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measure import build_table
 from hardware.model import LatencyModel
@@ -166,7 +167,7 @@ def save(rows: dict[str, dict[str, Any]], out: Path) -> None:
     record = {
         "command": "python -m tests.benchmarks.enumerated_truth --data ROOT",
         "date": date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "recipe": RECIPE.model_dump(),
         "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE, "held_out": HELD_OUT},

@@ -6,7 +6,7 @@ are trained by the same recipe with the same seed. Every network reads the 10,00
 epoch. All of them are measured on ONNX Runtime in one shuffled run. Networks are kept as they come: started again, it
 goes on.
 
-    .venv/bin/python -m tests.benchmarks.fashion_mnist --data ROOT [--rule reinforce] [--jobs 2] [--random 20]
+    .venv/bin/python -m tests.benchmarks.fashion_mnist --data ROOT [--rules gradient] [--jobs 2] [--random 20]
 
 ROOT holds Fashion-MNIST's four idx files (torchvision's download, or /usr/share/datasets/fashion-mnist of Debian's
 `dataset-fashion-mnist`).
@@ -187,7 +187,7 @@ def main() -> None:
     config = example(root, "gradient", out)
     assert config.retrain is not None
     result = {
-        "command": "python -m tests.benchmarks.fashion_mnist --data ROOT",
+        "command": f"python -m tests.benchmarks.fashion_mnist --data ROOT --rules {' '.join(arguments.rules)}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "target_ms": round(target, 5),
