@@ -149,10 +149,14 @@ class SearchSettings(_Section):
     """Weight steps between two architecture steps; for each rule, where they differ."""
     samples: int = Field(10, ge=2)
     """Subnets drawn in one REINFORCE step."""
-    baseline: Literal["moving", "leave_one_out"] = "moving"
+    baseline: Literal["moving", "leave_one_out"] = "leave_one_out"
     """What a REINFORCE step's rewards are held against."""
     warmup_paths: Literal["uniform", "fair"] = "uniform"
     """Paths of the warm-up: drawn independently, or so that each candidate runs equally often."""
+    weight_paths: Literal["sampled", "uniform"] = "uniform"
+    """Paths of later weight steps: drawn from the architecture's probabilities (the paper's), or uniformly."""
+    finalists: int = Field(8, ge=1)
+    """Most probable subnets on the target, of which the one with the least loss on architecture images is exported."""
     estimator: Literal["paper", "unbiased"] = "paper"
     paths: Literal["two", "all"] = "two"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"

@@ -17,6 +17,9 @@ from .architecture import Edge
 
 SLACK = 0.02
 """Share of a budget that a subnet derived for it may leave unused, unless told otherwise."""
+CHOICES = 4
+"""Subnets that the slack must leave to choose from. In a small space it may leave one, and then that one would be taken
+however improbable it is (`tests/benchmarks/search_quality.py`)."""
 _LOG_FLOOR = -700.0
 
 
@@ -50,12 +53,17 @@ class Deriver:
         self.log_p = np.asarray(log_p, dtype=np.float64)
         self.costs = np.zeros_like(self.log_p) if costs is None else np.asarray(costs, dtype=np.float64)
         self.fixed = fixed
+        self._nested = any(edge.parent is not None for edge in self.edges)
         self.sizes = [len(edge.candidates) for edge in self.edges]
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(int)
 
     def argmax(self) -> Derived:
         """The most probable candidate of each edge, the first on a tie."""
         return self._finish([int(self.log_p[row, :size].argmax()) for row, size in enumerate(self.sizes)])
+
+    def most_probable(self) -> Derived:
+        """The most probable subnet of all; with nested edges not always the `argmax`."""
+        return self.finalists(1)[0] if self._nested else self.argmax()
 
     def fastest(self) -> Derived:
         """The subnet of least cost."""
@@ -70,29 +78,43 @@ class Deriver:
 
         Args:
             budget: Greatest cost.
-            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`. Where none
-                does, the slack is doubled until one does. None asks for no least cost.
+            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`. Where fewer
+                than `CHOICES` subnets do, the slack is doubled until so many do. None asks for no least cost.
 
         Raises:
             TargetError: No subnet is within the budget.
         """
-        nested = any(edge.parent is not None for edge in self.edges)
         argmax = self.argmax()
         least = 0.0 if slack is None else (1 - slack) * budget
-        if not nested and least <= argmax.cost <= budget:
+        if not self._nested and least <= argmax.cost <= budget:
             return argmax
+        return self.finalists(1, budget, slack=slack)[0]
+
+    def finalists(self, count: int, budget: float | None = None, *, slack: float | None = None) -> list[Derived]:
+        """The most probable subnets within a budget, the most probable first.
+
+        Args:
+            count: Greatest number of them; fewer where there are no more.
+            budget: Greatest cost; None: any.
+            slack: See `within`.
+
+        Raises:
+            TargetError: No subnet is within the budget.
+        """
+        gain = self._flat(np.maximum(self.log_p, _LOG_FLOOR))
+        if budget is None:
+            return self._several(count, gain, -math.inf, math.inf)
         fastest = self.fastest()
         if fastest.cost > budget:
             raise TargetError(
                 f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
             )
-        gain = self._flat(np.maximum(self.log_p, _LOG_FLOOR))
         while slack is not None and slack < 1:
-            found = self._solve(gain, (1 - slack) * budget, budget)
-            if found is not None:
-                return found
+            found = self._several(max(count, CHOICES), gain, (1 - slack) * budget, budget)
+            if len(found) >= CHOICES:
+                return found[:count]
             slack = 2 * slack if slack else 0.001
-        return self._solve(gain, -math.inf, budget) or fastest
+        return self._several(count, gain, -math.inf, budget) or [fastest]
 
     def curve(self, points: int = 20) -> list[Derived]:
         """The trade-off of one search: the most probable subnet at `points` budgets from fastest to most probable."""
@@ -111,9 +133,20 @@ class Deriver:
     def _flat(self, values: np.ndarray) -> np.ndarray:
         return np.concatenate([values[row, :size] for row, size in enumerate(self.sizes)])
 
-    def _solve(self, gain: np.ndarray, least: float, most: float) -> Derived | None:
-        """The choice of greatest gain whose cost is in `[least, most]`; None if there is none."""
+    def _several(self, count: int, gain: np.ndarray, least: float, most: float) -> list[Derived]:
+        """Up to `count` choices of greatest gain whose cost is in `[least, most]`."""
+        found: list[Derived] = []
+        while len(found) < count and (derived := self._solve(gain, least, most, excluded=found)) is not None:
+            found.append(derived)
+        return found
+
+    def _solve(
+        self, gain: np.ndarray, least: float, most: float, *, excluded: Sequence[Derived] = ()
+    ) -> Derived | None:
+        """The choice of greatest gain whose cost is in `[least, most]`, none of `excluded`; None if there is none."""
         constraints = [self._one_each]
+        if excluded:
+            constraints.append(self._others_than(excluded))
         bounded = math.isfinite(least) or math.isfinite(most)
         if bounded:
             constraints.append(LinearConstraint(self._flat(self.costs)[None, :], least - self.fixed, most - self.fixed))
@@ -128,11 +161,20 @@ class Deriver:
         if result.x is None:
             return None
         derived = self._finish(self._choice(result.x))
-        overshoot = max(derived.cost - most, least - derived.cost)
-        if bounded and overshoot > 0:  # the solver's feasibility tolerance
-            step = overshoot + 1e-9 * abs(most)
-            return self._solve(gain, least + step, most - step) if least + step <= most - step else None
+        over, under = derived.cost - most, least - derived.cost
+        if bounded and max(over, under) > 0:  # the solver's feasibility tolerance
+            margin = 1e-9 * abs(most)
+            least, most = least + (under + margin if under > 0 else 0), most - (over + margin if over > 0 else 0)
+            return self._solve(gain, least, most, excluded=excluded) if least <= most else None
         return derived
+
+    def _others_than(self, excluded: Sequence[Derived]) -> LinearConstraint:
+        """At least one of the edges that an excluded choice reaches has another candidate."""
+        cells = np.zeros((len(excluded), int(self._starts[-1])))
+        for number, derived in enumerate(excluded):
+            rows = [row for row, on in enumerate(self._reached(derived.choice)) if on]
+            cells[number, [int(self._starts[row]) + derived.choice[row] for row in rows]] = 1
+        return LinearConstraint(csr_array(cells), -math.inf, cells.sum(1) - 1)
 
     @cached_property
     def _one_each(self) -> LinearConstraint:
@@ -160,13 +202,19 @@ class Deriver:
             choice.append(int(cells.argmax()) if cells.max() > 0.5 else int(self.log_p[row, :size].argmax()))
         return choice
 
-    def _finish(self, choice: list[int]) -> Derived:
-        cost, log_probability, reached = self.fixed, 0.0, [True] * len(self.edges)
+    def _reached(self, choice: Sequence[int]) -> list[bool]:
+        """Whether each edge is part of the subnet."""
+        reached = [True] * len(self.edges)
         for row, edge in enumerate(self.edges):
             if edge.parent is not None:
                 parent, allowed = edge.parent
                 reached[row] = reached[parent] and choice[parent] in allowed
-            if reached[row]:
+        return reached
+
+    def _finish(self, choice: list[int]) -> Derived:
+        cost, log_probability = self.fixed, 0.0
+        for row, on in enumerate(self._reached(choice)):
+            if on:
                 cost += float(self.costs[row, choice[row]])
                 log_probability += float(self.log_p[row, choice[row]])
         return Derived(tuple(choice), cost, log_probability)

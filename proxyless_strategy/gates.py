@@ -17,6 +17,7 @@ from torch import Tensor
 
 Estimator = Literal["paper", "unbiased"]
 WarmupPaths = Literal["uniform", "fair"]
+WeightPaths = Literal["sampled", "uniform"]
 
 
 class Phase(enum.IntEnum):

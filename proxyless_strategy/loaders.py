@@ -149,6 +149,12 @@ class ArchitectureBatches:
                 self._iterator = None
         raise DataError("the validation loader of the evaluator gave no batch; architecture steps need one")
 
+    def twin(self, *, stream: int) -> SeededLoader:
+        """A reading of the same data in an order of its own, once from beginning to end."""
+        loader = self._factory()
+        loader.stream = stream
+        return loader
+
     def state_dict(self) -> dict[str, int]:
         """Position of the stream."""
         if self._loader is not None:

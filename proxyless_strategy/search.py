@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -517,6 +518,8 @@ def _search(
         samples=settings.samples,
         baseline=settings.baseline,
         warmup_paths=settings.warmup_paths,
+        weight_paths=settings.weight_paths,
+        finalists=settings.finalists,
         learning_rate=settings.architecture_rate(config.rule),
         seed=config.seed,
     )
@@ -563,6 +566,15 @@ def _search(
         "expected": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
         "target": prepared.target,
         "argmax": module.architecture.export(module.architecture.argmax()),
+        "finalists": [
+            {
+                "choices": module.architecture.export(finalist.derived.choice),
+                "cost": finalist.derived.cost,
+                "log_probability": finalist.derived.log_probability,
+                "loss": finalist.loss if math.isfinite(finalist.loss) else None,
+            }
+            for finalist in module.finalists
+        ],
         "counters": dict(module.counters),
         "history": log.history,
     }

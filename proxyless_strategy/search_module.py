@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
@@ -16,7 +19,7 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hardware.errors import ConfigError
+from hardware.errors import ConfigError, DataError
 
 from . import gates
 from .architecture import ArchitectureParameters
@@ -35,6 +38,22 @@ from .updates import (
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "proxyless_strategy"
 _CALIBRATION_STREAM = 2
+_FINALISTS_STREAM = 3
+_FINALIST_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the most probable subnets of a search.
+
+    Attributes:
+        derived: The subnet.
+        loss: Its mean loss on validation batches with the supernet's weights (see `SearchModule.choose`); NaN where it
+            was not compared.
+    """
+
+    derived: Derived
+    loss: float
 
 
 class SearchModule(BaseOneShotLightningModule):
@@ -57,13 +76,15 @@ class SearchModule(BaseOneShotLightningModule):
         update: The rule.
         warmup_epochs: Epochs of uniform paths with alpha untouched.
         warmup_paths: How these are drawn: independently, or each candidate equally often.
+        weight_paths: How later weight steps draw theirs: from the probabilities, or uniformly.
         steps_per_update: Weight steps between two architecture steps.
         learning_rate: Adam's rate for alpha; None derives it from the planned number of steps.
         gradient_clip_val: Clips the weights' gradients.
         gradient_clip_algorithm: `norm` or `value`.
         accumulate_grad_batches: Batches per weight step, all on the same path.
-        budget: Cost within which the subnet is derived; None derives the argmax.
+        budget: Cost within which the subnet is derived; None: any.
         slack: Share of the budget that the derived subnet may leave unused.
+        finalists: Most probable subnets that are compared by their loss after the search.
         calibration_batches: Training batches that re-estimate the derived subnet's BN statistics for validation.
         inputs: From a batch to the network's input.
     """
@@ -78,6 +99,7 @@ class SearchModule(BaseOneShotLightningModule):
         update: GradientUpdate | ReinforceUpdate,
         warmup_epochs: int,
         warmup_paths: gates.WarmupPaths,
+        weight_paths: gates.WeightPaths,
         steps_per_update: int,
         learning_rate: float | None,
         gradient_clip_val: float | None,
@@ -85,6 +107,7 @@ class SearchModule(BaseOneShotLightningModule):
         accumulate_grad_batches: int,
         budget: float | None,
         slack: float | None,
+        finalists: int,
         calibration_batches: int,
         inputs: Callable[[Any], Any] | None,
     ):
@@ -95,6 +118,7 @@ class SearchModule(BaseOneShotLightningModule):
         self.update = update
         self.warmup_epochs = warmup_epochs
         self.warmup_paths = warmup_paths
+        self.weight_paths = weight_paths
         self.steps_per_update = steps_per_update
         self.learning_rate = learning_rate
         self.gradient_clip_val = gradient_clip_val
@@ -102,6 +126,8 @@ class SearchModule(BaseOneShotLightningModule):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.budget = budget
         self.slack = slack
+        self.count = finalists
+        self.finalists: list[Finalist] = []
         self.calibration_batches = calibration_batches
         self.inputs = inputs or first_of_batch
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
@@ -161,6 +187,7 @@ class SearchModule(BaseOneShotLightningModule):
     # ---- training ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        self.finalists = []
         self._mode = ArchitectureStepMode(self.training_module)
         super().on_fit_start()
 
@@ -188,15 +215,16 @@ class SearchModule(BaseOneShotLightningModule):
 
     def _draw_paths(self) -> list[int]:
         shape = tuple(self.architecture.alpha.shape)
-        mask = self.architecture.host_mask
+        mask, even = self.architecture.host_mask, torch.zeros(shape, dtype=torch.float64)
         if self._in_warmup():
             if self.warmup_paths == "fair":
                 return gates.fair_paths(self.problem.seed, gates.Phase.WARMUP, self.counters["warmup"], mask).tolist()
             u = gates.uniforms(self.problem.seed, gates.Phase.WARMUP, self.counters["warmup"], shape)
-            return gates.sample_paths(torch.zeros(shape, dtype=torch.float64), mask, u).tolist()
+            return gates.sample_paths(even, mask, u).tolist()
         counter = self.counters["weights"] - self.counters["warmup"]
         u = gates.uniforms(self.problem.seed, gates.Phase.WEIGHTS, counter, shape)
-        return gates.sample_paths(self.architecture.host_alpha(), mask, u).tolist()
+        alpha = even if self.weight_paths == "uniform" else self.architecture.host_alpha()
+        return gates.sample_paths(alpha, mask, u).tolist()
 
     def _weight_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         optimizers = self._weight_optimizers()
@@ -225,8 +253,8 @@ class SearchModule(BaseOneShotLightningModule):
         return None if loss is None else loss.detach()
 
     def _ready(self, batch: Any) -> Any:
-        """A batch in the trainer's precision, on its device."""
-        return self.trainer.strategy.batch_to_device(self.trainer.precision_plugin.convert_input(batch))
+        """A batch in the trainer's precision, on the network's device, which after a fit is no longer the trainer's."""
+        return self.trainer.strategy.batch_to_device(self.trainer.precision_plugin.convert_input(batch), self.device)
 
     def _architecture_step(self, batch_idx: int) -> None:
         assert self.architecture_batches is not None
@@ -344,13 +372,66 @@ class SearchModule(BaseOneShotLightningModule):
         return Deriver(self.architecture.edges, log_p.numpy(), self.problem.costs.numpy(), self.problem.fixed)
 
     def derive(self) -> Derived:
-        """What is exported: the most probable subnet on the target, or the argmax where there is no target.
+        """What is exported: the best finalist after a search (see `choose`), before that the most probable subnet.
 
-        On the target means within it and, where such a subnet exists, using all but `slack` of it: E[LAT] on T does not
-        put the argmax on T.
+        Either is on the target where there is one: within it and, where such subnets exist, using all but `slack` of
+        it, as E[LAT] on T does not put the argmax on T. Every validation of a search is before its end, hence of the
+        most probable subnet.
         """
+        if self.finalists:
+            return self.finalists[0].derived
         deriver = self.deriver()
-        return deriver.argmax() if self.budget is None else deriver.within(self.budget, slack=self.slack)
+        return deriver.most_probable() if self.budget is None else deriver.within(self.budget, slack=self.slack)
+
+    def on_train_end(self) -> None:
+        self.choose()
+        super().on_train_end()
+
+    def choose(self) -> None:
+        """Rank the most probable subnets on the target by their loss with the supernet's weights.
+
+        Probabilities say which subnets are likely to be good, not which of two neighbours is better: their logarithms
+        are sums over edges of noisy steps. All finalists see the same validation batches, in the mode of an
+        architecture step. REINFORCE, whose evaluator need not have a loss of validation batches, compares error rates
+        where there is no `architecture_loss`. A loss that is not finite ranks last; on a tie the more probable subnet
+        is first.
+        """
+        if self.finalists:
+            return
+        if self.count == 1:
+            self.finalists = [Finalist(self.derive(), math.nan)]
+            return
+        found = self.deriver().finalists(self.count, self.budget, slack=self.slack)
+        losses = self._losses_of(found) if len(found) > 1 else [math.nan]
+        ranked = [Finalist(derived, loss) for derived, loss in zip(found, losses, strict=True)]
+        self.finalists = sorted(ranked, key=lambda f: f.loss if math.isfinite(f.loss) else math.inf)
+        best = self.finalists[0]
+        if math.isfinite(best.loss):
+            rank = 1 + found.index(best.derived)
+            _logger.info(
+                "of %d finalists number %d by probability has the least loss, %.4g", len(found), rank, best.loss
+            )
+
+    def _losses_of(self, found: list[Derived]) -> list[float]:
+        """Mean task loss of each subnet over validation batches."""
+        assert self.architecture_batches is not None
+        assert self._mode is not None
+        sums, count = torch.zeros(len(found), dtype=torch.float64), 0
+        measured = isinstance(self.update, GradientUpdate) or hasattr(self.training_module, "architecture_loss")
+        seed = mix_seed(self.problem.seed, _FINALISTS_STREAM, self.global_rank)
+        with ExitStack() as stack:
+            for context in (self._mode.active(), self._unlogged(), isolated_seed(seed), torch.no_grad()):
+                stack.enter_context(context)
+            stack.enter_context(self.trainer.precision_plugin.forward_context())
+            batches = self.architecture_batches.twin(stream=_FINALISTS_STREAM)
+            for batch in but_last(itertools.islice(batches, _FINALIST_BATCHES + 1)):
+                ready = self._ready(batch)
+                for index, derived in enumerate(found):
+                    with self.supernet.running(list(derived.choice)):
+                        loss = self._task_loss(ready, count) if measured else 1 - self._accuracy(ready, count)
+                    sums[index] += float(loss)
+                count += 1
+        return self.problem.reduce(sums / count).tolist()
 
     def export(self) -> dict[str, Any]:
         """NNI's sample of the derived subnet."""
@@ -400,8 +481,7 @@ class SearchModule(BaseOneShotLightningModule):
             norm.momentum = momentum
             if self.trainer.world_size > 1:
                 for statistic in cast("list[Tensor]", [norm.running_mean, norm.running_var]):
-                    torch.distributed.all_reduce(statistic)
-                    statistic.div_(self.trainer.world_size)
+                    statistic.copy_(self.problem.reduce(statistic))
 
     @contextmanager
     def derived_in_place(self) -> Iterator[None]:
@@ -462,6 +542,7 @@ class SearchModule(BaseOneShotLightningModule):
                 f"the checkpoint belongs to another search (seed {state['seed']}, {len(state['labels'])} edges; this "
                 f"one has seed {self.problem.seed}, {len(self.architecture.labels)} edges); give its own settings"
             )
+        self.finalists = []
         self.counters.update(state["counters"])
         self.update.load_state_dict(state["update"])
         self.problem.objective.load_state_dict(state["objective"])
@@ -484,6 +565,23 @@ class SearchModule(BaseOneShotLightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.training_module.on_after_batch_transfer(batch, dataloader_idx)
+
+
+def but_last(batches: Iterable[Any]) -> Iterator[Any]:
+    """All batches but the last, which may be too small for batch statistics; a single one is kept.
+
+    Raises:
+        DataError: There is none.
+    """
+    iterator = iter(batches)
+    previous, lone = next(iterator, None), True
+    if previous is None:
+        raise DataError("the validation loader of the evaluator gave no batch to compare finalists on")
+    for batch in iterator:
+        yield previous
+        previous, lone = batch, False
+    if lone:
+        yield previous
 
 
 def first_of_batch(batch: Any) -> Any:

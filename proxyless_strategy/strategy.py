@@ -44,8 +44,8 @@ class ProxylessStrategy(OneShotStrategy):
         target: The target as a fraction of the way from the space's fastest to its slowest subnet.
         objective: How latency enters, see `objectives.make_objective`; `target` lands on the target untuned.
         objective_options: Its coefficients.
-        slack: Share of the target that the export may leave unused (doubled until such a subnet exists); None exports
-            the most probable subnet within the target however fast it is.
+        slack: Share of the target that the export may leave unused, doubled until it leaves a choice
+            (`derivation.CHOICES`); None asks only that the export be within the target, however fast it is.
         warmup_epochs: Epochs in which only weights are trained, on uniform paths.
         steps_per_update: Weight steps between two architecture steps.
         estimator: `paper` or `unbiased`, see `gates.pair_weight` (gradient rule).
@@ -54,6 +54,10 @@ class ProxylessStrategy(OneShotStrategy):
         baseline: What rewards are held against, `moving` or `leave_one_out` (REINFORCE).
         baseline_decay: Decay of the moving baseline (REINFORCE).
         warmup_paths: How the warm-up draws its paths: `uniform`, or `fair`, see `gates.fair_paths`.
+        weight_paths: How later weight steps draw theirs: `sampled` from the probabilities (the paper's), or `uniform`,
+            which trains what is improbable as long as the rest, so that losses of subnets stay comparable.
+        finalists: The most probable subnets on the target, up to so many, are compared by their loss on the first 32
+            validation batches after the search (shuffle them); 1 exports the most probable one, uncompared.
         learning_rate: Adam's rate for alpha; None derives it from the planned number of architecture steps.
         gradient_clip_val: Clips the weights' gradients (the Trainer's own option is not available to a search).
         gradient_clip_algorithm: `norm` or `value`.
@@ -82,9 +86,11 @@ class ProxylessStrategy(OneShotStrategy):
         estimator: Estimator = "paper",
         paths: Literal["two", "all"] = "two",
         samples: int = 10,
-        baseline: Baseline = "moving",
+        baseline: Baseline = "leave_one_out",
         baseline_decay: float = 0.9,
         warmup_paths: gates.WarmupPaths = "uniform",
+        weight_paths: gates.WeightPaths = "uniform",
+        finalists: int = 8,
         learning_rate: float | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
@@ -101,6 +107,7 @@ class ProxylessStrategy(OneShotStrategy):
             ("paths", paths, ("two", "all")),
             ("baseline", baseline, get_args(Baseline)),
             ("warmup_paths", warmup_paths, get_args(gates.WarmupPaths)),
+            ("weight_paths", weight_paths, get_args(gates.WeightPaths)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} = {value!r}; it must be one of {', '.join(allowed)}")
@@ -108,6 +115,7 @@ class ProxylessStrategy(OneShotStrategy):
             ("warmup_epochs", warmup_epochs, 0),
             ("steps_per_update", steps_per_update, 1),
             ("samples", samples, 2),
+            ("finalists", finalists, 1),
             ("accumulate_grad_batches", accumulate_grad_batches, 1),
             ("seed", seed, 0),
         ):
@@ -132,6 +140,8 @@ class ProxylessStrategy(OneShotStrategy):
         self.baseline: Baseline = baseline
         self.baseline_decay = baseline_decay
         self.warmup_paths: gates.WarmupPaths = warmup_paths
+        self.weight_paths: gates.WeightPaths = weight_paths
+        self.finalists = finalists
         self.learning_rate = learning_rate
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
@@ -241,6 +251,7 @@ class ProxylessStrategy(OneShotStrategy):
             update=update,
             warmup_epochs=self.warmup_epochs,
             warmup_paths=self.warmup_paths,
+            weight_paths=self.weight_paths,
             steps_per_update=self.steps_per_update,
             learning_rate=self.learning_rate,
             gradient_clip_val=self.gradient_clip_val,
@@ -248,6 +259,7 @@ class ProxylessStrategy(OneShotStrategy):
             accumulate_grad_batches=self.accumulate_grad_batches,
             budget=self.target_ms,
             slack=self.slack,
+            finalists=self.finalists,
             calibration_batches=self.calibration_batches,
             inputs=self.inputs,
         )
@@ -259,9 +271,9 @@ class ProxylessStrategy(OneShotStrategy):
         world = module.trainer.world_size
         if world == 1:
             return value
-        shared = value.to(module.device)
+        shared = value.to(module.trainer.strategy.root_device)  # after a fit the module itself is on the host
         torch.distributed.all_reduce(shared)
-        return (shared / world).cpu()
+        return (shared / world).to(value.device)
 
     def mutate_evaluator(self, evaluator: Any) -> Any:
         """Wrap the evaluator's module and loaders, and set up its processes (see `processes.prepare`)."""
@@ -303,12 +315,14 @@ class ProxylessStrategy(OneShotStrategy):
         if ckpt_path is not None:
             wrapped.fit_kwargs = {**wrapped.fit_kwargs, "ckpt_path": str(ckpt_path)}
         wrapped.evaluate(supernet)
-        return self._searched()
+        module = self._searched()
+        module.choose()  # a checkpoint of the last epoch leaves nothing to train
+        return module
 
     # ---- results -----------------------------------------------------------------------------------------------
 
     def derive(self, budget_ms: float | None = None) -> Derived:
-        """The most probable subnet within any budget; without one, what is exported (see `SearchModule.derive`)."""
+        """The most probable subnet within any budget; without one, what is exported (see `SearchModule.choose`)."""
         module = self._searched()
         return module.derive() if budget_ms is None else module.deriver().within(budget_ms)
 

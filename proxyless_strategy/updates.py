@@ -228,7 +228,7 @@ class ReinforceUpdate:
 
     metric = "accuracy"
 
-    def __init__(self, *, samples: int = 10, baseline: Baseline = "moving", baseline_decay: float = 0.9):
+    def __init__(self, *, samples: int = 10, baseline: Baseline = "leave_one_out", baseline_decay: float = 0.9):
         self.samples = samples
         self.baseline = LeaveOneOutBaseline() if baseline == "leave_one_out" else MovingBaseline(baseline_decay)
 

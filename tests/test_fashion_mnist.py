@@ -45,9 +45,13 @@ def test_random_subnets_are_those_that_the_export_could_have_been():
 
 
 def test_the_found_subnet_is_ranked_among_the_random_ones():
-    rows = [{"network": f"random {n}", "accuracy": accuracy} for n, accuracy in enumerate((0.80, 0.82, 0.84, 0.90))]
-    rows += [{"network": "found, gradient", "accuracy": 0.86}, {"network": "all 3x3_e3", "accuracy": 0.99}]
-    found = fashion_mnist.summary(rows)
-    assert found["random_mean"] == pytest.approx(0.84)
-    assert found["random_best"] == 0.90
-    assert found["found"] == {"found, gradient": {"points_over_random_mean": 2.0, "better_than": 0.75}}
+    accuracies = (0.80, 0.82, 0.84, 0.90)
+    rows = [{"network": f"random {n}", "accuracies": [value]} for n, value in enumerate(accuracies)]
+    rows += [{"network": "found, gradient", "accuracies": [0.85, 0.87]}, {"network": "all 3x3_e3", "accuracies": [0.9]}]
+    summary = fashion_mnist.summary(rows)
+    assert summary["random_mean"] == pytest.approx(0.84)
+    assert summary["random_best"] == 0.90
+    found = summary["found"]["found, gradient"]
+    assert (found["mean"], found["points_over_random_mean"], found["better_than"]) == (0.86, 2.0, 0.75)
+    variances = (0.0016 + 0.0004 + 0.0036) / 3, 2 * 0.01**2
+    assert found["error"] == pytest.approx(100 * (variances[0] / 4 + variances[1] / 2) ** 0.5, abs=1e-3)

@@ -248,7 +248,9 @@ def _moved(search: FinishedSearch) -> str:
         return f"{text} The derived subnet is the most probable one."
     named = _listed(f"{label} ({search.argmax[label]} to {search.choices[label]})" for label in other)
     edges = "edge differs" if len(other) == 1 else "edges differ"
-    return f"{text} {len(other)} {edges} from the most probable subnet, for the target's sake: {named}."
+    return (
+        f"{text} {len(other)} {edges} from the most probable subnet, by the target or the finalists' losses: {named}."
+    )
 
 
 def _listed(items: Iterable[str], *, most: int = 8) -> str:

@@ -36,7 +36,8 @@ class FinishedSearch:
         unit: What target and expected cost are in.
         history: One row per epoch, see `EpochLog`.
         choices: Candidate by edge.
-        argmax: The most probable candidate by edge; what is derived may be another one, to keep to the target.
+        argmax: The most probable candidate by edge; what is derived may be another one, to keep to the target or
+            by the finalists' losses.
         probabilities: Probability by edge and candidate, at the end of the search.
         row: The result's row; empty while the search has not been retrained and measured.
         settings: Its config.

@@ -2,9 +2,9 @@
 
 The search runs as the example says, from no table to the ONNX file. Then 20 subnets, drawn uniformly from those that
 the export could have been (within the target, using all but the slack of it), and the nets of one candidate throughout
-are trained by the same recipe with the same seed. Every network reads the 10,000 test images once, after its last
-epoch. All of them are measured on ONNX Runtime in one shuffled run. Networks are kept as they come: started again, it
-goes on.
+are trained by the same recipe with the same seed. The found subnet is trained with two further seeds: their deviation
+is the noise of every figure. Every training reads the 10,000 test images once, after its last epoch. All networks are
+measured on ONNX Runtime in one shuffled run. Trainings are kept as they come: started again, it goes on.
 
     .venv/bin/python -m tests.benchmarks.fashion_mnist --data ROOT [--rules gradient] [--jobs 2] [--random 20]
 
@@ -43,6 +43,8 @@ from search_spaces import Subnet, get_space
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_search.yml"
 RESULT = Path(__file__).with_name("data") / "fashion_mnist.json"
 UNIFORM = ("3x3_e3", "3x3_e6", "5x5_e6")
+SEEDS = 3
+"""Trainings of a found subnet."""
 
 
 def example(root: Path, rule: str, out: Path) -> SearchConfig:
@@ -86,8 +88,8 @@ def _data(root: Path) -> Any:
     return load_data(config.data, input_size=config.input_size, seed=config.seed)
 
 
-def _train(job: tuple[Path, dict[str, str]]) -> tuple[dict[str, str], float]:
-    root, choices = job
+def _train(job: tuple[Path, dict[str, str], int]) -> tuple[dict[str, str], int, float]:
+    root, choices, seed = job
     torch.set_num_threads(1)
     config = example(root, "gradient", Path("."))
     subnet = Subnet(get_space("small_mbconv"), choices)
@@ -96,22 +98,22 @@ def _train(job: tuple[Path, dict[str, str]]) -> tuple[dict[str, str], float]:
         lambda: timm.create_model(subnet.timm_name, **subnet.model_args(num_classes=10, in_chans=1)),
         _data(root),
         config.retrain,
-        seed=config.seed,
+        seed=seed,
         progress=False,
     )
-    return choices, result.test_accuracy
+    return choices, seed, result.test_accuracy
 
 
-def trained(nets: list[dict[str, str]], root: Path, jobs: int, kept: Path) -> dict[str, float]:
-    """Test accuracy in 0..1 of each subnet, by its candidates."""
-    done: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    missing = [(root, choices) for choices in nets if key_of(choices) not in done]
+def trained(nets: list[tuple[dict[str, str], int]], root: Path, jobs: int, kept: Path) -> dict[str, dict[str, float]]:
+    """Test accuracy in 0..1 of each subnet, by its candidates and its seed."""
+    done: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    missing = [(root, choices, seed) for choices, seed in nets if str(seed) not in done.get(key_of(choices), {})]
     if missing:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-            for choices, accuracy in pool.imap_unordered(_train, missing):
-                done[key_of(choices)] = accuracy
+            for count, (choices, seed, accuracy) in enumerate(pool.imap_unordered(_train, missing), start=1):
+                done.setdefault(key_of(choices), {})[str(seed)] = accuracy
                 write_atomically(kept, json.dumps(done))
-                print(f"{len(done)} trained: {key_of(choices)} {accuracy:.4f}", flush=True)
+                print(f"{count} of {len(missing)}: {key_of(choices)}, seed {seed}: {accuracy:.4f}", flush=True)
     return done
 
 
@@ -121,21 +123,30 @@ def key_of(choices: dict[str, str]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the found networks stand among the random ones."""
-    random = [row["accuracy"] for row in rows if row["network"].startswith("random")]
+    """How the found networks, by the mean of their seeds, stand among the random ones of one seed each.
+
+    `error` is the standard error of the difference: `sqrt(s_random^2 / n + s_found^2 / m)`.
+    """
+    random = [row["accuracies"][0] for row in rows if row["network"].startswith("random")]
     mean, deviation = statistics.fmean(random), statistics.stdev(random)
+    found = {}
+    for row in rows:
+        if not row["network"].startswith("found"):
+            continue
+        own = row["accuracies"]
+        error = (deviation**2 / len(random) + statistics.variance(own) / len(own)) ** 0.5
+        found[row["network"]] = {
+            "mean": round(statistics.fmean(own), 5),
+            "standard_deviation": round(statistics.stdev(own), 5),
+            "points_over_random_mean": round(100 * (statistics.fmean(own) - mean), 3),
+            "error": round(100 * error, 3),
+            "better_than": round(sum(a < statistics.fmean(own) for a in random) / len(random), 3),
+        }
     return {
         "random_mean": round(mean, 5),
         "random_standard_deviation": round(deviation, 5),
         "random_best": round(max(random), 5),
-        "found": {
-            row["network"]: {
-                "points_over_random_mean": round(100 * (row["accuracy"] - mean), 3),
-                "better_than": round(sum(a < row["accuracy"] for a in random) / len(random), 3),
-            }
-            for row in rows
-            if row["network"].startswith("found")
-        },
+        "found": found,
     }
 
 
@@ -151,13 +162,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out, root = arguments.out, arguments.data
     out.mkdir(parents=True, exist_ok=True)
-    nets: list[tuple[str, dict[str, str]]] = []
-    accuracies: dict[str, float] = {}
-    searches: dict[str, dict[str, Any]] = {}
-    for rule in arguments.rules:
-        searches[rule] = searched(example(root, rule, out), out)
-        nets.append((f"found, {rule}", searches[rule]["choices"]))
-        accuracies[nets[-1][0]] = searches[rule]["accuracy"]
+    seed = example(root, "gradient", out).seed
+    searches = {rule: searched(example(root, rule, out), out) for rule in arguments.rules}
+    nets = [(f"found, {rule}", search["choices"]) for rule, search in searches.items()]
     table = LatencyTable.load(out / "table.yml")
     space = get_space("small_mbconv")
     costs = space.costs(28, num_classes=10, in_chans=1)
@@ -165,9 +172,11 @@ def main() -> None:
     target = searches[arguments.rules[0]]["target_ms"]
     others = [(f"random {n}", c) for n, c in enumerate(equals(latency, target, arguments.random), start=1)]
     others += [(f"all {name}", dict.fromkeys(space.candidates(), name)) for name in UNIFORM]
-    done = trained([choices for _, choices in others], root, arguments.jobs, out / "trained.json")
+    further = [(choices, seed + n) for _, choices in nets for n in range(1, SEEDS)]
+    done = trained([*further, *((choices, seed) for _, choices in others)], root, arguments.jobs, out / "trained.json")
+    for search in searches.values():  # its own training was the first
+        done.setdefault(key_of(search["choices"]), {})[str(seed)] = search["accuracy"]
     nets += others
-    accuracies |= {name: done[key_of(choices)] for name, choices in others}
     chains = [costs.chain(choices) for _, choices in nets]
     shared = {"batch": table.header.batch, "threads": table.header.threads, "table": table, "progress": False}
     figures = measure_nets(chains, backend=table.header.backend, **shared)
@@ -175,7 +184,7 @@ def main() -> None:
     rows = [
         {
             "network": name,
-            "accuracy": round(accuracies[name], 5),
+            "accuracies": [round(value, 5) for _, value in sorted(done[key_of(choices)].items())],
             "table_ms": round(latency.latency(choices), 5),
             "measured_ms": round(figure.settled_ms, 5),
             "macs_m": round(models[0].cost(choices), 4),

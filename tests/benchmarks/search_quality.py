@@ -7,16 +7,16 @@ what its own epoch takes here. NNI's strategies know no target (their latency pe
 theirs stands for all targets, and they export what they export.
 
 A subnet's regret is the held-out accuracy, in points, that the best subnet within the target has over it. The best one
-is chosen, among those trained with four seeds, on one half of the seeds, and the regret is read off the other half,
-both ways round. A subnet over the target has no regret; it is a violation. With a few trainings a subnet the truth
-itself is noisy: a good subnet may seem worse than a lucky one, and the one that looks best is seldom the best. So
-figures by an additive fit to all trainings (one term for each edge's candidate) stand beside.
+is chosen on one half of the seeds, and the regret is read off the other half, both ways round. A subnet over the target
+has no regret; it is a violation. With a few trainings a subnet the truth itself is noisy: a good subnet may seem worse
+than a lucky one, and the one that looks best is seldom the best. So figures by an additive fit to all trainings (one
+term for each edge's candidate) stand beside.
 
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT [--quick] [--jobs 2] [--seeds 10] [--out FILE]
-    .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --ablation --seeds 2
+    .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --ablation --seeds 3
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --budget 16 --seeds 1
-    .venv/bin/python -m tests.benchmarks.search_quality --table       prints the README's table of the committed result
-    .venv/bin/python -m tests.benchmarks.search_quality --judge       judges the committed runs anew
+    .venv/bin/python -m tests.benchmarks.search_quality --table [--ablation]  prints the committed result for the README
+    .venv/bin/python -m tests.benchmarks.search_quality --judge [--ablation]  judges the committed runs anew
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scipy.stats import kendalltau
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from proxyless_strategy.config import SearchSettings
-from proxyless_strategy.derivation import SLACK
+from proxyless_strategy.derivation import CHOICES, SLACK, Derived
 
 from .enumerated_truth import ARCHITECTURE, DATA, SPACE, TRUTH, WEIGHTS, data, latency_model, name_of, subnets, train
 from .enumerated_truth import targets as targets_of
@@ -58,6 +58,7 @@ WARMUP_SHARE = 0.35
 UNIFORM = ("3x3_e3", "3x3_e6", "5x5_e6")
 RULES = ("gradient", "reinforce")
 STOCK = ("nni_proxyless", "nni_darts")
+MOST_PROBABLE = ", most probable subnet"
 RANKED = 60
 """Subnets whose inherited-weight accuracy is compared with the truth."""
 
@@ -75,7 +76,6 @@ class Truth:
         ms: Latency by the table.
         macs: Multiply-accumulates.
         noise: Seed-to-seed standard deviation of an accuracy.
-        retrained: Subnets with the most trainings, of which the best one is chosen.
         smooth: Accuracy by a sum of one term for each edge's candidate, fitted to all trainings; by name.
     """
 
@@ -84,7 +84,6 @@ class Truth:
     ms: dict[str, float]
     macs: dict[str, float]
     noise: float
-    retrained: frozenset[str]
     smooth: dict[str, float]
 
     @classmethod
@@ -106,7 +105,6 @@ class Truth:
             {name: row["table_ms"] for name, row in rows.items()},
             {name: row["macs"] for name, row in rows.items()},
             record["noise"],
-            frozenset(n for n, v in trainings.items() if len(v) == max(map(len, trainings.values()))),
             additive(trainings),
         )
 
@@ -129,10 +127,9 @@ class Truth:
         allowed = self.feasible(target)
         if name not in allowed:
             return None
-        candidates = [other for other in allowed if other in self.retrained]
         found = []
         for judge in (0, 1) if judged_by is None else (judged_by,):
-            best = max(candidates, key=lambda other: self.halves[other][1 - judge])
+            best = max(allowed, key=lambda other: self.halves[other][1 - judge])
             found.append(100 * (self.halves[best][judge] - self.halves[name][judge]))
         return statistics.fmean(found)
 
@@ -241,13 +238,12 @@ def without_search(truth: Truth, targets: list[float], trainings: int, repeats: 
             best = str(max(drawn, key=lambda name: truth.single[name][selecting]))
             runs["random_search"].append({"subnet": best, "target_ms": target, "judged_by": 1 - selecting})
         slack = SLACK
-        while not (band := [name for name in allowed if truth.ms[name] >= (1 - slack) * target]):
+        while len(band := [name for name in allowed if truth.ms[name] >= (1 - slack) * target]) < CHOICES and slack < 1:
             slack *= 2
         drawn = np.random.default_rng(1).choice(band, size=repeats)
         runs["any_on_target"] += [{"subnet": str(name), "target_ms": target} for name in drawn]
         for judge in (0, 1):
-            choosing = [name for name in allowed if name in truth.retrained]
-            chosen = max(choosing, key=lambda name: truth.halves[name][1 - judge])
+            chosen = max(allowed, key=lambda name: truth.halves[name][1 - judge])
             runs.setdefault("best_of_other_half", []).append(
                 {"subnet": chosen, "target_ms": target, "judged_by": judge}
             )
@@ -327,14 +323,20 @@ def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: i
         rule=rule, latency=latency_model(), target_ms=target, warmup_epochs=warmup, seed=seed, **options
     )
     module = strategy.search(_network(seed), _evaluator(root, seed, settings, _trainer(warmup + epochs, clock)))
-    choices = {label: str(value) for label, value in strategy.export().items()}
+    after = time.process_time() - clock.ends[-1]
     p = module.architecture.probabilities()
+
+    def named(derived: Derived) -> str:
+        return name_of({label: str(value) for label, value in module.architecture.export(derived.choice).items()})
+
     return {
-        "subnet": name_of(choices),
+        "subnet": named(module.derive()),
+        "most_probable": named(module.deriver().within(target, slack=module.slack)),
         "target_ms": target,
         "expected_ms": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
         "entropy": float(-(p * p.clamp(min=1e-12).log()).sum(-1).mean()),
         "ends": clock.ends,
+        "after": after,
         "module": module,
         "strategy": strategy,
     }
@@ -428,21 +430,24 @@ def epochs_within(seconds: float, weight_epoch: float, search_epoch: float, shar
     return warmup, max(2, 1 + int(rest / search_epoch))
 
 
-def calibrate(root: Path, method: str, options: dict[str, Any]) -> tuple[float, float]:
-    """CPU seconds of an epoch of weight steps, and of one with architecture steps too; or of one training, twice."""
+def calibrate(root: Path, method: str, options: dict[str, Any]) -> tuple[float, float, float]:
+    """CPU seconds of an epoch of weight steps, of one with architecture steps too, and of what follows the last epoch.
+
+    Of a training or of a strategy of NNI, all that it takes (an epoch of it) is the first and the second.
+    """
     if method == "training":
         subnets_ = list(subnets())
         seconds = statistics.median(
             train(subnets_[i], root, 0)[1] for i in (len(subnets_) // 3, len(subnets_) // 2, 250)
         )
-        return seconds, seconds
+        return seconds, seconds, 0.0
     if method in STOCK:
         ends = stock(root, method, 0, 3)["ends"]
         epoch = min(np.diff(ends))
-        return float(epoch), float(epoch)
-    ends = ours(root, method, 0, middle(), 2, 3, dict(options))["ends"]
-    steps = np.diff(ends)
-    return float(min(steps[:2])), float(min(steps[2:]))
+        return float(epoch), float(epoch), 0.0
+    found = ours(root, method, 0, middle(), 2, 3, dict(options))
+    steps = np.diff(found["ends"])
+    return float(min(steps[:2])), float(min(steps[2:])), found["after"]
 
 
 def middle() -> float:
@@ -451,7 +456,7 @@ def middle() -> float:
     return (model.minimum()[0] + model.maximum()[0]) / 2
 
 
-def _calibrate_job(arguments: tuple[Path, str, dict[str, Any]]) -> tuple[float, float]:
+def _calibrate_job(arguments: tuple[Path, str, dict[str, Any]]) -> tuple[float, float, float]:
     _quiet()
     return calibrate(*arguments)
 
@@ -466,7 +471,7 @@ def _job(job: dict[str, Any]) -> dict[str, Any]:
         found = stock(root, method, job["seed"], job["epochs"])
     else:
         found = ours(root, method, job["seed"], job["target_ms"], job["warmup"], job["epochs"], dict(job["options"]))
-    kept = {key: found[key] for key in ("subnet", "expected_ms", "entropy") if key in found}
+    kept = {key: found[key] for key in ("subnet", "most_probable", "expected_ms", "entropy") if key in found}
     return {**job, **kept, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
@@ -496,7 +501,7 @@ def run_all(jobs: list[dict[str, Any]], processes: int, kept: Path) -> list[dict
 def searches(
     root: Path,
     truth_file: Path,
-    methods: dict[str, tuple[str, dict[str, Any], float]],
+    methods: dict[str, tuple[str, dict[str, Any], float | None]],
     targets: list[float],
     seeds: int,
     trainings: int,
@@ -509,7 +514,7 @@ def searches(
     Args:
         root: Folder of the images.
         truth_file: The truth.
-        methods: A variant's rule or strategy, options and warm-up share.
+        methods: A variant's rule or strategy, options and warm-up share (None: the epochs of the committed result).
         targets: Latency targets in ms.
         seeds: Runs of each method and target.
         trainings: Stand-alone trainings that the budget pays for.
@@ -518,29 +523,40 @@ def searches(
     names = list(methods)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         timed = [(root, "training", {}), *((root, methods[n][0], methods[n][1]) for n in names)]
-        (training, _), *costs = pool.map(_calibrate_job, timed, chunksize=1)
+        (training, *_), *costs = pool.map(_calibrate_job, timed, chunksize=1)
     seconds = trainings * training
     jobs = []
-    for name, (weight_epoch, search_epoch) in zip(names, costs, strict=True):
+    for name, (weight_epoch, search_epoch, after) in zip(names, costs, strict=True):
         method, options, share = methods[name]
         common = {"root": str(root), "truth": str(truth_file), "variant": name, "method": method, "options": options}
         for seed in range(seeds):
             if method in STOCK:
                 jobs.append({**common, "seed": seed, "epochs": max(1, int(seconds / search_epoch))})
                 continue
-            warmup, epochs = epochs_within(seconds, weight_epoch, search_epoch, share)
+            if share is None:
+                warmup, epochs = committed_epochs(method)
+            else:
+                warmup, epochs = epochs_within(seconds - after, weight_epoch, search_epoch, share)
             jobs += [{**common, "seed": seed, "target_ms": t, "warmup": warmup, "epochs": epochs} for t in targets]
     return jobs, seconds
 
 
+def committed_epochs(rule: str) -> tuple[int, int]:
+    """Warm-up and search epochs of a rule's runs in the committed result."""
+    run = next(run for run in json.loads(RESULT.read_text())["runs"] if run["variant"] == rule)
+    return run["warmup"], run["epochs"]
+
+
 def figures(truth: Truth, runs: list[dict[str, Any]], targets: list[float]) -> dict[str, Any]:
-    """Figures of each variant."""
+    """Figures of each variant, and of what it would have exported with one finalist."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run["method"] in STOCK:
             methods.setdefault(run["variant"], []).extend({**run, "target_ms": t} for t in targets)
         elif run["method"] != "kendall":
             methods.setdefault(run["variant"], []).append(run)
+            probable = {**run, "subnet": run["most_probable"]}
+            methods.setdefault(run["variant"] + MOST_PROBABLE, []).append(probable)
     result = {}
     for name, found in methods.items():
         result[name] = judged(truth, found)
@@ -559,35 +575,40 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=BUDGET, metavar="TRAININGS")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--ablation", action="store_true", help="the variants, at the two upper targets")
+    parser.add_argument("--ablation", action="store_true", help="the variants")
     parser.add_argument("--variants", nargs="+", help="of the ablation")
     parser.add_argument("--judge", action="store_true", help="judge the committed runs anew, without running any")
     parser.add_argument("--table", action="store_true", help="print the committed result as Markdown")
     arguments = parser.parse_args()
+    committed = ABLATION if arguments.ablation else RESULT
     if arguments.table:
-        print(markdown(json.loads(RESULT.read_text())))
+        print((ablation_markdown if arguments.ablation else markdown)(json.loads(committed.read_text())))
         return
     if arguments.judge:
-        result = json.loads(RESULT.read_text())
-        result |= verdict(Truth.load(arguments.truth), result, plain=True)
-        write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
+        result = json.loads(committed.read_text())
+        result |= verdict(Truth.load(arguments.truth), result, plain=not arguments.ablation)
+        write_atomically(committed, json.dumps(result, indent=1) + "\n")
         print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
         return
+    if arguments.ablation and not RESULT.exists():
+        parser.error(f"--ablation compares with {RESULT}; run the benchmark without it first")
+    if arguments.ablation and (arguments.quick or arguments.budget != BUDGET):
+        parser.error(f"--ablation compares with runs of {BUDGET} trainings at all targets; leave out --quick, --budget")
     if arguments.data is None:
         parser.error("--data ROOT is missing: the folder of Fashion-MNIST's four idx files (see enumerated_truth)")
     _quiet()
     truth = Truth.load(arguments.truth)
     targets = targets_of(truth.ms.values())
-    if arguments.quick or arguments.ablation:
-        targets = targets[1 : 2 if arguments.quick else 3]
+    if arguments.quick:
+        targets = targets[1:2]
     seeds = 3 if arguments.quick else arguments.seeds
     trainings = BUDGET // 2 if arguments.quick else arguments.budget
     if arguments.ablation:
         chosen = arguments.variants or list(VARIANTS)
         methods = {name: VARIANTS[name] for name in chosen}
     else:
-        methods = {rule: (rule, {}, WARMUP_SHARE) for rule in RULES} | {name: (name, {}, 0.0) for name in STOCK}
-    out = arguments.out or (ABLATION if arguments.ablation else RESULT)
+        methods = {name: (name, {}, WARMUP_SHARE) for name in (*RULES, *STOCK)}
+    out = arguments.out or committed
     if arguments.out is None and arguments.budget != BUDGET:
         out = out.with_stem(f"{out.stem}_budget_{arguments.budget}")
     if arguments.quick and arguments.out is None:
@@ -605,7 +626,7 @@ def main() -> None:
         epochs = (2 * warmup,) if arguments.quick else (2 * warmup, 8 * warmup)
         jobs += [{**common, "seed": seed, "warmup": n} for n in epochs for seed in range(1 if arguments.quick else 2)]
     runs = run_all(jobs, arguments.jobs, kept)
-    own = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "cpu_seconds", "subnet", "kendall")
+    own = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "cpu_seconds", "subnet", "most_probable")
     result = {
         "command": "python -m tests.benchmarks.search_quality --data ROOT"
         + (" --quick" if arguments.quick else "")
@@ -618,8 +639,12 @@ def main() -> None:
         "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE},
         "targets_ms": targets,
         "seeds": seeds,
-        "runs": [{key: run[key] for key in own if key in run} for run in runs],
+        "runs": [{key: run[key] for key in (*own, "kendall") if key in run} for run in runs],
     }
+    if arguments.ablation:
+        result["runs"] += [
+            run for run in json.loads(RESULT.read_text())["runs"] if run["method"] in RULES and run["seed"] < seeds
+        ]
     result |= verdict(truth, result, plain=not arguments.ablation)
     write_atomically(out, json.dumps(result, indent=1) + "\n")
     for path in (plan, kept):
@@ -646,16 +671,20 @@ def verdict(truth: Truth, result: dict[str, Any], *, plain: bool) -> dict[str, A
     }
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "gradient, unbiased": ("gradient", {"estimator": "unbiased"}, WARMUP_SHARE),
+VARIANTS: dict[str, tuple[str, dict[str, Any], float | None]] = {
+    "gradient, sampled weight paths": ("gradient", {"weight_paths": "sampled"}, None),
+    "gradient, fair warm-up": ("gradient", {"warmup_paths": "fair"}, None),
+    "gradient, unbiased": ("gradient", {"estimator": "unbiased"}, None),
     "gradient, all paths": ("gradient", {"paths": "all"}, WARMUP_SHARE),
-    "gradient, fair warm-up": ("gradient", {"warmup_paths": "fair"}, WARMUP_SHARE),
     "gradient, warm-up 60 %": ("gradient", {}, 0.6),
-    "gradient, no slack": ("gradient", {"slack": None}, WARMUP_SHARE),
-    "reinforce, leave one out": ("reinforce", {"baseline": "leave_one_out"}, WARMUP_SHARE),
+    "gradient, every 5 steps": ("gradient", {"steps_per_update": 5}, WARMUP_SHARE),
+    "reinforce, sampled weight paths": ("reinforce", {"weight_paths": "sampled"}, None),
+    "reinforce, moving baseline": ("reinforce", {"baseline": "moving"}, None),
     "reinforce, warm-up 60 %": ("reinforce", {}, 0.6),
+    "reinforce, every 5 steps": ("reinforce", {"steps_per_update": 5}, WARMUP_SHARE),
 }
-"""What `--ablation` compares: rule, options of the strategy, share of the budget for the warm-up."""
+"""What `--ablation` compares with the committed result's runs of the same seeds: rule, options of the strategy, share
+of the budget for the warm-up; None where a step costs what the plain rule's does, whose epochs it then has."""
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -674,6 +703,23 @@ def markdown(result: dict[str, Any]) -> str:
         regrets = f"{shown(row['regret_mean'])} | {interval} | {shown(row['regret_by_additive_fit'])}"
         beats = f"{shown(row['beats_random'])} | {shown(row['beats_random_by_additive_fit'])}"
         lines.append(f"| {name} | {regrets} | {row['within_noise']:.0%} | {row['violations']:.0%} | {beats} |")
+    return "\n".join(lines)
+
+
+def ablation_markdown(result: dict[str, Any]) -> str:
+    """The README's table of the ablation: the best of the finalists, and the most probable subnet, of each variant."""
+    lines = [
+        "| variant | epochs | regret, points | 95 % interval | by additive fit | with one finalist | by additive fit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    methods = result["methods"]
+    for name in sorted(name for name in methods if not name.endswith(MOST_PROBABLE)):
+        row, probable = methods[name], methods[name + MOST_PROBABLE]
+        figures = [
+            f"{method[key]:.2f}" for method in (row, probable) for key in ("regret_mean", "regret_by_additive_fit")
+        ]
+        interval = f"{row['ci'][0]:.2f} to {row['ci'][1]:.2f}"
+        lines.append(f"| {name} | {row['epochs']} | {figures[0]} | {interval} | {' | '.join(figures[1:])} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hardware.errors import TargetError
 from proxyless_strategy.architecture import Edge
-from proxyless_strategy.derivation import Deriver
+from proxyless_strategy.derivation import CHOICES, Deriver
 
 
 def flat_problem(seed, edges=4, candidates=5):
@@ -39,7 +39,8 @@ def nested_problem(seed):
 
 
 def every_choice(edges, log_p, costs, fixed):
-    """(cost, log-probability) of every choice, computed without the deriver."""
+    """(cost, log-probability) of every subnet, computed without the deriver."""
+    seen = set()
     for choice in itertools.product(*(range(len(edge.candidates)) for edge in edges)):
         cost, total, reached = fixed, 0.0, []
         for row, edge in enumerate(edges):
@@ -48,7 +49,10 @@ def every_choice(edges, log_p, costs, fixed):
             if on:
                 cost += costs[row, choice[row]]
                 total += log_p[row, choice[row]]
-        yield cost, total
+        subnet = tuple(index if on else None for index, on in zip(choice, reached, strict=True))
+        if subnet not in seen:
+            seen.add(subnet)
+            yield cost, total
 
 
 @pytest.mark.parametrize("problem", [flat_problem, nested_problem])
@@ -65,11 +69,39 @@ def test_within_equals_enumeration(problem, seed, slack):
         budget *= 1 + 1e-9
         allowed = [pair for pair in everything if pair[0] <= budget]
         if slack is not None:
-            share = next(2**n * slack for n in range(9) if any(c >= (1 - 2**n * slack) * budget for c, _ in allowed))
-            allowed = [pair for pair in allowed if pair[0] >= (1 - share) * budget]
+            for share in (2**n * slack for n in range(9)):
+                using = [pair for pair in allowed if pair[0] >= (1 - share) * budget]
+                if len(using) >= CHOICES or share >= 1:
+                    break
+            allowed = using
         found = deriver.within(budget, slack=slack)
         assert found.cost <= budget
         assert found.log_probability == pytest.approx(max(total for _, total in allowed), abs=1e-9)
+
+
+@pytest.mark.parametrize("problem", [flat_problem, nested_problem])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [None, 0.6])
+def test_finalists_are_the_most_probable_subnets(problem, seed, share):
+    edges, log_p, costs = problem(seed)
+    everything = list(every_choice(edges, log_p, costs, 2.0))
+    low, high = min(c for c, _ in everything), max(c for c, _ in everything)
+    budget = None if share is None else low + share * (high - low)
+    found = Deriver(edges, log_p, costs, fixed=2.0).finalists(10, budget)
+    expected = sorted((pair for pair in everything if budget is None or pair[0] <= budget), key=lambda p: -p[1])[:10]
+    assert len(expected) >= 3
+    assert [f.log_probability for f in found] == pytest.approx([total for _, total in expected], abs=1e-9)
+    assert [f.cost for f in found] == pytest.approx([cost for cost, _ in expected])
+
+
+def test_slack_leaves_a_choice():
+    """`a d` alone uses 98 % of the budget, 96 % three do; 8 % leave all four, of which `b e` is the most probable."""
+    edges = [Edge("first", ("a", "b")), Edge("second", ("d", "e"))]
+    log_p = np.log(np.array([[0.1, 0.9], [0.05, 0.95]]))
+    costs = np.array([[0.51, 0.48], [0.49, 0.46]])
+    deriver = Deriver(edges, log_p, costs)
+    assert deriver.within(1.0, slack=0.02).choice == (1, 1)
+    assert [finalist.choice for finalist in deriver.finalists(2, 1.0, slack=0.02)] == [(1, 1), (0, 1)]
 
 
 def test_argmax_takes_the_first_on_a_tie():

@@ -76,6 +76,9 @@ def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path
     config = settings(table, tmp_path / "run", rule=rule)
     result = search.run_search(config, on_epoch=rows.append)
     assert result.table_ms <= result.target_ms
+    finalists = json.loads((tmp_path / "run" / "search.json").read_text())["finalists"]
+    assert finalists[0]["choices"] == result.subnet.choices
+    assert finalists[0]["loss"] == min(finalist["loss"] for finalist in finalists)
     assert [row["phase"] for row in rows] == ["warmup", "search", "search", "search", "retrain", "retrain"]
     assert all(0 <= row["default"] <= 1 for row in rows)
     model = timm.create_model(f"local-dir:{result.folder}", pretrained=True)
@@ -128,8 +131,10 @@ def test_settings_of_the_architecture_steps_reach_the_strategy(table, tmp_path, 
 
     monkeypatch.setattr("proxyless_strategy.strategy.ProxylessStrategy", noted)
     changed = {
-        "baseline": "leave_one_out",
+        "baseline": "moving",
         "warmup_paths": "fair",
+        "weight_paths": "sampled",
+        "finalists": 3,
         "samples": 7,
         "estimator": "unbiased",
         "paths": "all",
