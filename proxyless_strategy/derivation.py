@@ -73,13 +73,14 @@ class Deriver:
         """The subnet of greatest cost."""
         return self._extreme(self.costs)
 
-    def within(self, budget: float, *, slack: float | None = None) -> Derived:
+    def within(self, budget: float, *, slack: float | None = None, leaving: int = CHOICES) -> Derived:
         """The most probable subnet whose cost is at most `budget`: a multiple-choice knapsack, solved exactly.
 
         Args:
             budget: Greatest cost.
             slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`. Where fewer
-                than `CHOICES` subnets do, the slack is doubled until so many do. None asks for no least cost.
+                than `leaving` subnets do, the slack is doubled until so many do. None asks for no least cost.
+            leaving: Subnets that the slack must leave to choose from.
 
         Raises:
             TargetError: No subnet is within the budget.
@@ -88,15 +89,18 @@ class Deriver:
         least = 0.0 if slack is None else (1 - slack) * budget
         if not self._nested and least <= argmax.cost <= budget:
             return argmax
-        return self.finalists(1, budget, slack=slack)[0]
+        return self.finalists(1, budget, slack=slack, leaving=leaving)[0]
 
-    def finalists(self, count: int, budget: float | None = None, *, slack: float | None = None) -> list[Derived]:
+    def finalists(
+        self, count: int, budget: float | None = None, *, slack: float | None = None, leaving: int = CHOICES
+    ) -> list[Derived]:
         """The most probable subnets within a budget, the most probable first.
 
         Args:
             count: Greatest number of them; fewer where there are no more.
             budget: Greatest cost; None: any.
             slack: See `within`.
+            leaving: See `within`.
 
         Raises:
             TargetError: No subnet is within the budget.
@@ -110,8 +114,8 @@ class Deriver:
                 f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
             )
         while slack is not None and slack < 1:
-            found = self._several(max(count, CHOICES), gain, (1 - slack) * budget, budget)
-            if len(found) >= CHOICES:
+            found = self._several(max(count, leaving), gain, (1 - slack) * budget, budget)
+            if len(found) >= leaving:
                 return found[:count]
             slack = 2 * slack if slack else 0.001
         return self._several(count, gain, -math.inf, budget) or [fastest]

@@ -76,7 +76,7 @@ def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, ba
     deriver = Deriver(edges, gain, macs.costs, macs.fixed)
     least, most = target * (1 - band), target * (1 + band)
     if deriver.fastest().cost <= most and deriver.slowest().cost >= least:
-        derived = deriver.within(most, slack=1 - least / most)
+        derived = deriver.within(most, slack=1 - least / most, leaving=1)
         if derived.cost >= least:
             return {e.label: str(e.candidates[i]) for e, i in zip(edges, derived.choice, strict=True)}
     low, high = macs.minimum()[0], macs.maximum()[0]

@@ -102,6 +102,7 @@ def search(*, devices, norm="batch", shuffle=True, epochs=3, ckpt_path=None, cal
         "weights": {name: value.clone() for name, value in space.named_parameters()},
         "alpha": strategy.architecture.alpha.detach().clone(),
         "export": strategy.export(),
+        "finalists": strategy._searched().finalists,
         "counters": dict(strategy._searched().counters),
     }
 
@@ -182,6 +183,7 @@ def test_ranks_stay_bit_identical_over_fifty_steps(ranks, rule):
     assert torch.equal(first["alpha"], second["alpha"])
     assert equal(first["weights"], second["weights"]) == []
     assert first["export"] == second["export"]
+    assert first["finalists"] == second["finalists"]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -191,8 +193,8 @@ def test_ranks_exchange_one_small_tensor_in_an_architecture_step_and_nothing_for
         assert len(found["outcomes"]) == 3
         single_numbers = [size for size in found["reduced"] if size == 1]
         differences_and_loss = {"all": 6 + 1, "reinforce": 3}.get(rule, 3 + 1)
-        losses_of_finalists = 8
-        sizes = [differences_and_loss] * 3 + [losses_of_finalists]
+        assert len(found["finalists"]) > 1
+        sizes = [differences_and_loss] * 3 + [len(found["finalists"])]
         assert [size for size in found["reduced"] if size > 1] == sizes
         assert len(single_numbers) <= 3 * 2, "Lightning's own, once an epoch, and the loss of each architecture step"
 
