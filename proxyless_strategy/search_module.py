@@ -398,10 +398,8 @@ class SearchModule(BaseOneShotLightningModule):
         """
         if self.finalists:
             return
-        if self.count == 1:
-            self.finalists = [Finalist(self.derive(), math.nan)]
-            return
-        found = self.deriver().finalists(self.count, self.budget, slack=self.slack)
+        one = self.count == 1
+        found = [self.derive()] if one else self.deriver().finalists(self.count, self.budget, slack=self.slack)
         losses = self._losses_of(found) if len(found) > 1 else [math.nan]
         ranked = [Finalist(derived, loss) for derived, loss in zip(found, losses, strict=True)]
         self.finalists = sorted(ranked, key=lambda f: f.loss if math.isfinite(f.loss) else math.inf)
@@ -413,24 +411,24 @@ class SearchModule(BaseOneShotLightningModule):
             )
 
     def _losses_of(self, found: list[Derived]) -> list[float]:
-        """Mean task loss of each subnet over validation batches."""
+        """Mean loss of each subnet over validation batches, see `choose`."""
         assert self.architecture_batches is not None
         assert self._mode is not None
-        sums, count = torch.zeros(len(found), dtype=torch.float64), 0
-        measured = isinstance(self.update, GradientUpdate) or hasattr(self.training_module, "architecture_loss")
+        sums = torch.zeros(len(found), dtype=torch.float64)
+        has_loss = isinstance(self.update, GradientUpdate) or hasattr(self.training_module, "architecture_loss")
         seed = mix_seed(self.problem.seed, _FINALISTS_STREAM, self.global_rank)
         with ExitStack() as stack:
             for context in (self._mode.active(), self._unlogged(), isolated_seed(seed), torch.no_grad()):
                 stack.enter_context(context)
             stack.enter_context(self.trainer.precision_plugin.forward_context())
             batches = self.architecture_batches.twin(stream=_FINALISTS_STREAM)
-            for batch in but_last(itertools.islice(batches, _FINALIST_BATCHES + 1)):
+            for count, batch in enumerate(but_last(itertools.islice(batches, _FINALIST_BATCHES + 1)), start=1):
                 ready = self._ready(batch)
                 for index, derived in enumerate(found):
                     with self.supernet.running(list(derived.choice)):
-                        loss = self._task_loss(ready, count) if measured else 1 - self._accuracy(ready, count)
-                    sums[index] += float(loss)
-                count += 1
+                        task = self._task_loss if has_loss else self._accuracy
+                        value = float(task(ready, count - 1))
+                    sums[index] += value if has_loss else 1 - value
         return self.problem.reduce(sums / count).tolist()
 
     def export(self) -> dict[str, Any]:

@@ -134,13 +134,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if not row["network"].startswith("found"):
             continue
         own = row["accuracies"]
+        own_mean = statistics.fmean(own)
         error = (deviation**2 / len(random) + statistics.variance(own) / len(own)) ** 0.5
         found[row["network"]] = {
-            "mean": round(statistics.fmean(own), 5),
+            "mean": round(own_mean, 5),
             "standard_deviation": round(statistics.stdev(own), 5),
-            "points_over_random_mean": round(100 * (statistics.fmean(own) - mean), 3),
+            "points_over_random_mean": round(100 * (own_mean - mean), 3),
             "error": round(100 * error, 3),
-            "better_than": round(sum(a < statistics.fmean(own) for a in random) / len(random), 3),
+            "better_than": round(sum(a < own_mean for a in random) / len(random), 3),
         }
     return {
         "random_mean": round(mean, 5),

@@ -366,6 +366,8 @@ def test_unsearchable_spaces_are_refused_by_name(space, words):
         {"warmup_epochs": -1},
         {"target": 0.5},
         {"slack": 1.5},
+        {"finalists": 0},
+        {"weight_paths": "best"},
     ],
 )
 def test_impossible_options_are_refused(options):
