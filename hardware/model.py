@@ -16,8 +16,9 @@ import numpy as np
 from hardware import primitives
 from hardware.errors import SpaceError, SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.report import LatencyReport, ReportRow
 from hardware.table import LatencyTable
+
+from .cost_report import LatencyReport, ReportRow
 
 
 class CostModel:

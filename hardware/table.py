@@ -83,7 +83,7 @@ class TableHeader:
         context: What an operator costs more inside a net than alone, already in the entries: `per_operator_ms` and
             `per_mparam_ms` (per million weights).
         source: Where the figures come from.
-        checks: Figures of `hardware.checks.check_table` on held-out nets.
+        checks: Figures of `hardware.measuring.validation.check_table` on held-out nets.
     """
 
     device: str

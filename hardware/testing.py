@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 
 from hardware.backends import Backend, Runnable
-from hardware.measure import Plan, build_table
 from hardware.op_spec import IDENTITY, OpSpec
+
+from .measuring.sampling import Plan
+from .measuring.table import build_table
 
 
 def small_ops() -> tuple[OpSpec, ...]:
@@ -27,7 +29,7 @@ def small_ops() -> tuple[OpSpec, ...]:
 
 
 class BackendConformance:
-    """What `hardware.measure` expects of a backend; a pytest class to inherit from."""
+    """What `hardware.measuring.table` expects of a backend; a pytest class to inherit from."""
 
     def make_backend(self) -> Backend:
         """A fresh backend; override it."""

@@ -3,7 +3,7 @@
 A table says for which runtime and how many threads it was measured, and an operator's key says how many
 multiply-accumulates (MACs) it takes. A unit mistake moves the implied speed by a factor of 1000, mostly out of what
 such devices can do. The limits are wide, so that no true table is refused; what they cannot tell (a slow board's table
-in seconds looks like a fast one's), `hardware.checks` and every later measurement on the device notice.
+in seconds looks like a fast one's), `hardware.measuring.validation` and every later measurement on the device notice.
 """
 
 from __future__ import annotations

@@ -13,16 +13,14 @@ import difflib
 import io
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,12 +32,11 @@ from hardware.backends.onnxruntime import OnnxRuntimeBackend
 from hardware.backends.torch import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.files import write_atomically
-from hardware.measure import Measurement, Plan, measuring_lock
+from hardware.measuring.locks import measuring_lock
+from hardware.measuring.sampling import Key, Measurement, Plan, interleaved
 
 from .export import CONFIG, export_onnx, load_exported, model_summary
 from .report.pictures import Badge, draw_badges
-
-Key = TypeVar("Key")
 
 FORMAT = "proxyless-benchmark/1"
 BACKENDS = ("onnxruntime", "torch")
@@ -465,37 +462,6 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, released)
         self.now += size
         self.peak = max(self.peak, self.now)
-
-
-def interleaved(
-    timers: Mapping[Key, Callable[[int], float]],
-    *,
-    plan: Plan,
-    seed: int = 0,
-    clock: Callable[[], float] = time.monotonic,
-) -> dict[Key, list[float]]:
-    """Samples in ms of everything, in rounds of shuffled order that take one sample of each.
-
-    Args:
-        timers: From the number of runs back to back to seconds per run.
-        plan: `rounds` at most, until `seconds` are over and `minimum_rounds` are done.
-        seed: Seed of the orders.
-        clock: What tells when `seconds` are over.
-    """
-    repeats = {}
-    for key, timer in timers.items():
-        timer(1)
-        repeats[key] = max(1, round(plan.sample_ms / max(1e3 * timer(1), plan.sample_ms / 1000)))
-    samples: dict[Key, list[float]] = {key: [] for key in timers}
-    order, generator = list(timers), random.Random(seed)
-    start = clock()
-    for done in range(plan.rounds if timers else 0):
-        if done >= plan.minimum_rounds and clock() - start > plan.seconds:
-            break
-        generator.shuffle(order)
-        for key in order:
-            samples[key].append(1e3 * timers[key](repeats[key]))
-    return samples
 
 
 OURS, OTHERS = "#d1495b", "#30638e"

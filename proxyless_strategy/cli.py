@@ -177,7 +177,7 @@ def benchmark(
     """Compare networks: latency, size, activation memory and published accuracy."""
     from rich.console import Console
 
-    from hardware.measure import Plan
+    from hardware.measuring.sampling import Plan
     from proxyless_strategy import benchmark as bench
 
     bench.check_out(out)

@@ -17,7 +17,7 @@ from hardware.errors import BackendError, ConfigError, SpaceError, TableError
 from .cli_options import Config, Settings, key_values
 
 if TYPE_CHECKING:
-    from hardware.checks import TableCheck
+    from hardware.measuring.validation import TableCheck
     from hardware.model import LatencyModel
     from hardware.op_spec import OpSpec
     from hardware.table import LatencyTable
@@ -76,8 +76,9 @@ def build(
 ) -> None:
     """Measure a space's latency table on this machine. An interrupted build continues when started again."""
     costs, name = _space_costs(space, space_option, input_size, classes, channels)
-    from hardware.locks import table_lock
-    from hardware.measure import Plan, build_table
+    from hardware.measuring.locks import table_lock
+    from hardware.measuring.sampling import Plan
+    from hardware.measuring.table import build_table
 
     _check_new(out, force=force)
     with table_lock(out, wait=False):
@@ -178,9 +179,9 @@ def check(
     seed: Seed = 1,
 ) -> None:
     """Measure whole nets that a table has never seen, and compare; the figures go into the table's header."""
-    from hardware.checks import check_table
-    from hardware.locks import table_lock
-    from hardware.measure import Plan
+    from hardware.measuring.locks import table_lock
+    from hardware.measuring.sampling import Plan
+    from hardware.measuring.validation import check_table
     from hardware.table import LatencyTable
 
     loaded = LatencyTable.load(table)
@@ -228,8 +229,9 @@ def fit(
     force: Force = False,
 ) -> None:
     """Learn a latency model from whole nets, which can predict operators that were never measured (`fill`)."""
-    from hardware import predictor, statistics
-    from hardware.measure import Plan, measure_nets
+    from hardware.measuring import predictor, statistics
+    from hardware.measuring.nets import measure_nets
+    from hardware.measuring.sampling import Plan
     from hardware.table import LatencyTable
 
     _check_new(out, force=force)
@@ -275,7 +277,7 @@ def fill(
     force: Force = False,
 ) -> None:
     """Predict operators that were never measured (another width or input size), each marked as predicted."""
-    from hardware.predictor import LearnedModel
+    from hardware.measuring.predictor import LearnedModel
     from hardware.table import LatencyTable
 
     _check_new(out, force=force)
@@ -313,7 +315,7 @@ def kit(
     tflite: Annotated[bool, typer.Option("--tflite", help="Also write .tflite files (extra `litert`).")] = False,
 ) -> None:
     """Write a folder to copy to any device with Python and onnxruntime, and measure there."""
-    from hardware.kit import write_kit
+    from hardware.measuring.kit import write_kit
 
     costs, name = _space_costs(space, space_option, input_size, classes, channels)
     _check_new(out, force=True, folder=True)
@@ -341,8 +343,8 @@ def import_(
     force: Force = False,
 ) -> None:
     """Make the table of a device from the results of its kit."""
-    from hardware.kit import import_results
-    from hardware.locks import table_lock
+    from hardware.measuring.kit import import_results
+    from hardware.measuring.locks import table_lock
 
     _check_new(out, force=force)
     table = import_results(results)

@@ -23,9 +23,12 @@ from hardware import tables as shipped
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.files import write_atomically
-from hardware.measure import Measurement, build_table, load_or_build, measure_model_file, measure_nets
+from hardware.measuring.locks import load_or_build
+from hardware.measuring.nets import measure_model_file, measure_nets
+from hardware.measuring.predictor import LearnedModel
+from hardware.measuring.sampling import Measurement
+from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, cost_model
-from hardware.predictor import LearnedModel
 from hardware.table import LatencyTable
 from hardware.tables import shipped_names
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space

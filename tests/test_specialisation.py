@@ -11,7 +11,8 @@ import pytest
 import timm
 
 from hardware.errors import ConfigError, TargetError
-from hardware.measure import Plan, build_table
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
 from hardware.model import CostModel, macs_model
 from hardware.tables import open_table
 from search_spaces.mbconv import MBConvDeclaration, Stage

@@ -35,7 +35,7 @@ from torch.utils.data import TensorDataset
 
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
-from hardware.measure import build_table
+from hardware.measuring.table import build_table
 from hardware.model import LatencyModel
 from hardware.primitives import macs
 from hardware.table import LatencyTable

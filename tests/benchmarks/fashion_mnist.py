@@ -30,7 +30,7 @@ import torch
 
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
-from hardware.measure import measure_nets
+from hardware.measuring.nets import measure_nets
 from hardware.model import CostModel, LatencyModel, macs_model, params_model
 from hardware.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hardware import predictor
-from hardware.checks import check_table
-from hardware.measure import build_table, measure_nets
+from hardware.measuring import predictor
+from hardware.measuring.nets import measure_nets
+from hardware.measuring.table import build_table
+from hardware.measuring.validation import check_table
 from search_spaces import get_space
 
 

@@ -31,7 +31,10 @@ import torch
 from hardware.backends import get_backend
 from hardware.errors import BackendError, ConfigError, ProxylessError, TargetError
 from hardware.files import write_atomically
-from hardware.measure import Plan, build_table, load_or_build, measure_nets
+from hardware.measuring.locks import load_or_build
+from hardware.measuring.nets import measure_nets
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, macs_model
 from hardware.op_spec import OpSpec
 from hardware.table import LatencyTable

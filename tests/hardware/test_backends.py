@@ -20,9 +20,11 @@ from hardware.backends import Runnable, backend_names, get_backend, register_bac
 from hardware.backends.cuda import CudaBackend
 from hardware.backends.onnxruntime import CUDA, OnnxRuntimeBackend
 from hardware.backends.torch import MALLOC_TUNABLES, TorchBackend, from_plain, to_plain
-from hardware.checks import check_table
 from hardware.errors import BackendError
-from hardware.measure import Plan, build_table, measure_model_file
+from hardware.measuring.nets import measure_model_file
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
+from hardware.measuring.validation import check_table
 from hardware.op_spec import OpSpec
 from hardware.testing import BackendConformance, small_ops
 from hardware.torch_module import Chain

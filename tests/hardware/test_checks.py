@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 from rich.console import Console
 
-from hardware.checks import check_table, noisy_entries, unordered_entries
 from hardware.errors import TableError
-from hardware.measure import Plan, build_table, measure_nets
+from hardware.measuring.nets import measure_nets
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
+from hardware.measuring.validation import check_table, noisy_entries, unordered_entries
 from hardware.op_spec import OpSpec
 from hardware.table import LatencyEntry, LatencyTable
 from tests.hardware.conftest import FakeBackend, draw_nets, net_ms

@@ -8,15 +8,15 @@ import threading
 
 import pytest
 
-from hardware import locks
 from hardware.errors import TableError
-from hardware.measure import build_table
+from hardware.measuring import locks
+from hardware.measuring.table import build_table
 from hardware.table import LatencyTable
 from tests.hardware.conftest import FakeBackend
 
 HOLDER = """
 import sys, time
-from hardware.locks import measuring_lock
+from hardware.measuring.locks import measuring_lock
 with measuring_lock(folder=sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()

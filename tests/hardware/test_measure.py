@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from hardware import measure, statistics
 from hardware.backends import Runnable, SharedBackend
 from hardware.errors import BackendError, TableError
-from hardware.measure import Measurement, Plan, build_table
+from hardware.measuring import calibration as calibrating
+from hardware.measuring import nets as measuring
+from hardware.measuring import statistics
+from hardware.measuring.sampling import Measurement, Plan
+from hardware.measuring.table import build_table
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.table import LatencyTable
 from tests.hardware.conftest import OVERHEAD_S, FakeBackend, alone_ms, draw_nets, net_ms, operator_ms
@@ -19,7 +22,7 @@ PLAN = Plan(rounds=6, minimum_rounds=2, seconds=60.0, extra_rounds=0)
 
 
 def test_measure_gives_the_clock_back(fake_backend, tiny_ops):
-    got = measure.measure({"a": tiny_ops[:1], "b": tiny_ops[:2]}, backend=fake_backend(), rounds=3, progress=False)
+    got = measuring.measure({"a": tiny_ops[:1], "b": tiny_ops[:2]}, backend=fake_backend(), rounds=3, progress=False)
     assert got["a"].ms == pytest.approx(alone_ms(tiny_ops[:1]))
     assert len(got["b"].samples) == 3
     assert got["b"].spread == 0.0
@@ -34,13 +37,13 @@ def test_a_measurement_is_a_low_quantile():
 def test_rounds_are_interleaved_and_shuffled(fake_backend, tiny_ops):
     backend = fake_backend()
     chains = {op.key: (op,) for op in tiny_ops[:3]}
-    measure.measure(chains, backend=backend, rounds=8, progress=False)
+    measuring.measure(chains, backend=backend, rounds=8, progress=False)
     sampled = backend.timed[-24:]
     rounds = [tuple(sampled[i : i + 3]) for i in range(0, 24, 3)]
     assert all(sorted(r) == sorted(chains) for r in rounds)
     assert len(set(rounds)) > 1
     again = fake_backend()
-    measure.measure(chains, backend=again, rounds=8, progress=False)
+    measuring.measure(chains, backend=again, rounds=8, progress=False)
     assert again.timed == backend.timed
 
 
@@ -62,7 +65,7 @@ def test_the_calibration_recovers_the_device(fake_backend, tiny_space, tiny_ops)
     assert table.header.context["per_operator_ms"] == pytest.approx(-2e-3, rel=0.1)
     assert calibration.figures["calibrated"]["mape"] < 1e-3 < calibration.figures["raw"]["mape"]
     for net in held_out:
-        assert measure.alone_ms(table, net) == pytest.approx(alone_ms(net), abs=1e-5)
+        assert calibrating.alone_ms(table, net) == pytest.approx(alone_ms(net), abs=1e-5)
         assert table.calibrated_ms(net) == pytest.approx(net_ms(net), rel=5e-3)
     assert [r.ms for r in calibration.references] == pytest.approx(
         [net_ms([OpSpec.from_key(key) for key in r.ops]) for r in calibration.references]
@@ -151,7 +154,7 @@ def test_noisy_operators_get_further_rounds(fake_backend, tiny_ops):
 
 def test_time_ends_a_measurement_after_the_least_rounds(fake_backend, tiny_ops):
     plan = Plan(rounds=500, minimum_rounds=3, seconds=0.0, extra_rounds=0)
-    got = measure.measure({"a": tiny_ops[:1]}, backend=fake_backend(), plan=plan, progress=False)
+    got = measuring.measure({"a": tiny_ops[:1]}, backend=fake_backend(), plan=plan, progress=False)
     assert len(got["a"].samples) == 3
 
 
@@ -164,13 +167,13 @@ def test_short_operators_are_repeated_in_a_sample(fake_backend, tiny_ops):
             return super().time(runnable, repeats=repeats)
 
     plan = Plan(rounds=1, minimum_rounds=1, sample_ms=1.0)
-    measure.measure({"a": tiny_ops[:1]}, backend=Counting(), plan=plan, progress=False)
+    measuring.measure({"a": tiny_ops[:1]}, backend=Counting(), plan=plan, progress=False)
     assert seen[-1] == round(1.0 / alone_ms(tiny_ops[:1]))
 
 
 def test_a_backend_without_model_files_is_named(fake_backend, tmp_path):
     with pytest.raises(BackendError, match="'fake' cannot time a model file"):
-        measure.measure_model_file(tmp_path / "net.onnx", backend=fake_backend())
+        measuring.measure_model_file(tmp_path / "net.onnx", backend=fake_backend())
 
 
 class FileBackend(SharedBackend, FakeBackend):
@@ -191,12 +194,12 @@ def test_a_model_file_is_compared_in_the_tables_conditions(tiny_space, tiny_ops,
     nets = draw_nets(*tiny_space, 8, seed=1)
     table = build_table(tiny_ops, nets, backend=backend, input_size=32, plan=PLAN, progress=False)
     backend.slower = 1.25
-    figure = measure.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, plan=PLAN)
+    figure = measuring.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, plan=PLAN)
     assert figure.ms == pytest.approx(1.25 * 7.0)
     assert figure.drift == pytest.approx(1.25)
     assert figure.settled_ms == pytest.approx(7.0)
     with pytest.raises(TableError, match="has threads 1, but this measurement 2"):
-        measure.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, threads=2, plan=PLAN)
+        measuring.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, threads=2, plan=PLAN)
 
 
 def test_the_context_fit_finds_what_made_the_nets():

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from hardware.cost_report import LatencyReport, ReportRow
 from hardware.errors import MissingOperatorError, SpaceError, SubnetError
 from hardware.model import LatencyModel, chain_report, macs_model
 from hardware.op_spec import OpSpec
-from hardware.report import LatencyReport, ReportRow
 from tests.hardware.conftest import chain_of, make_table
 
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from hardware.errors import TableError
+from hardware.measuring.predictor import LearnedModel, features, fit, header_of
 from hardware.model import LatencyModel
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.predictor import LearnedModel, features, fit, header_of
 from hardware.primitives import macs
 from tests.hardware.conftest import draw_nets, make_space, make_table
 

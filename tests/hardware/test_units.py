@@ -9,10 +9,11 @@ import pytest
 
 from hardware import primitives
 from hardware.backends import Backend, Runnable
-from hardware.checks import check_table
 from hardware.errors import TableError
 from hardware.formats import read_released, write_proxylessnas
-from hardware.measure import Plan, build_table
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
+from hardware.measuring.validation import check_table
 from hardware.op_spec import OpSpec
 from hardware.table import LatencyEntry, LatencyTable, TableHeader
 from hardware.tables import open_table

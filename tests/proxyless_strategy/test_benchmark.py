@@ -12,7 +12,7 @@ from torch import nn
 
 from hardware.backends.torch import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
-from hardware.measure import Measurement, Plan
+from hardware.measuring.sampling import Measurement, Plan, interleaved
 from proxyless_strategy import benchmark, cli
 from proxyless_strategy.benchmark import (
     DEFAULT_MODELS,
@@ -21,7 +21,6 @@ from proxyless_strategy.benchmark import (
     Row,
     build_model,
     draw,
-    interleaved,
     peak_activation_bytes,
     run_benchmark,
     settle,

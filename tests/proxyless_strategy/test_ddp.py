@@ -21,7 +21,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 
-from hardware.measure import Plan, build_table
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
 from proxyless_strategy import processes, search_module
 from proxyless_strategy.processes import TimmSyncBatchNorm
 from proxyless_strategy.strategy import ProxylessStrategy

@@ -17,7 +17,7 @@ import yaml
 
 from hardware import backends
 from hardware.backends import registry
-from hardware.measure import Plan
+from hardware.measuring.sampling import Plan
 from hardware.table import LatencyTable
 from hardware.tables import __file__ as tables_file
 from proxyless_strategy import cli
@@ -40,7 +40,7 @@ def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     backends.register_backend("fake", make)
     folder = str(tmp_path_factory.getbasetemp())
-    monkeypatch.setattr("hardware.locks.tempfile.gettempdir", lambda: folder)
+    monkeypatch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: folder)
     return opened
 
 
@@ -65,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One table of the formula, built once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_FACTORIES", {**registry._FACTORIES, "fake": FakeBackend})
-        patch.setattr("hardware.locks.tempfile.gettempdir", lambda: str(tmp_path_factory.getbasetemp()))
+        patch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: str(tmp_path_factory.getbasetemp()))
         out = tmp_path_factory.mktemp("built") / "table.yml"
         assert build(str(out)) == 0
     return out
@@ -217,7 +217,7 @@ def test_an_interrupted_build_continues(
     again = FakeBackend()
     monkeypatch.setitem(registry._FACTORIES, "fake", lambda: again)
     monkeypatch.setattr(
-        "hardware.measure.Plan", lambda **given: Plan(**{**given, "rounds": fewest + 1, "minimum_rounds": 1})
+        "hardware.measuring.sampling.Plan", lambda **given: Plan(**{**given, "rounds": fewest + 1, "minimum_rounds": 1})
     )
     assert build() == 0
     assert not (here / "table.yml.partial").exists()

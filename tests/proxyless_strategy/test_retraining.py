@@ -17,8 +17,8 @@ from torch import nn
 
 from hardware.errors import ConfigError, DataError, ExportError
 from proxyless_strategy.cli import main
-from proxyless_strategy.config import RetrainSettings, SearchConfig
-from proxyless_strategy.data import DataConfig, load_data
+from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
+from proxyless_strategy.data import load_data
 from proxyless_strategy.export import load_exported
 from proxyless_strategy.retrain import retrain
 from proxyless_strategy.retraining import (

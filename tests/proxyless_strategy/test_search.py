@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 
-from hardware import predictor
 from hardware.errors import (
     BackendError,
     ConfigError,
@@ -17,7 +16,9 @@ from hardware.errors import (
     TableError,
     TargetError,
 )
-from hardware.measure import Plan, build_table
+from hardware.measuring import predictor
+from hardware.measuring.sampling import Plan
+from hardware.measuring.table import build_table
 from hardware.table import LatencyTable
 from proxyless_strategy import search
 from proxyless_strategy.config import load_config, parse_config

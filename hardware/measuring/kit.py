@@ -13,14 +13,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hardware import measure, statistics
-from hardware.backends.litert import convert
-from hardware.errors import TableError
-from hardware.files import write_atomically
-from hardware.onnx_graph import chain_model
-from hardware.op_spec import IDENTITY, OpSpec
-from hardware.table import LatencyEntry, LatencyTable, TableHeader
-from hardware.units import check_units
+from ..backends.litert import convert
+from ..errors import TableError
+from ..files import write_atomically
+from ..onnx_graph import chain_model
+from ..op_spec import IDENTITY, OpSpec
+from ..progress import progress_bar
+from ..table import LatencyEntry, LatencyTable, TableHeader
+from ..units import check_units
+from . import statistics
+from .calibration import alone_ms, entry_alone, in_context
+from .table import MINIMUM_NETS
 
 KIT_FORMAT = "proxyless-latency-kit"
 RESULTS_FORMAT = "proxyless-latency-results"
@@ -65,8 +68,8 @@ def write_kit(
     whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
     if not distinct:
         raise TableError("there is no operator to put into the kit; give the operators of a space.")
-    if len(whole) < measure.MINIMUM_NETS:
-        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {measure.MINIMUM_NETS} or more.")
+    if len(whole) < MINIMUM_NETS:
+        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {MINIMUM_NETS} or more.")
     unseen = [tuple(op for op in net if op.kind != IDENTITY) for net in held_out]
     if 0 < len(unseen) < MINIMUM_HELD_OUT:
         raise TableError(
@@ -80,7 +83,7 @@ def write_kit(
     chains |= {f"net_{i:03}.onnx": net for i, net in enumerate(whole)}
     chains |= {f"held_out_{i:03}.onnx": net for i, net in enumerate(unseen)}
     shape = next(iter(distinct.values())).input_shape
-    with measure.progress_bar(progress, f"writing {len(chains)} graphs") as advance:
+    with progress_bar(progress, f"writing {len(chains)} graphs") as advance:
         for done, (name, chain) in enumerate(chains.items(), start=1):
             model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
             write_atomically(out / "graphs" / name, model.SerializeToString())
@@ -146,9 +149,7 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         figure = graphs[name]
         if name.startswith("op_"):
             spread = figure["median_ms"] / figure["ms"] - 1.0
-            entries[keys[0]] = measure.entry_alone(
-                keys[0], figure["ms"], overhead, spread=spread, count=int(figure["count"])
-            )
+            entries[keys[0]] = entry_alone(keys[0], figure["ms"], overhead, spread=spread, count=int(figure["count"]))
         elif name != _OVERHEAD:
             part = "held_out" if name.startswith("held_out_") else "net"
             nets[part].append([OpSpec.from_key(key) for key in keys])
@@ -172,11 +173,11 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
     )
     alone = LatencyTable(header, entries)
     check_units(alone, where)
-    table = measure.in_context(alone, nets["net"], measured["net"])
+    table = in_context(alone, nets["net"], measured["net"])
     check_units(table, where)
     if not nets["held_out"]:
         return table
-    raw = [measure.alone_ms(table, net) for net in nets["held_out"]]
+    raw = [alone_ms(table, net) for net in nets["held_out"]]
     predicted = [table.calibrated_ms(net) for net in nets["held_out"]]
     together = {
         "raw": statistics.figures(raw, measured["held_out"]),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardware.errors import MissingOperatorError, TableError
-from hardware.op_spec import IDENTITY, OpSpec
+from .errors import MissingOperatorError, TableError
+from .op_spec import IDENTITY, OpSpec
 
 CONSTANT = "session and calibration"
 CHOSEN, FIXED, PREDICTED, MISSING = "chosen", "fixed", "predicted, not measured", "not in the table"

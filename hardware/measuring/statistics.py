@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware.errors import TableError
+from ..errors import TableError
 
 
 def affine_fit(raw: Sequence[float] | np.ndarray, measured: Sequence[float] | np.ndarray) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hardware.errors import TableError
-from hardware.table import LatencyTable
+from ..errors import TableError
+from ..table import LatencyTable
 
 MEASURING_LOCK = "proxyless-measuring.lock"
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from hardware import measure, statistics
-from hardware.backends import Backend
-from hardware.errors import TableError
-from hardware.op_spec import OpSpec
-from hardware.table import LatencyTable
-from hardware.units import check_agreement
+from ..backends import Backend
+from ..errors import TableError
+from ..op_spec import OpSpec
+from ..table import LatencyTable
+from ..units import check_agreement
+from . import statistics
+from .calibration import alone_ms, calibrated
+from .nets import measure_nets
+from .sampling import Plan
 
 TOGETHER = "together"
 
@@ -119,7 +122,7 @@ def check_table(
     *,
     calibration_nets: Sequence[Sequence[OpSpec]] = (),
     backend: str | Backend | None = None,
-    plan: measure.Plan | None = None,
+    plan: Plan | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> TableCheck:
@@ -141,8 +144,8 @@ def check_table(
     if table.header.calibration is None and not calibration_nets:
         raise TableError("the latency table is uncalibrated; give calibration_nets to fit a calibration on.")
     header = table.header
-    plan = plan or measure.Plan(rounds=200, seconds=30.0)
-    timed = measure.measure_nets(
+    plan = plan or Plan(rounds=200, seconds=30.0)
+    timed = measure_nets(
         [*calibration_nets, *held_out],
         backend=backend or header.backend,
         batch=header.batch,
@@ -157,11 +160,11 @@ def check_table(
     by_table = [table.raw_ms(net) for net in (*calibration_nets, *held_out)]
     check_agreement([now / then for now, then in zip(settled, by_table, strict=True)], "the latency table")
     if calibration_nets:
-        table = measure.calibrated(table, calibration_nets, settled[: len(calibration_nets)])
+        table = calibrated(table, calibration_nets, settled[: len(calibration_nets)])
     check = TableCheck(
         table=table,
         groups=groups,
-        raw_ms=tuple(measure.alone_ms(table, net) for net in held_out),
+        raw_ms=tuple(alone_ms(table, net) for net in held_out),
         calibrated_ms=tuple(table.calibrated_ms(net) for net in held_out),
         measured_ms=tuple(settled[len(calibration_nets) :]),
         drift=timed[0].drift,

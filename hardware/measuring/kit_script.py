@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure the graphs of a latency kit on this device.
 
 Needs Python 3.8 or newer with numpy and onnxruntime; or, with --runtime tflite, with numpy and ai-edge-litert (or
@@ -8,6 +7,8 @@ tflite-runtime) and a .tflite file beside each .onnx file. Copy the whole folder
 
 Then bring results.json back: `proxyless latency import results.json` makes the table.
 """
+
+from __future__ import annotations
 
 import argparse
 import json

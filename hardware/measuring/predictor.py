@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from hardware import statistics
-from hardware.errors import TableError
-from hardware.files import write_atomically
-from hardware.op_spec import IDENTITY, OpSpec
-from hardware.primitives import Conv, decompose
-from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
+from ..errors import TableError
+from ..files import write_atomically
+from ..op_spec import IDENTITY, OpSpec
+from ..primitives import Conv, decompose
+from ..table import Calibration, LatencyEntry, LatencyTable, TableHeader
+from . import statistics
 
 FORMAT = "proxyless-learned-latency"
 VERSION = 1
@@ -186,8 +186,8 @@ def fit(
 
     Args:
         nets: Whole nets in execution order.
-        measured_ms: Their latencies, measured on one device (`hardware.measure.measure_nets`).
-        header: The device and settings of the measurement (`hardware.predictor.header_of`, or a table's header).
+        measured_ms: Their latencies, measured on one device (`hardware.measuring.nets.measure_nets`).
+        header: The device and settings of the measurement (`header_of`, or a table's header).
         test_share: Share of the nets that is kept for testing.
         seed: Seed of the split.
     """

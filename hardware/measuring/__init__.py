@@ -1,0 +1,1 @@
+"""How operators and whole nets are timed, and how true the resulting table is."""

@@ -1,0 +1,104 @@
+"""From raw times to calibrated ones: what surrounds an operator, and the affine fit to whole nets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .. import primitives
+from ..errors import TableError
+from ..op_spec import IDENTITY, OpSpec
+from ..table import Calibration, LatencyEntry, LatencyTable, Reference
+from . import statistics
+from .nets import REFERENCES
+
+
+def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count: int) -> LatencyEntry:
+    """The entry of an operator measured alone, net of the session's overhead.
+
+    Raises:
+        TableError: The operator took less than the empty graph.
+    """
+    if ms < overhead_ms:
+        raise TableError(
+            f"operator {key} took {ms:.6f} ms, less than the empty graph's {overhead_ms:.6f} ms; "
+            "measure on a quieter machine or with more rounds."
+        )
+    return LatencyEntry(round(ms - overhead_ms, 7), round(spread, 4), count)
+
+
+def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
+    """The table of operators measured alone, as they behave inside a net, and calibrated.
+
+    Every entry becomes `ms + per_operator_ms + per_mparam_ms * params / 1e6`, so that a net still takes
+    `scale * (overhead + sum) + offset`; see `hardware.measuring.statistics.context_fit`.
+
+    Args:
+        table: The table of operators alone.
+        nets: Whole nets in execution order.
+        measured_ms: Their measured latencies.
+    """
+    raw = [table.raw_ms(net) for net in nets]
+    weights = {op.key: primitives.params(op) for net in nets for op in net}
+    weights |= {key: primitives.params(OpSpec.from_key(key)) for key in table.entries if key not in weights}
+    fit = statistics.context_fit(
+        raw,
+        [len(net) for net in nets],
+        [sum(weights[op.key] for op in net) for net in nets],
+        measured_ms,
+        least_ms=min(entry.ms for entry in table.entries.values()),
+    )
+    per_operator, per_param = fit.per_operator_ms / fit.scale, fit.per_param_ms / fit.scale
+    entries = {
+        key: dataclasses.replace(entry, ms=round(entry.ms + per_operator + per_param * weights[key], 7))
+        for key, entry in table.entries.items()
+    }
+    context = {"per_operator_ms": per_operator, "per_mparam_ms": 1e6 * per_param}
+    settled = LatencyTable(dataclasses.replace(table.header, context=context), entries)
+    return _with_calibration(settled, nets, measured_ms, fit.scale, fit.offset_ms, raw)
+
+
+def alone_ms(table: LatencyTable, ops: Iterable[OpSpec]) -> float:
+    """Overhead and sum of a net's operators as they were measured alone: `table.raw_ms` without the context's part."""
+    ops = [op for op in ops if op.kind != IDENTITY]
+    context = table.header.context
+    if not context:
+        return table.raw_ms(ops)
+    weights = sum(primitives.params(op) for op in ops)
+    part = context["per_operator_ms"] * len(ops) + context["per_mparam_ms"] * weights / 1e6
+    return table.raw_ms(ops) - part
+
+
+def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
+    """The table with a calibration fitted on whole nets.
+
+    Args:
+        table: The table; an earlier calibration is replaced.
+        nets: Whole nets in execution order.
+        measured_ms: Their measured latencies.
+    """
+    raw = [table.raw_ms(net) for net in nets]
+    scale, offset = statistics.affine_fit(raw, measured_ms)
+    return _with_calibration(table, nets, measured_ms, scale, offset, raw)
+
+
+def _with_calibration(
+    table: LatencyTable,
+    nets: Sequence[Sequence[OpSpec]],
+    measured_ms: Sequence[float],
+    scale: float,
+    offset: float,
+    alone_ms: Sequence[float],
+) -> LatencyTable:
+    measured = np.asarray(measured_ms, dtype=np.float64)
+    predicted = [scale * table.raw_ms(net) + offset for net in nets]
+    figures = {
+        "raw": statistics.figures(alone_ms, measured),
+        "calibrated": statistics.figures(predicted, measured),
+    }
+    spread = np.argsort(measured)[np.linspace(0, len(nets) - 1, REFERENCES).round().astype(int)]
+    references = tuple(Reference(float(measured[i]), tuple(op.key for op in nets[i])) for i in dict.fromkeys(spread))
+    calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures, references=references)
+    return dataclasses.replace(table, header=dataclasses.replace(table.header, calibration=calibration))

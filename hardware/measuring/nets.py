@@ -1,0 +1,210 @@
+"""Time whole nets and model files, and correct for the drift of the machine since its table was built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..backends import Backend, Runnable, SharedBackend, get_backend
+from ..errors import BackendError, TableError
+from ..op_spec import OpSpec
+from ..progress import progress_bar
+from ..table import LatencyTable
+from ..units import check_agreement
+from .locks import measuring_lock
+from .sampling import Measurement, Plan, _sample
+
+REFERENCES = 3
+
+
+def measure(
+    chains: Mapping[str, Sequence[OpSpec]],
+    *,
+    backend: str | Backend = "onnxruntime",
+    batch: int = 1,
+    threads: int = 1,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Measurement]:
+    """Times chains of operators, overhead included.
+
+    Args:
+        chains: Name to operators in execution order.
+        backend: A backend or its name.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        rounds: Rounds; None takes the plan's.
+        seconds: Time limit; None takes the plan's.
+        plan: How long to measure otherwise.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Name to measurement.
+    """
+    plan = plan or Plan()
+    if rounds is not None:
+        plan = dataclasses.replace(plan, rounds=rounds, minimum_rounds=min(rounds, plan.minimum_rounds))
+    if seconds is not None:
+        plan = dataclasses.replace(plan, seconds=seconds)
+    with _opened(backend) as device, measuring_lock():
+        runnables = _prepare(device, chains, batch=batch, threads=threads, progress=progress)
+        samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress)
+    return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+
+
+def measure_model_file(
+    path: str | Path,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    backend: str | Backend = "onnxruntime",
+    table: LatencyTable | None = None,
+    plan: Plan | None = None,
+    progress: bool = False,
+) -> Measurement:
+    """Times a model file as it is deployed, by the loop that times operators.
+
+    With a table, its reference nets are timed in the same rounds: the ratio of their latencies now and then is the
+    measurement's `drift`, and `settled_ms` is to be compared with the table's predictions.
+
+    Args:
+        path: The model file.
+        input_shape: `(C, H, W)`; None takes it from the file.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        backend: A backend or its name; it must be able to load model files.
+        table: The table that predicted the net, measured with the same backend, threads and batch.
+        plan: How long to measure.
+        progress: Whether to show a progress bar.
+    """
+    plan = plan or Plan(rounds=2000, seconds=4.0)
+    with _opened(backend, table=table) as device, measuring_lock():
+        if not isinstance(device, SharedBackend):
+            raise BackendError(f"backend {device.name!r} cannot time a model file; use 'onnxruntime'.")
+        runnable = device.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
+        references = _references(table, device, batch=batch, threads=threads) if table else {}
+        runnables = {str(path): runnable, **{name: r for name, (_, r) in references.items()}}
+        samples = _sample(device, runnables, plan=plan, seed=0, progress=progress)
+    figure = Measurement.of(samples[str(path)], quantile=plan.quantile)
+    return dataclasses.replace(figure, drift=_drift(references, samples, plan))
+
+
+def _references(table: LatencyTable, device: Backend, *, batch: int, threads: int) -> dict[str, tuple[float, Runnable]]:
+    """A table's reference nets: their latency then, and the prepared net."""
+    header = table.header
+    for name, there, here in (
+        ("backend", header.backend, device.name),
+        ("place", header.place or device.place, device.place),
+        ("batch", header.batch, batch),
+        ("threads", header.threads, threads),
+    ):
+        if there != here:
+            raise TableError(f"the latency table has {name} {there!r}, but this measurement {here!r}; use the table's.")
+    nets = header.calibration.references if header.calibration else ()
+    prepared = {}
+    for index, net in enumerate(nets):
+        chain = [OpSpec.from_key(key) for key in net.ops]
+        prepared[f"reference {index}"] = (net.ms, device.prepare(chain, batch=batch, threads=threads))
+    return prepared
+
+
+def _drift(
+    references: Mapping[str, tuple[float, Runnable]], samples: Mapping[str, Sequence[float]], plan: Plan
+) -> float:
+    ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
+    check_agreement(ratios, "the latency table")
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def measure_nets(
+    nets: Sequence[Sequence[OpSpec]],
+    *,
+    backend: str | Backend = "onnxruntime",
+    batch: int = 1,
+    threads: int = 1,
+    table: LatencyTable | None = None,
+    plan: Plan | None = None,
+    group: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Measurement]:
+    """Times many whole nets, a group at a time, each in the state of the machine in which the first group was timed.
+
+    Args:
+        nets: Whole nets in execution order.
+        backend: A backend or its name.
+        batch: Images per inference.
+        threads: Threads that one inference may use.
+        table: Its reference nets are timed with every group, and `drift` is relative to the time of its building;
+            without a table, three of the nets play that part and `drift` is relative to the first group.
+        plan: How long to measure each group.
+        group: Nets that are prepared at once.
+        seed: Seed of the rounds' orders.
+        progress: Whether to show a progress bar.
+    """
+    plan = plan or Plan(rounds=100, minimum_rounds=15, seconds=8.0, extra_rounds=0)
+    figures: list[Measurement] = []
+    anchors = {f"anchor {i}": tuple(net) for i, net in enumerate(nets[:REFERENCES])} if table is None else {}
+    then: dict[str, float] = {}
+    with _opened(backend, table=table) as device, measuring_lock():
+        for first in range(0, len(nets), group):
+            part = {f"net {i}": tuple(net) for i, net in enumerate(nets[first : first + group])}
+            references = _references(table, device, batch=batch, threads=threads) if table else {}
+            runnables = _prepare(device, {**part, **anchors}, batch=batch, threads=threads, progress=progress)
+            runnables |= {name: runnable for name, (_, runnable) in references.items()}
+            samples = _sample(device, runnables, plan=plan, seed=seed + first, progress=progress)
+            now = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
+            if table is None:
+                then = then or {name: now[name].ms for name in anchors}
+                references = {name: (then[name], runnables[name]) for name in anchors}
+            drift = _drift(references, samples, plan)
+            figures += [dataclasses.replace(now[name], drift=drift) for name in part]
+    return figures
+
+
+@contextmanager
+def _opened(
+    backend: str | Backend, place: str | None = None, *, table: LatencyTable | None = None
+) -> Iterator[Backend]:
+    """A backend that is closed at the end where its name was given, and left to the caller otherwise.
+
+    Args:
+        backend: A backend or its name.
+        place: Which of its devices measures; None takes the one that a table was measured on, where one is given.
+        table: That table.
+    """
+    if isinstance(backend, Backend):
+        if place:
+            backend.use(place)
+        yield backend
+        return
+    with get_backend(backend, place or (table.header.place if table else None)) as device:
+        yield device
+
+
+def _prepare(
+    device: Backend,
+    chains: Mapping[str, Sequence[OpSpec]],
+    *,
+    batch: int,
+    threads: int,
+    progress: bool,
+    input_shape: tuple[int, ...] | None = None,
+) -> dict[str, Runnable]:
+    """Runnables of all chains; `input_shape` is that of an empty one."""
+    runnables = {}
+    with progress_bar(progress, f"preparing {len(chains)} graphs") as advance:
+        for name, chain in chains.items():
+            shape = None if chain else input_shape
+            runnables[name] = device.prepare(chain, batch=batch, threads=threads, input_shape=shape)
+            advance(len(runnables) / len(chains))
+    return runnables
