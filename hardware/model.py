@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from hardware import primitives
 from hardware.errors import SpaceError, SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.table import LatencyTable
 
 from .cost_report import LatencyReport, ReportRow
+from .operators import primitives
 
 
 class CostModel:

@@ -30,7 +30,7 @@ class OpSpec:
     - `identity`: nothing runs (the candidate `skip`); its latency is 0 by definition.
 
     Attributes:
-        kind: One of the kinds above, or one that a space registers with `hardware.primitives.register_kind`.
+        kind: One of the kinds above, or one that a space registers with `hardware.operators.primitives.register_kind`.
         input_shape: `(C, H, W)`.
         output_shape: `(C, H, W)`, or `(classes,)` for `head`.
         kernel: Side of the (depthwise) kernel.

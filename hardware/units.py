@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hardware import primitives
 from hardware.errors import SpaceError, TableError
 from hardware.op_spec import OpSpec
+
+from .operators import primitives
 
 if TYPE_CHECKING:
     from hardware.table import LatencyTable

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
+from ..errors import BackendError
+from ..op_spec import OpSpec
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,3 @@ def required(module: str, *, backend: str, package: str, extra: str | None = Non
         raise BackendError(
             f"backend {backend!r} needs {package}, which is not installed; install it with `pip install {what}`."
         ) from None
-
-
-def input_of(chain: Sequence[OpSpec], input_shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """`(C, H, W)` of a chain's input: its first operator's, or for an empty chain the given one.
-
-    Raises:
-        BackendError: An empty chain came without a shape.
-    """
-    shape = chain[0].input_shape if chain else input_shape
-    if shape is None:
-        raise BackendError("an empty chain needs input_shape; give (C, H, W).")
-    return tuple(shape)

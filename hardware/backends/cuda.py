@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hardware import primitives
-from hardware.backends.base import Backend, Runnable, input_of, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
+
+from ..operators import primitives
+from ..operators.primitives import input_of
+from .base import Backend, Runnable, required
 
 WARM_SECONDS = 0.2
 IDLE_SECONDS = 0.5
@@ -60,7 +62,7 @@ class CudaBackend(Backend):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
-        from hardware.torch_module import Chain
+        from ..operators.torch_module import Chain
 
         torch = self._torch
         chain = primitives.check_chain(chain)

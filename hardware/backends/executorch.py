@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hardware import primitives
 from hardware.backends.base import Backend, Runnable, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
+
+from ..operators import primitives
 
 _POOL = "_ZN10executorch9extension10threadpool14get_threadpoolEv"
 _RESET = "_ZN10executorch9extension10threadpool10ThreadPool24_unsafe_reset_threadpoolEj"
@@ -40,7 +41,7 @@ class ExecuTorchBackend(Backend):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        from hardware.torch_module import Chain
+        from ..operators.torch_module import Chain
 
         self._use(threads)
         chain = primitives.check_chain(chain)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from hardware import primitives
 from hardware.backends.base import Runnable, SharedBackend, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
+
+from ..operators import primitives
 
 
 class LiteRTBackend(SharedBackend):
@@ -77,7 +78,7 @@ def convert(chain: Sequence[OpSpec], path: str | Path, *, batch: int = 1) -> Pat
     litert_torch = required("litert_torch", backend="litert", package="litert-torch", extra="litert")
     import torch
 
-    from hardware.torch_module import Chain
+    from ..operators.torch_module import Chain
 
     chain = primitives.check_chain(chain)
     module: Any

@@ -11,8 +11,9 @@ import numpy as np
 
 from hardware.backends.base import Runnable, SharedBackend, cpu_name, required
 from hardware.errors import BackendError
-from hardware.onnx_graph import chain_model
 from hardware.op_spec import OpSpec
+
+from ..operators.onnx_graph import chain_model
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

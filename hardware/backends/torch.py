@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hardware import primitives
-from hardware.backends.base import Backend, Runnable, input_of, required
 from hardware.errors import BackendError
 from hardware.op_spec import OpSpec
+
+from ..operators import primitives
+from ..operators.primitives import input_of
+from .base import Backend, Runnable, required
 
 MALLOC_TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000"
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from hardware.backends.torch import from_plain
-from hardware.torch_module import Chain
+
+from ..operators.torch_module import Chain
 
 
 def main() -> None:

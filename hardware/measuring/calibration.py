@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .. import primitives
 from ..errors import TableError
 from ..op_spec import IDENTITY, OpSpec
+from ..operators import primitives
 from ..table import Calibration, LatencyEntry, LatencyTable, Reference
 from . import statistics
 from .nets import REFERENCES

@@ -16,8 +16,8 @@ from typing import Any
 from ..backends.litert import convert
 from ..errors import TableError
 from ..files import write_atomically
-from ..onnx_graph import chain_model
 from ..op_spec import IDENTITY, OpSpec
+from ..operators.onnx_graph import chain_model
 from ..progress import progress_bar
 from ..table import LatencyEntry, LatencyTable, TableHeader
 from ..units import check_units

@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import TableError
 from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec
-from ..primitives import Conv, decompose
+from ..operators.primitives import Conv, decompose
 from ..table import Calibration, LatencyEntry, LatencyTable, TableHeader
 from . import statistics
 

@@ -37,7 +37,7 @@ from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measuring.table import build_table
 from hardware.model import LatencyModel
-from hardware.primitives import macs
+from hardware.operators.primitives import macs
 from hardware.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data import ImageData, load_data

@@ -20,7 +20,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from hardware.model import LatencyModel
-from hardware.primitives import macs
+from hardware.operators.primitives import macs
 from hardware.table import LatencyTable
 from proxyless_strategy.architecture import Edge
 from proxyless_strategy.derivation import Deriver

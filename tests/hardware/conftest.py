@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from hardware import primitives
 from hardware.backends import Backend, Runnable
 from hardware.op_spec import IDENTITY, OpSpec
+from hardware.operators import primitives
 from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
 
 OVERHEAD_S = 4e-6

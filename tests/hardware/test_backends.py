@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from hardware import onnx_graph, primitives
 from hardware.backends import Runnable, backend_names, get_backend, register_backend
 from hardware.backends.cuda import CudaBackend
 from hardware.backends.onnxruntime import CUDA, OnnxRuntimeBackend
@@ -26,8 +25,9 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.measuring.validation import check_table
 from hardware.op_spec import OpSpec
+from hardware.operators import onnx_graph, primitives
+from hardware.operators.torch_module import Chain
 from hardware.testing import BackendConformance, small_ops
-from hardware.torch_module import Chain
 from tests.hardware.conftest import draw_nets, make_space
 
 
@@ -195,7 +195,7 @@ def test_inductor_compiles_every_graph_and_packs_its_frozen_weights():
     """It compiles one function 8 times at most, and prepacks a convolution's weight only where weights are frozen."""
     code = (
         "from hardware.backends.torch import to_plain; from hardware.backends.torch_worker import Worker;"
-        "from hardware.primitives import Conv; from torch._dynamo.utils import counters;"
+        "from hardware.operators.primitives import Conv; from torch._dynamo.utils import counters;"
         "options = {'channels_last': False, 'compiled': True}; worker = Worker();"
         "convs = [to_plain(Conv(3, 8 * width, 3, activation='relu')) for width in range(1, 11)];"
         "[worker.prepare([[conv]], [1, 3, 16, 16], 1, options) for conv in convs];"

@@ -10,7 +10,7 @@ from hardware.errors import TableError
 from hardware.measuring.predictor import LearnedModel, features, fit, header_of
 from hardware.model import LatencyModel
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.primitives import macs
+from hardware.operators.primitives import macs
 from tests.hardware.conftest import draw_nets, make_space, make_table
 
 HEADER = header_of(backend="fake", input_size=32, device="a formula")

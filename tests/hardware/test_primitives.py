@@ -6,11 +6,11 @@ import doctest
 
 import pytest
 
-from hardware import primitives
 from hardware.errors import SpaceError, TableError
 from hardware.model import activation_model, macs_model, params_model
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.primitives import Add, Conv, GlobalAvgPool, Linear, Pool, decompose
+from hardware.operators import primitives, weights
+from hardware.operators.primitives import Add, Conv, GlobalAvgPool, Linear, Pool, decompose
 
 
 def test_docstring_examples_run():
@@ -122,8 +122,8 @@ def test_no_operator_has_a_strange_key(key):
 
 def test_weights_depend_on_seed_and_position_only(tiny_ops):
     layers = [p for op in tiny_ops[:2] for p in decompose(op)]
-    first, again = primitives.random_weights(layers, seed=1), primitives.random_weights(layers, seed=1)
-    other = primitives.random_weights(layers, seed=2)
+    first, again = weights.random_weights(layers, seed=1), weights.random_weights(layers, seed=1)
+    other = weights.random_weights(layers, seed=2)
     assert all((a["weight"] == b["weight"]).all() for a, b in zip(first, again, strict=True))
     assert (first[0]["weight"] != other[0]["weight"]).any()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from hardware import primitives
 from hardware.backends import Backend, Runnable
 from hardware.errors import TableError
 from hardware.formats import read_released, write_proxylessnas
@@ -15,6 +14,7 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.measuring.validation import check_table
 from hardware.op_spec import OpSpec
+from hardware.operators import primitives
 from hardware.table import LatencyEntry, LatencyTable, TableHeader
 from hardware.tables import open_table
 from hardware.units import check_agreement, check_units

@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 
-from hardware import primitives
 from hardware.errors import SpaceError, SubnetError
+from hardware.operators import primitives
 from search_spaces import SPACES, Stage, Subnet, get_space
 from search_spaces.mbconv import MBConvDeclaration, make_divisible
 

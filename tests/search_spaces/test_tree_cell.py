@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardware import onnx_graph, primitives
 from hardware.errors import SpaceError, SubnetError
 from hardware.model import macs_model, params_model
-from hardware.primitives import Conv
-from hardware.torch_module import Chain
+from hardware.operators import onnx_graph, primitives
+from hardware.operators.primitives import Conv
+from hardware.operators.torch_module import Chain
 from proxyless_strategy.export import model_summary
 from search_spaces import Subnet, get_space, timm_models
 from search_spaces.tree_cell_net import CODES, block_widths, cell_edges, parse_arch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hardware.primitives import (
+from .primitives import (
     Add,
     AddMap,
     BatchNorm,
@@ -22,8 +22,8 @@ from hardware.primitives import (
     Primitive,
     SumHalves,
     activation_name,
-    random_weights,
 )
+from .weights import random_weights
 
 _ACTIVATIONS = {
     "relu": functional.relu_,

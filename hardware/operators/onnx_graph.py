@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hardware.backends.base import input_of
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
-from hardware.primitives import (
+from ..errors import BackendError
+from ..op_spec import OpSpec
+from .primitives import (
     Add,
     AddMap,
     BatchNorm,
@@ -27,10 +26,10 @@ from hardware.primitives import (
     SumHalves,
     activation_name,
     check_chain,
-    constant_weights,
     decompose,
-    random_weights,
+    input_of,
 )
+from .weights import constant_weights, random_weights
 
 OPSET = 17
 IR_VERSION = 8

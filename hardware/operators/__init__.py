@@ -1,0 +1,1 @@
+"""Operators as what runs: their primitives, weights, ONNX graphs and torch modules."""
