@@ -15,10 +15,10 @@ import numpy as np
 
 from hardware.errors import SpaceError, SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.table import LatencyTable
 
 from .cost_report import LatencyReport, ReportRow
 from .operators import primitives
+from .tables.table import LatencyTable
 
 
 class CostModel:

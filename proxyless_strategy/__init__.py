@@ -28,7 +28,7 @@ from hardware.errors import (
 
 if TYPE_CHECKING:
     from hardware.model import LatencyModel
-    from hardware.table import LatencyTable
+    from hardware.tables.table import LatencyTable
     from search_spaces import Subnet, get_space
 
     from .config import SearchConfig, load_config
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "LatencyModel": "hardware.model",
-    "LatencyTable": "hardware.table",
+    "LatencyTable": "hardware.tables.table",
     "ProxylessStrategy": "proxyless_strategy.strategy",
     "SearchConfig": "proxyless_strategy.config",
     "Subnet": "search_spaces",

@@ -15,7 +15,7 @@ import numpy as np
 from hardware.errors import ConfigError, TableError
 from hardware.files import write_atomically
 from hardware.model import CostModel, LatencyModel, cost_model
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from search_spaces import Subnet, get_space
 
 from .architecture import Edge

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hardware.measuring.validation import TableCheck
     from hardware.model import LatencyModel
     from hardware.op_spec import OpSpec
-    from hardware.table import LatencyTable
+    from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
 
 app = typer.Typer(
@@ -133,7 +133,7 @@ def show(
     plot: Annotated[Path | None, typer.Option(metavar="P.png", help="Draw those layers.")] = None,
 ) -> None:
     """Show what a table is of, how good it is, and what the nets of its space take by it."""
-    from hardware.tables import open_table
+    from hardware.tables.shipped import open_table
 
     loaded = open_table(table)
     if plot is not None and layers is None:
@@ -182,7 +182,7 @@ def check(
     from hardware.measuring.locks import table_lock
     from hardware.measuring.sampling import Plan
     from hardware.measuring.validation import check_table
-    from hardware.table import LatencyTable
+    from hardware.tables.table import LatencyTable
 
     loaded = LatencyTable.load(table)
     costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
@@ -232,7 +232,7 @@ def fit(
     from hardware.measuring import predictor, statistics
     from hardware.measuring.nets import measure_nets
     from hardware.measuring.sampling import Plan
-    from hardware.table import LatencyTable
+    from hardware.tables.table import LatencyTable
 
     _check_new(out, force=force)
     loaded = LatencyTable.load(table)
@@ -278,7 +278,7 @@ def fill(
 ) -> None:
     """Predict operators that were never measured (another width or input size), each marked as predicted."""
     from hardware.measuring.predictor import LearnedModel
-    from hardware.table import LatencyTable
+    from hardware.tables.table import LatencyTable
 
     _check_new(out, force=force)
     learned = LearnedModel.load(model)
@@ -369,9 +369,9 @@ def convert(
     force: Force = False,
 ) -> None:
     """Read a released table of either dialect into our format, or write a table in ProxylessNAS's dialect."""
-    from hardware import formats
-    from hardware.table import FORMAT, load_yaml
-    from hardware.tables import open_table, shipped_names
+    from hardware.tables import released as formats
+    from hardware.tables.shipped import open_table, shipped_names
+    from hardware.tables.table import FORMAT, load_yaml
 
     _check_new(out, force=force)
     if source in shipped_names():

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardware import tables as shipped
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.files import write_atomically
@@ -29,8 +28,9 @@ from hardware.measuring.predictor import LearnedModel
 from hardware.measuring.sampling import Measurement
 from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, cost_model
-from hardware.table import LatencyTable
-from hardware.tables import shipped_names
+from hardware.tables import shipped
+from hardware.tables.shipped import shipped_names
+from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
 from .config import SearchConfig

@@ -20,7 +20,7 @@ from typing import Any
 
 from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
-from hardware.tables import shipped_names
+from hardware.tables.shipped import shipped_names
 from proxyless_strategy.config import SearchConfig, load_config
 from search_spaces._nni import silence_false_alarms
 

@@ -14,7 +14,7 @@ from hardware.errors import ConfigError, TargetError
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.model import CostModel, macs_model
-from hardware.tables import open_table
+from hardware.tables.shipped import open_table
 from search_spaces.mbconv import MBConvDeclaration, Stage
 from tests.benchmarks.published import PUBLISHED
 from tests.benchmarks.specialisation import (

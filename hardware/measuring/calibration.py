@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import TableError
 from ..op_spec import IDENTITY, OpSpec
 from ..operators import primitives
-from ..table import Calibration, LatencyEntry, LatencyTable, Reference
+from ..tables.records import Calibration, LatencyEntry, Reference
+from ..tables.table import LatencyTable
 from . import statistics
 from .nets import REFERENCES
 

@@ -19,8 +19,9 @@ from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec
 from ..operators.onnx_graph import chain_model
 from ..progress import progress_bar
-from ..table import LatencyEntry, LatencyTable, TableHeader
-from ..units import check_units
+from ..tables.plausibility import check_units
+from ..tables.records import LatencyEntry, TableHeader
+from ..tables.table import LatencyTable
 from . import statistics
 from .calibration import alone_ms, entry_alone, in_context
 from .table import MINIMUM_NETS

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import TableError
-from ..table import LatencyTable
+from ..tables.table import LatencyTable
 
 MEASURING_LOCK = "proxyless-measuring.lock"
 

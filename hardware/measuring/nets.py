@@ -13,8 +13,8 @@ from ..backends import Backend, Runnable, SharedBackend, get_backend
 from ..errors import BackendError, TableError
 from ..op_spec import OpSpec
 from ..progress import progress_bar
-from ..table import LatencyTable
-from ..units import check_agreement
+from ..tables.plausibility import check_agreement
+from ..tables.table import LatencyTable
 from .locks import measuring_lock
 from .sampling import Measurement, Plan, _sample
 

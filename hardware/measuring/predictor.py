@@ -23,7 +23,8 @@ from ..errors import TableError
 from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec
 from ..operators.primitives import Conv, decompose
-from ..table import Calibration, LatencyEntry, LatencyTable, TableHeader
+from ..tables.records import Calibration, LatencyEntry, TableHeader
+from ..tables.table import LatencyTable
 from . import statistics
 
 FORMAT = "proxyless-learned-latency"

@@ -17,8 +17,9 @@ from pathlib import Path
 from ..backends import Backend
 from ..errors import TableError
 from ..op_spec import IDENTITY, OpSpec
-from ..table import LatencyTable, TableHeader
-from ..units import check_units
+from ..tables.plausibility import check_units
+from ..tables.records import TableHeader
+from ..tables.table import LatencyTable
 from .calibration import entry_alone, in_context
 from .locks import measuring_lock, table_lock
 from .nets import _opened, _prepare

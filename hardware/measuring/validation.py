@@ -13,8 +13,8 @@ import numpy as np
 from ..backends import Backend
 from ..errors import TableError
 from ..op_spec import OpSpec
-from ..table import LatencyTable
-from ..units import check_agreement
+from ..tables.plausibility import check_agreement
+from ..tables.table import LatencyTable
 from . import statistics
 from .calibration import alone_ms, calibrated
 from .nets import measure_nets

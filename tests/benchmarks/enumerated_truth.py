@@ -38,7 +38,7 @@ from hardware.files import write_atomically
 from hardware.measuring.table import build_table
 from hardware.model import LatencyModel
 from hardware.operators.primitives import macs
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data import ImageData, load_data
 from proxyless_strategy.retrain import retrain

@@ -32,7 +32,7 @@ from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measuring.nets import measure_nets
 from hardware.model import CostModel, LatencyModel, macs_model, params_model
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data import load_data
 from proxyless_strategy.derivation import SLACK

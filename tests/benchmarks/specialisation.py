@@ -37,8 +37,8 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, macs_model
 from hardware.op_spec import OpSpec
-from hardware.table import LatencyTable
-from hardware.tables import open_table
+from hardware.tables.shipped import open_table
+from hardware.tables.table import LatencyTable
 from proxyless_strategy.architecture import Edge
 from proxyless_strategy.derivation import Deriver
 from search_spaces import Subnet, get_space

@@ -21,7 +21,7 @@ from torch import nn
 
 from hardware.model import LatencyModel
 from hardware.operators.primitives import macs
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from proxyless_strategy.architecture import Edge
 from proxyless_strategy.derivation import Deriver
 from proxyless_strategy.objectives import TargetController

@@ -11,7 +11,8 @@ import pytest
 from hardware.backends import Backend, Runnable
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.operators import primitives
-from hardware.table import Calibration, LatencyEntry, LatencyTable, TableHeader
+from hardware.tables.records import Calibration, LatencyEntry, TableHeader
+from hardware.tables.table import LatencyTable
 
 OVERHEAD_S = 4e-6
 

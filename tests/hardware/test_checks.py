@@ -13,7 +13,8 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.measuring.validation import check_table, noisy_entries, unordered_entries
 from hardware.op_spec import OpSpec
-from hardware.table import LatencyEntry, LatencyTable
+from hardware.tables.records import LatencyEntry
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import FakeBackend, draw_nets, net_ms
 
 PLAN = Plan(rounds=4, minimum_rounds=2, seconds=60.0, extra_rounds=0)

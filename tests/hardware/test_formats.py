@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from hardware import formats
 from hardware.errors import TableError
-from hardware.formats import (
+from hardware.model import LatencyModel
+from hardware.op_spec import OpSpec
+from hardware.tables import released as formats
+from hardware.tables.released import (
     ONCE_FOR_ALL,
     PROXYLESS,
     parse_released_key,
@@ -19,10 +21,8 @@ from hardware.formats import (
     released_key,
     write_proxylessnas,
 )
-from hardware.model import LatencyModel
-from hardware.op_spec import OpSpec
-from hardware.table import LatencyTable
-from hardware.tables import PAPER_DEVICES, open_table, shipped_names
+from hardware.tables.shipped import PAPER_DEVICES, open_table, shipped_names
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import make_table
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

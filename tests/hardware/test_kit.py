@@ -18,7 +18,7 @@ from hardware.errors import TableError
 from hardware.measuring import kit
 from hardware.measuring.kit import import_results, write_kit
 from hardware.operators import onnx_graph
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from hardware.testing import small_ops
 from tests.hardware.conftest import alone_ms, draw_nets, make_space, net_ms
 

@@ -11,7 +11,7 @@ import pytest
 from hardware.errors import TableError
 from hardware.measuring import locks
 from hardware.measuring.table import build_table
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import FakeBackend
 
 HOLDER = """

@@ -15,7 +15,7 @@ from hardware.measuring import statistics
 from hardware.measuring.sampling import Measurement, Plan
 from hardware.measuring.table import build_table
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import OVERHEAD_S, FakeBackend, alone_ms, draw_nets, net_ms, operator_ms
 
 PLAN = Plan(rounds=6, minimum_rounds=2, seconds=60.0, extra_rounds=0)

@@ -9,7 +9,8 @@ import pytest
 
 from hardware.errors import MissingOperatorError, TableError
 from hardware.op_spec import IDENTITY, OpSpec
-from hardware.table import LatencyEntry, LatencyTable
+from hardware.tables.records import LatencyEntry
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import make_table, operator_ms
 
 
@@ -152,7 +153,7 @@ def test_a_failed_write_keeps_the_old_file(tiny_table, tmp_path, monkeypatch):
 
 def test_importing_the_table_imports_nothing_heavy():
     code = (
-        "import sys, hardware.table; print([m for m in ('torch', 'onnxruntime', 'onnx', 'scipy') if m in sys.modules])"
+        "import sys, hardware.tables.table; print([m for m in ('torch', 'onnxruntime', 'onnx', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

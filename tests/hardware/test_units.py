@@ -9,15 +9,16 @@ import pytest
 
 from hardware.backends import Backend, Runnable
 from hardware.errors import TableError
-from hardware.formats import read_released, write_proxylessnas
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.measuring.validation import check_table
 from hardware.op_spec import OpSpec
 from hardware.operators import primitives
-from hardware.table import LatencyEntry, LatencyTable, TableHeader
-from hardware.tables import open_table
-from hardware.units import check_agreement, check_units
+from hardware.tables.plausibility import check_agreement, check_units
+from hardware.tables.records import LatencyEntry, TableHeader
+from hardware.tables.released import read_released, write_proxylessnas
+from hardware.tables.shipped import open_table
+from hardware.tables.table import LatencyTable
 from tests.hardware.conftest import FakeBackend, draw_nets
 
 NOTE10 = Path("/work/shared/data/ofa_note10/224_lookup_table.yaml")

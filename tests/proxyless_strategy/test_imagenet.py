@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from hardware.errors import ConfigError, DataError
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from proxyless_strategy import data as data_module
 from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, parse_config
 from proxyless_strategy.data import check_data, load_data

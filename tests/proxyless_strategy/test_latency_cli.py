@@ -18,8 +18,8 @@ import yaml
 from hardware import backends
 from hardware.backends import registry
 from hardware.measuring.sampling import Plan
-from hardware.table import LatencyTable
-from hardware.tables import __file__ as tables_file
+from hardware.tables.shipped import __file__ as tables_file
+from hardware.tables.table import LatencyTable
 from proxyless_strategy import cli
 from tests.hardware.conftest import FakeBackend
 

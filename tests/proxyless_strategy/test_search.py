@@ -19,7 +19,7 @@ from hardware.errors import (
 from hardware.measuring import predictor
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
-from hardware.table import LatencyTable
+from hardware.tables.table import LatencyTable
 from proxyless_strategy import search
 from proxyless_strategy.config import load_config, parse_config
 from proxyless_strategy.report.page import write_page

@@ -14,11 +14,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hardware.errors import TableError
-from hardware.files import write_atomically
-from hardware.op_spec import OpSpec
-from hardware.table import LatencyEntry, LatencyTable, TableHeader, load_yaml
-from hardware.units import check_units
+from ..errors import TableError
+from ..files import write_atomically
+from ..op_spec import OpSpec
+from .plausibility import check_units
+from .records import LatencyEntry, TableHeader
+from .table import LatencyTable, load_yaml
 
 PROXYLESS = "proxylessnas"
 ONCE_FOR_ALL = "once-for-all"

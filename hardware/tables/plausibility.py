@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hardware.errors import SpaceError, TableError
-from hardware.op_spec import OpSpec
-
-from .operators import primitives
+from ..errors import SpaceError, TableError
+from ..op_spec import OpSpec
+from ..operators import primitives
 
 if TYPE_CHECKING:
-    from hardware.table import LatencyTable
+    from .table import LatencyTable
+
 
 AGREEMENT = 30.0
 """Most by which a whole net's latency now and then, or measured and by its table, differs without a unit mistake."""
