@@ -15,7 +15,8 @@ from hardware.errors import ConfigError, ProxylessError
 from search_spaces._nni import silence_false_alarms
 
 from . import latency_cli
-from .cli_options import Config, Preset, Settings, key_values
+from .cli_options import Config, Preset, Settings
+from .config import key_values
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
@@ -30,7 +31,7 @@ app.add_typer(latency_cli.app, name="latency")
 @app.command()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
-    from proxyless_strategy.trial import read_config
+    from .config import read_config
 
     loaded = read_config(config, key_values(settings or []), preset=preset)
     from proxyless_strategy.search import run_search

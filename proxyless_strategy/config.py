@@ -14,7 +14,8 @@ or `PROXYLESS_PRESET=smoke` in the environment of nnictl). Sweeps and `--set` ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,6 +23,65 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hardware.errors import ConfigError
+from hardware.tables.shipped import shipped_names
+
+
+def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
+    """Keys and their values, which are read as YAML.
+
+    Args:
+        settings: Texts of the form `key=value`.
+        option: The option that they were given with, for the errors.
+    """
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{option} {setting} names no value; write it as key=value")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{option} {setting}: {value!r} is not valid YAML") from error
+    return found
+
+
+def read_config(
+    path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
+) -> SearchConfig:
+    """Reads a search config whose relative paths count from its own folder, as NNI's own configs do.
+
+    A search therefore writes to the same place whether NNI, a shell in another folder or a test starts it. Paths in
+    `overrides`, and the default `out`, count from the current folder.
+
+    Args:
+        path: A YAML file.
+        overrides: Dotted keys, for example `{"rule": "reinforce", "hardware.table": "phone.yaml"}`.
+        preset: One of the file's presets.
+
+    Raises:
+        ConfigError: See `proxyless_strategy.config.load_config`.
+    """
+    overrides = overrides or {}
+    config = load_config(path, overrides, preset=preset)
+    folder = Path(path).absolute().parent
+
+    def resolved(value: Path, section: Any, *key: str) -> Path:
+        section_name = overrides.get(key[0])
+        overridden = ".".join(key) in overrides or isinstance(section_name, dict)
+        from_file = key[-1] in section.model_fields_set and not overridden
+        start = folder if from_file else Path.cwd()
+        return Path(os.path.normpath(start / value.expanduser()))
+
+    hardware, data = config.hardware, config.data
+    if hardware.table is not None and str(hardware.table) not in shipped_names():
+        hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
+    if hardware.fill is not None:
+        hardware = hardware.model_copy(update={"fill": resolved(hardware.fill, hardware, "hardware", "fill")})
+    if data.root is not None:
+        data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
+    out = resolved(config.out, config, "out")
+    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
+
 
 Rule = Literal["gradient", "reinforce"]
 Count = Annotated[int, Field(ge=1)]

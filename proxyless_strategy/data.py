@@ -14,7 +14,6 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,9 +30,10 @@ from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
 from hardware.errors import ConfigError, DataError
-from proxyless_strategy.config import DataConfig
-from proxyless_strategy.drawn_images import draw_cifar10, draw_image_folder
-from proxyless_strategy.loaders import isolated_seed
+
+from .config import DataConfig
+from .drawn_images import draw_cifar10, draw_image_folder
+from .seeds import isolated_seed, seeded
 
 Part = Literal["weights", "architecture", "training", "test"]
 PARTS: tuple[Part, ...] = ("weights", "architecture", "training", "test")
@@ -132,13 +132,6 @@ class EpochBatches(Sampler[BatchKey]):
 
 def _divided(count: int, size: int, drop_last: bool) -> int:
     return count // size if drop_last else -(-count // size)
-
-
-@contextmanager
-def seeded(*entropy: int) -> Iterator[None]:
-    """`isolated_seed` of several numbers."""
-    with isolated_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0])):
-        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ from search_spaces import Subnet, get_space
 from .architecture import Edge
 from .config import SearchConfig, parse_config
 from .derivation import SLACK, Derived, Deriver
-from .retraining import MODEL, read_export
+from .layout import MODEL
+from .retraining import read_export
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def read_search(folder: Path) -> FolderSearch:
         ConfigError: There is no finished search.
         TableError: Its table is gone, or is no longer the one that it used.
     """
-    from .search import CONFIG_FILE, SEARCH_FILE, TABLE_FILE, table_path
+    from .layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
+    from .search import table_path
 
     try:
         record = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
@@ -135,7 +137,7 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
     from .export import export_folder
-    from .loaders import isolated_seed
+    from .seeds import isolated_seed
 
     folder, out = Path(folder), Path(out)
     search = read_search(folder)

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +35,10 @@ from rich.table import Table
 
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import write_atomically
-from proxyless_strategy.config import SearchConfig
-from proxyless_strategy.trial import OUT_VARIABLE, PRESET_VARIABLE, RESULT, read_config
 
-SUMMARY = "summary.json"
+from .config import SearchConfig, read_config
+from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT, SUMMARY
+
 DEFAULT_PORT = 8080
 MARK = "PROXYLESS_EXPERIMENT"
 """Environment variable by whose value the processes of one experiment are known."""
@@ -396,7 +395,7 @@ def build_back(folders: Sequence[Path | str]) -> None:
 
 def _prepare(plan: Plan, console: Console) -> None:
     """Builds the missing latency tables and checks every trial's settings before the first trial starts."""
-    from proxyless_strategy import search
+    from . import search
 
     configs = plan.configs()
     if plan.trials is None:

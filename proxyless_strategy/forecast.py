@@ -17,7 +17,7 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 
 from .config import Rule, SearchConfig, SearchSettings
 from .data import ImageData
-from .loaders import isolated_seed
+from .seeds import isolated_seed
 
 TIMED_PIXELS = 8 * 224**2
 """Pixels of the batch that is timed on a CPU, where time and memory grow with the batch; a GPU times a whole batch."""

@@ -14,7 +14,8 @@ import typer
 
 from hardware.errors import BackendError, ConfigError, SpaceError, TableError
 
-from .cli_options import Config, Settings, key_values
+from .cli_options import Config, Settings
+from .config import key_values
 
 if TYPE_CHECKING:
     from hardware.measuring.validation import TableCheck
@@ -109,7 +110,7 @@ def build(
 @app.command()
 def prepare(config: Config, settings: Settings = None) -> None:
     """Measure a search's latency table if it is missing; show its space's extremes."""
-    from .trial import read_config
+    from .config import read_config
 
     loaded = read_config(config, key_values(settings or []))
     from .search import prepare

@@ -27,7 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from hardware.errors import ConfigError, DataError, TrainingError
 from hardware.files import write_atomically
 from proxyless_strategy.config import RetrainSettings
-from proxyless_strategy.data import EpochBatches, ImageData, seeded
+
+from .data import EpochBatches, ImageData
+from .seeds import seeded
 
 FORMAT = "proxyless-retrain/1"
 TEST_BATCH = 256

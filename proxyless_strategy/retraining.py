@@ -17,9 +17,11 @@ from pydantic import Field, ValidationError
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
 from .config import DataConfig, RetrainSettings, validation_sentence
+from .layout import CHECKPOINT, MODEL
 
 RECIPES = Path(__file__).with_name("recipes")
-MODEL, CHECKPOINT = "model", "retrain.ckpt"
+
+
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
 

@@ -35,13 +35,12 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
 from .config import SearchConfig
 from .data import ImageData, check_data, load_data
+from .layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
 from .processes import is_first_process
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
-CONFIG_FILE = "config.json"
-SEARCH_FILE = "search.json"
-TABLE_FILE = "table.yml"
+
 CALIBRATION_NETS = 24
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
@@ -503,8 +502,8 @@ def _search(
     from .epoch_log import EpochLog
     from .evaluator import ImageClassifier
     from .forecast import forecast
-    from .loaders import isolated_seed
     from .processes import end_processes
+    from .seeds import isolated_seed
     from .strategy import ProxylessStrategy
 
     settings = config.search

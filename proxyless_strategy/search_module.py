@@ -24,7 +24,8 @@ from hardware.errors import ConfigError, DataError
 from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
-from .loaders import ArchitectureBatches, SeededLoader, isolated_seed, mix_seed, seed_everything
+from .loaders import ArchitectureBatches, SeededLoader
+from .seeds import isolated_seed, mix_seed, seed_everything
 from .supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights, frozen_copy
 from .updates import (
     GradientUpdate,

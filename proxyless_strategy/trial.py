@@ -20,55 +20,13 @@ from typing import Any
 
 from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
-from hardware.tables.shipped import shipped_names
-from proxyless_strategy.config import SearchConfig, load_config
 from search_spaces._nni import silence_false_alarms
 
-RESULT = "result.json"
-OUT_VARIABLE = "PROXYLESS_OUT"
-"""Environment variable that replaces the config's `out`; `proxyless experiment --out` sets it."""
-PRESET_VARIABLE = "PROXYLESS_PRESET"
-"""Environment variable that chooses one of the config's presets, also under plain nnictl."""
+from .config import read_config
+from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT
+
 PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
 """Environment variable in which the launching process hands its parameters to the ranks that it starts."""
-
-
-def read_config(
-    path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
-) -> SearchConfig:
-    """Reads a search config whose relative paths count from its own folder, as NNI's own configs do.
-
-    A search therefore writes to the same place whether NNI, a shell in another folder or a test starts it. Paths in
-    `overrides`, and the default `out`, count from the current folder.
-
-    Args:
-        path: A YAML file.
-        overrides: Dotted keys, for example `{"rule": "reinforce", "hardware.table": "phone.yaml"}`.
-        preset: One of the file's presets.
-
-    Raises:
-        ConfigError: See `proxyless_strategy.config.load_config`.
-    """
-    overrides = overrides or {}
-    config = load_config(path, overrides, preset=preset)
-    folder = Path(path).absolute().parent
-
-    def resolved(value: Path, section: Any, *key: str) -> Path:
-        section_name = overrides.get(key[0])
-        overridden = ".".join(key) in overrides or isinstance(section_name, dict)
-        from_file = key[-1] in section.model_fields_set and not overridden
-        start = folder if from_file else Path.cwd()
-        return Path(os.path.normpath(start / value.expanduser()))
-
-    hardware, data = config.hardware, config.data
-    if hardware.table is not None and str(hardware.table) not in shipped_names():
-        hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
-    if hardware.fill is not None:
-        hardware = hardware.model_copy(update={"fill": resolved(hardware.fill, hardware, "hardware", "fill")})
-    if data.root is not None:
-        data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
-    out = resolved(config.out, config, "out")
-    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
 
 
 def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
@@ -96,7 +54,7 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
                     "line, or run single searches by `proxyless search`"
                 )
 
-        from proxyless_strategy.search import run_search
+        from .search import run_search
 
         result = run_search(config, on_epoch=_report_epoch if reports else None)
         row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
@@ -130,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _look(path: Path, *, preset: str | None) -> None:
     """Raises for what is missing, as far as seconds tell; `search.check` says the rest."""
-    from proxyless_strategy.data import check_data
+    from .data import check_data
 
     check_data(read_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
 

@@ -185,7 +185,7 @@ def decompose(op: OpSpec) -> tuple[Primitive, ...]:
     if op.kind not in _KINDS:
         known = ", ".join(sorted(_KINDS))
         raise SpaceError(
-            f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.primitives.register_kind."
+            f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.register_kind."
         )
     primitives = _KINDS[op.kind](op)
     shape = op.input_shape

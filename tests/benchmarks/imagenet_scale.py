@@ -25,10 +25,9 @@ from typing import Any
 import timm
 import torch
 
-from proxyless_strategy.config import SearchConfig
+from proxyless_strategy.config import SearchConfig, read_config
 from proxyless_strategy.export import model_summary
 from proxyless_strategy.forecast import schedule
-from proxyless_strategy.trial import read_config
 from search_spaces import Subnet, get_space
 from tests.benchmarks.step_cost import imagenet
 

@@ -299,7 +299,7 @@ def _evaluator(root: Path, seed: int, settings: SearchSettings, trainer: Any) ->
 
 
 def _network(seed: int) -> Any:
-    from proxyless_strategy.loaders import isolated_seed
+    from proxyless_strategy.seeds import isolated_seed
 
     with isolated_seed(seed):
         return SPACE.build(num_classes=10, in_chans=1).to(memory_format=torch.channels_last)
@@ -350,7 +350,7 @@ def stock(root: Path, method: str, seed: int, epochs: int) -> dict:
     """One search of NNI's own, as it is; it knows no latency."""
     from nni.nas.strategy import DARTS, Proxyless
 
-    from proxyless_strategy.loaders import seed_everything
+    from proxyless_strategy.seeds import seed_everything
 
     seed_everything(seed)
     settings = SearchSettings(epochs=epochs, warmup_epochs=0, batch_size=BATCH, channels_last=True, **WEIGHTS_DEFAULTS)

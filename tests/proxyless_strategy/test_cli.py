@@ -13,7 +13,7 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy import cli
-from proxyless_strategy.cli_options import key_values
+from proxyless_strategy.config import key_values
 
 
 def status_of(*arguments: str) -> Any:

@@ -10,9 +10,8 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy import cli
-from proxyless_strategy.config import load_config, parse_config
+from proxyless_strategy.config import load_config, parse_config, read_config
 from proxyless_strategy.experiment import read_plan
-from proxyless_strategy.trial import read_config
 
 FILE = """
 target: 0.3

@@ -29,9 +29,9 @@ from proxyless_strategy.data import (
     TensorImages,
     check_data,
     load_data,
-    seeded,
     stratified_split,
 )
+from proxyless_strategy.seeds import seeded
 
 
 def write_images(

@@ -11,11 +11,10 @@ import torch
 
 from proxyless_strategy import forecast as module
 from proxyless_strategy import search
-from proxyless_strategy.config import SearchSettings, parse_config
+from proxyless_strategy.config import SearchSettings, parse_config, read_config
 from proxyless_strategy.data import load_data
 from proxyless_strategy.evaluator import ImageClassifier
 from proxyless_strategy.forecast import Forecast, StepCost, forecast, loader_rate, schedule, step_cost
-from proxyless_strategy.trial import read_config
 from search_spaces import get_space
 from tests.benchmarks import imagenet_scale
 

@@ -20,16 +20,9 @@ from proxyless_strategy.cli import main
 from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data import load_data
 from proxyless_strategy.export import load_exported
+from proxyless_strategy.layout import CHECKPOINT, MODEL
 from proxyless_strategy.retrain import retrain
-from proxyless_strategy.retraining import (
-    CHECKPOINT,
-    MODEL,
-    Recipe,
-    free_port,
-    load_recipe,
-    recipe_names,
-    retrain_folder,
-)
+from proxyless_strategy.retraining import Recipe, free_port, load_recipe, recipe_names, retrain_folder
 
 from .test_data import write_images
 from .test_export import a_subnet, export

@@ -17,7 +17,9 @@ import pytest
 
 from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy import trial
-from proxyless_strategy.trial import OUT_VARIABLE, PARAMETERS_VARIABLE, main, read_config, run_trial
+from proxyless_strategy.config import read_config
+from proxyless_strategy.layout import OUT_VARIABLE
+from proxyless_strategy.trial import PARAMETERS_VARIABLE, main, run_trial
 from search_spaces._nni import FALSE_ALARMS
 
 
