@@ -21,8 +21,9 @@ from hardware.tables.released import (
     released_key,
     write_proxylessnas,
 )
-from hardware.tables.shipped import PAPER_DEVICES, open_table, shipped_names
+from hardware.tables.shipped import open_table, shipped_names
 from hardware.tables.table import LatencyTable
+from proxyless_strategy.benchmark.published import PAPER_DEVICES
 from tests.hardware.conftest import make_table
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

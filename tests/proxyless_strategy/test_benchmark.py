@@ -13,19 +13,14 @@ from torch import nn
 from hardware.backends.torch import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.measuring.sampling import Measurement, Plan, interleaved
-from proxyless_strategy import benchmark, cli
-from proxyless_strategy.benchmark import (
-    DEFAULT_MODELS,
-    OPPONENTS,
-    PUBLISHED,
-    Row,
-    build_model,
-    draw,
-    peak_activation_bytes,
-    run_benchmark,
-    settle,
-    source_of,
-)
+from proxyless_strategy.benchmark import run as benchmark
+from proxyless_strategy.benchmark.activation_memory import peak_activation_bytes
+from proxyless_strategy.benchmark.models import DEFAULT_MODELS, build_model, settle, source_of
+from proxyless_strategy.benchmark.picture import draw
+from proxyless_strategy.benchmark.published import PUBLISHED
+from proxyless_strategy.benchmark.result import Row
+from proxyless_strategy.benchmark.run import OPPONENTS, run_benchmark
+from proxyless_strategy.cli import main as cli
 from proxyless_strategy.export import export_folder
 from proxyless_strategy.report.pictures import spread_out
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hardware.errors import ConfigError
-from proxyless_strategy import cli
+from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import key_values
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hardware.errors import ConfigError
-from proxyless_strategy import cli
+from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import load_config, parse_config, read_config
 from proxyless_strategy.experiment import read_plan
 

@@ -14,7 +14,7 @@ import yaml
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.model import macs_model
 from proxyless_strategy import search
-from proxyless_strategy.cli import main
+from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.deriving import derive_folder, read_search, save_curve
 from proxyless_strategy.export import load_exported

@@ -20,7 +20,7 @@ from hardware.backends import registry
 from hardware.measuring.sampling import Plan
 from hardware.tables.shipped import __file__ as tables_file
 from hardware.tables.table import LatencyTable
-from proxyless_strategy import cli
+from proxyless_strategy.cli import main as cli
 from tests.hardware.conftest import FakeBackend
 
 SPACE = ("--space", "small_mbconv", "--input-size", "16", "--classes", "10", "--channels", "1")

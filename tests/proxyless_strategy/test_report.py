@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from hardware.errors import ConfigError
-from proxyless_strategy.cli import main
+from proxyless_strategy.cli.main import main
 from proxyless_strategy.report import pictures
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import OTHER, candidate_style, read_searches, unfinished

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from hardware.errors import ConfigError, DataError, ExportError
-from proxyless_strategy.cli import main
+from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data import load_data
 from proxyless_strategy.export import load_exported

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 import typer.core
 
 from hardware.errors import ConfigError, ProxylessError
 from search_spaces._nni import silence_false_alarms
 
-from . import latency_cli
-from .cli_options import Config, Preset, Settings
-from .config import key_values
+from ..config import key_values
+from . import latency as latency_cli
+from .options import Config, Preset, Settings
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
@@ -31,10 +30,10 @@ app.add_typer(latency_cli.app, name="latency")
 @app.command()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
-    from .config import read_config
+    from ..config import read_config
 
     loaded = read_config(config, key_values(settings or []), preset=preset)
-    from proxyless_strategy.search import run_search
+    from ..search import run_search
 
     for name, value in run_search(loaded).row().items():
         typer.echo(f"{name}: {value}")
@@ -57,7 +56,7 @@ def experiment(
     ] = None,
 ) -> None:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
-    from proxyless_strategy.experiment import run_experiment
+    from ..experiment import run_experiment
 
     run_experiment(config, port=port, out=out, preset=preset, only=key_values(only or [], option="--only"))
 
@@ -69,7 +68,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Images in the file's fixed batch.")] = 1,
 ) -> None:
     """Write an exported model as one ONNX file, compared with PyTorch."""
-    from proxyless_strategy.export import export_onnx
+    from ..export import export_onnx
 
     written = export_onnx(folder, onnx, batch=batch)
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
@@ -92,7 +91,7 @@ def retrain(
     devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
 ) -> None:
     """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
-    from proxyless_strategy.retraining import load_recipe, retrain_folder
+    from ..retraining import load_recipe, retrain_folder
 
     loaded = load_recipe(recipe, key_values(settings or []))
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
@@ -111,7 +110,7 @@ def derive(
     points: Annotated[int, typer.Option(min=2, help="Budgets on the curve.")] = 20,
 ) -> None:
     """Derive another subnet, or the whole trade-off, from a search that is finished."""
-    from proxyless_strategy.deriving import derive_folder, save_curve
+    from ..deriving import derive_folder, save_curve
 
     if curve == (target is not None):
         raise ConfigError("give either --target or --curve")
@@ -136,7 +135,7 @@ def import_released_command(
     ] = None,
 ) -> None:
     """Turn a released ProxylessNAS network into a folder that timm loads as local-dir:DIR."""
-    from proxyless_strategy.importing import import_released
+    from ..importing import import_released
 
     folder = import_released(config, checkpoint, out, input_size=input_size)
     weights = "random weights, as no checkpoint was given" if checkpoint is None else f"the weights of {checkpoint}"
@@ -179,11 +178,14 @@ def benchmark(
     from rich.console import Console
 
     from hardware.measuring.sampling import Plan
-    from proxyless_strategy import benchmark as bench
+
+    from ..benchmark import run as bench
+    from ..benchmark.models import DEFAULT_MODELS
+    from ..benchmark.result import TABLE_WIDTH
 
     bench.check_out(out)
     measured = bench.run_benchmark(
-        models or bench.DEFAULT_MODELS,
+        models or DEFAULT_MODELS,
         backends=backends or bench.BACKENDS,
         batches=batch or bench.BATCHES,
         input_size=input_size,
@@ -192,7 +194,7 @@ def benchmark(
         say=typer.echo,
     )
     console = Console()
-    Console(width=max(console.width, bench.TABLE_WIDTH)).print(measured.table())
+    Console(width=max(console.width, TABLE_WIDTH)).print(measured.table())
     typer.echo("\n".join(str(path) for path in bench.save_benchmark(measured, out)))
 
 
@@ -205,8 +207,8 @@ def report(
     ] = None,
 ) -> None:
     """Show finished searches, in FOLDER/report.html and FOLDER/report.png: costs, probabilities, derived subnets."""
-    from proxyless_strategy.report.page import write_page
-    from proxyless_strategy.report.pictures import SUFFIXES, draw_searches
+    from ..report.page import write_page
+    from ..report.pictures import SUFFIXES, draw_searches
 
     writers = {".html": write_page, **dict.fromkeys(SUFFIXES, draw_searches)}
     for path in [folder / "report.html", folder / "report.png"] if out is None else [out]:
@@ -229,7 +231,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ProxylessError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

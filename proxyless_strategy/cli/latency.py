@@ -14,8 +14,8 @@ import typer
 
 from hardware.errors import BackendError, ConfigError, SpaceError, TableError
 
-from .cli_options import Config, Settings
-from .config import key_values
+from ..config import key_values
+from .options import Config, Settings
 
 if TYPE_CHECKING:
     from hardware.measuring.validation import TableCheck
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hardware.op_spec import OpSpec
     from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
+
 
 app = typer.Typer(
     help="Latency tables: build, look at, check and convert them.", no_args_is_help=True, rich_markup_mode=None
@@ -110,10 +111,10 @@ def build(
 @app.command()
 def prepare(config: Config, settings: Settings = None) -> None:
     """Measure a search's latency table if it is missing; show its space's extremes."""
-    from .config import read_config
+    from ..config import read_config
 
     loaded = read_config(config, key_values(settings or []))
-    from .search import prepare
+    from ..search import prepare
 
     table = prepare(loaded).table
     typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")

@@ -1,0 +1,1 @@
+"""Networks side by side: latency, size, memory, and published accuracy."""

@@ -1,0 +1,253 @@
+"""Networks side by side: latency measured in one interleaved run, size, activation memory, and published accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hardware.backends import get_backend
+from hardware.backends.onnxruntime import OnnxRuntimeBackend
+from hardware.backends.torch import MALLOC_TUNABLES
+from hardware.errors import BackendError, ConfigError, ExportError
+from hardware.files import write_atomically
+from hardware.measuring.locks import measuring_lock
+from hardware.measuring.sampling import Key, Measurement, Plan, interleaved
+
+from ..export import export_onnx, model_summary
+from .activation_memory import peak_activation_bytes
+from .models import DEFAULT_MODELS, build_model, settle, source_of
+from .picture import draw
+from .published import PUBLISHED, PUBLISHED_SIZE
+from .result import DEFINITIONS, Benchmark, Row
+from .worker import _timers
+
+BACKENDS = ("onnxruntime", "torch")
+BATCHES = (1, 8)
+
+
+OPPONENTS = (
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv2_140",
+    "mnasnet_100",
+    "semnasnet_100",
+    "spnasnet_100",
+    "fbnetc_100",
+    "shufflenet_v2_x1_5",
+    "resnet34",
+    "densenet121",
+    "nasnetalarge",
+    "pnasnet5large",
+)
+"""What the paper and its field compare with and timm or torchvision has."""
+
+
+def run_benchmark(
+    models: Sequence[str] = DEFAULT_MODELS,
+    *,
+    backends: Sequence[str] = BACKENDS,
+    batches: Sequence[int] = BATCHES,
+    input_size: int | None = None,
+    threads: int = 1,
+    plan: Plan | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Benchmark:
+    """Measures models; those of one backend, in all batches, take turns within one run.
+
+    Args:
+        models: Names that timm (this project's networks are among them) or torchvision knows, or export folders.
+        backends: Any of `BACKENDS`: the exported ONNX file, and the eager module in a process of its own.
+        batches: Images per inference.
+        input_size: Side of an image in pixels for all models; None takes each model's own.
+        threads: Threads that one inference may use.
+        plan: How long to measure on each backend.
+        seed: Seed of weights, images and the rounds' orders.
+        say: Told what is going on.
+
+    Raises:
+        ConfigError: A model is unknown, or a setting impossible.
+        BackendError: A backend is not offered, or failed.
+        ExportError: An export folder cannot be loaded.
+    """
+    models, backends, batches = _distinct(models), _distinct(backends), _distinct(batches)
+    plan = plan or Plan(rounds=400, minimum_rounds=8, seconds=25.0)
+    _check(models, backends, batches, input_size=input_size, threads=threads)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="proxyless-benchmark-") as name:
+        folder = Path(name)
+        files: dict[tuple[int, int], Path] = {}
+        for index, model_name in enumerate(models):
+            model = build_model(model_name, seed=seed)
+            row = _describe(model, model_name, input_size=input_size, batches=batches)
+            rows.append(row)
+            say(f"{model_name}: {row.params / 1e6:.3f} M parameters, {row.macs / 1e6:.1f} M MACs")
+            if "onnxruntime" not in backends:
+                continue
+            settle(model, row.input_shape, seed=seed)
+            for batch in batches:
+                out = folder / f"{index}_{batch}.onnx"
+                try:
+                    _export(model, out, row.input_shape, batch=batch, seed=seed)
+                except ExportError as error:
+                    row.notes.append(f"onnxruntime, batch {batch}: {error}")
+                    say(row.notes[-1])
+                    continue
+                files[index, batch] = out
+        device = ""
+        versions: dict[str, str] = {}
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        with measuring_lock():
+            for backend in backends:
+                say(f"measuring {len(models)} models on {backend}, about {plan.seconds:.0f} s or {plan.rounds} rounds")
+                if backend == "onnxruntime":
+                    samples, device, found = _time_files(files, threads=threads, plan=plan, seed=seed)
+                else:
+                    samples, device, found = _time_modules(
+                        rows, folder=folder, batches=batches, threads=threads, plan=plan, seed=seed
+                    )
+                versions |= found
+                for (index, batch), values in samples.items():
+                    rows[index].latency[backend, batch] = Measurement.of(values, quantile=plan.quantile)
+    header = {
+        "device": device,
+        "threads": threads,
+        "backends": backends,
+        "batches": batches,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "load_average": load,
+        "quantile": plan.quantile,
+        "definitions": DEFINITIONS,
+    }
+    return Benchmark(tuple(rows), header, tuple(backends), tuple(batches))
+
+
+def check_out(out: Path) -> None:
+    """Makes the folder and tries whether it can be written to, before anything is measured.
+
+    Raises:
+        ExportError: It cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+
+
+def save_benchmark(benchmark: Benchmark, out: Path) -> list[Path]:
+    """Writes `benchmark.json`, `.csv` and `.png` into a folder; returns their paths.
+
+    Raises:
+        ExportError: The folder cannot be written to.
+    """
+    out = Path(out)
+    contents: dict[str, str | bytes] = {
+        "benchmark.json": json.dumps(benchmark.to_dict(), indent=2) + "\n",
+        "benchmark.csv": benchmark.to_csv(),
+        "benchmark.png": draw(benchmark),
+    }
+    try:
+        for name, content in contents.items():
+            write_atomically(out / name, content)
+    except OSError as error:
+        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+    return [out / name for name in contents]
+
+
+def _distinct(values: Sequence[Key]) -> list[Key]:
+    return list(dict.fromkeys(values))
+
+
+def _check(
+    models: Sequence[str], backends: Sequence[str], batches: Sequence[int], *, input_size: int | None, threads: int
+) -> None:
+    for what, values in (("model", models), ("backend", backends), ("batch", batches)):
+        if not values:
+            raise ConfigError(f"no {what} to benchmark; give at least one")
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise BackendError(f"backend {backend!r} is not offered for whole networks; choose {' or '.join(BACKENDS)}")
+        get_backend(backend).close()
+    for name, value in (("batch", min(batches)), ("input_size", input_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value}; it must be 1 or more")
+    for model in models:
+        source_of(model)
+
+
+def _describe(model: nn.Module, name: str, *, input_size: int | None, batches: Sequence[int]) -> Row:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    shape = (channels, input_size or height, input_size or width)
+    try:
+        summary = model_summary(model, shape)
+        peaks = {batch: peak_activation_bytes(model, shape, batch=batch) for batch in batches}
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name} does not run on images of shape {shape}: {reason}; try another input size"
+        ) from error
+    row = Row(name, source_of(name), shape, summary.params, summary.macs, peaks, PUBLISHED.get(name))
+    if row.accuracy and shape[1:] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
+        row.notes.append(f"top-1 {row.accuracy.top1} is published for {PUBLISHED_SIZE} px, not for {shape[-1]}")
+        row.accuracy = None
+    return row
+
+
+def _export(model: nn.Module, out: Path, shape: Sequence[int], *, batch: int, seed: int) -> None:
+    """Exports with a tolerance relative to the largest output, as random weights give outputs of any size."""
+    images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        largest = float(model(images).abs().max())
+    export_onnx(model, out, input_shape=shape, batch=batch, tolerance=1e-4 * max(1.0, largest), seed=seed)
+
+
+def _time_files(
+    files: Mapping[tuple[int, int], Path], *, threads: int, plan: Plan, seed: int
+) -> tuple[dict[tuple[int, int], list[float]], str, dict[str, str]]:
+    device = OnnxRuntimeBackend()
+    with device:
+        runnables = {key: device.prepare_model_file(path, batch=key[1], threads=threads) for key, path in files.items()}
+        samples = interleaved(_timers(device, runnables), plan=plan, seed=seed)
+        return samples, device.device(), device.versions()
+
+
+def _time_modules(
+    rows: Sequence[Row], *, folder: Path, batches: Sequence[int], threads: int, plan: Plan, seed: int
+) -> tuple[dict[tuple[int, int], list[float]], str, dict[str, str]]:
+    """Eager modules, in a child process whose malloc keeps large activations (page faults would swing its times)."""
+    job = {
+        "models": [{"name": row.model, "shape": row.input_shape} for row in rows],
+        "batches": list(batches),
+        "threads": threads,
+        "plan": dataclasses.asdict(plan),
+        "seed": seed,
+    }
+    asked, answered = folder / "job.json", folder / "result.json"
+    asked.write_text(json.dumps(job), encoding="utf-8")
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+    tunables = ":".join(t for t in (os.environ.get("GLIBC_TUNABLES", ""), MALLOC_TUNABLES) if t)
+    done = subprocess.run(
+        [sys.executable, "-m", "proxyless_strategy.benchmark.worker", str(asked), str(answered)],
+        env={**os.environ, "PYTHONPATH": path, "GLIBC_TUNABLES": tunables},
+        check=False,
+    )
+    if done.returncode or not answered.is_file():
+        raise BackendError(f"the torch measuring process died with code {done.returncode}; its message is above.")
+    result = json.loads(answered.read_text(encoding="utf-8"))
+    samples = {(index, batch): values for index, batch, values in result["samples"]}
+    return samples, result["device"], result["versions"]
