@@ -104,7 +104,7 @@ class SpaceConfig(_Section):
 
 
 class DrawnImages(_Section):
-    """Pictures to try a search with: see `proxyless_strategy.drawn_images`."""
+    """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
 
     classes: int = Field(20, ge=2)
     train: int = Field(12, ge=2)

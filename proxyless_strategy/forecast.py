@@ -16,7 +16,7 @@ from torch.nn import functional
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 
 from .config import Rule, SearchConfig, SearchSettings
-from .data import ImageData
+from .data.images import ImageData
 from .seeds import isolated_seed
 
 TIMED_PIXELS = 8 * 224**2

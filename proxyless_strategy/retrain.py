@@ -28,7 +28,8 @@ from hardware.errors import ConfigError, DataError, TrainingError
 from hardware.files import write_atomically
 from proxyless_strategy.config import RetrainSettings
 
-from .data import EpochBatches, ImageData
+from .data.batches import EpochBatches
+from .data.images import ImageData
 from .seeds import seeded
 
 FORMAT = "proxyless-retrain/1"

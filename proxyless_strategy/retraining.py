@@ -121,7 +121,7 @@ def retrain_folder(
     Raises:
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
-    from .data import check_data
+    from .data.sources import check_data
     from .export import check_replaceable
 
     folder, out = Path(folder), Path(out)
@@ -211,7 +211,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
 
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
-    from .data import load_data
+    from .data.sources import load_data
     from .export import SUBNET, export_folder, model_summary
     from .retrain import retrain
 

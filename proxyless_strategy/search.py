@@ -34,7 +34,8 @@ from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
 from .config import SearchConfig
-from .data import ImageData, check_data, load_data
+from .data.images import ImageData
+from .data.sources import check_data, load_data
 from .layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
 from .processes import is_first_process
 

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _look(path: Path, *, preset: str | None) -> None:
     """Raises for what is missing, as far as seconds tell; `search.check` says the rest."""
-    from .data import check_data
+    from .data.sources import check_data
 
     check_data(read_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
 

@@ -40,7 +40,8 @@ from hardware.model import LatencyModel
 from hardware.operators.primitives import macs
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
-from proxyless_strategy.data import ImageData, load_data
+from proxyless_strategy.data.images import ImageData
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.retrain import retrain
 from search_spaces import Subnet
 from search_spaces.mbconv import MBConvDeclaration, Stage

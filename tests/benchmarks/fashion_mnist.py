@@ -34,7 +34,7 @@ from hardware.measuring.nets import measure_nets
 from hardware.model import CostModel, LatencyModel, macs_model, params_model
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
-from proxyless_strategy.data import load_data
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.derivation import SLACK
 from proxyless_strategy.retrain import retrain
 from proxyless_strategy.search import run_search

@@ -43,7 +43,9 @@ from hardware.files import write_atomically
 from hardware.model import macs_model, params_model
 from proxyless_strategy import gates
 from proxyless_strategy.config import DataConfig, SearchConfig, parse_config
-from proxyless_strategy.data import ImageData, TensorImages, load_data
+from proxyless_strategy.data.datasets import TensorImages
+from proxyless_strategy.data.images import ImageData
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export import model_summary
 from proxyless_strategy.objectives import AccuracyOnly
 from proxyless_strategy.retrain import retrain

@@ -1,4 +1,4 @@
-"""Splits, transforms and loaders of `proxyless_strategy.data`."""
+"""Splits, transforms and loaders of `proxyless_strategy.data.images`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,11 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from hardware.errors import ConfigError, DataError
 from proxyless_strategy.config import DataConfig
-from proxyless_strategy.data import (
-    PARTS,
-    EpochBatches,
-    ImageData,
-    ItemImages,
-    TensorImages,
-    check_data,
-    load_data,
-    stratified_split,
-)
+from proxyless_strategy.data.batches import EpochBatches
+from proxyless_strategy.data.datasets import ItemImages, TensorImages
+from proxyless_strategy.data.images import PARTS, ImageData
+from proxyless_strategy.data.sources import check_data, load_data
+from proxyless_strategy.data.split import stratified_split
 from proxyless_strategy.seeds import seeded
 
 
@@ -528,7 +523,7 @@ def test_memory_and_items_give_the_same_images(tmp_path: Path, monkeypatch: pyte
     options = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     config = DataConfig(name="torchvision:CIFAR10", root=write_cifar(tmp_path, monkeypatch), options=options)
     in_memory = load_data(config, input_size=24, seed=0)
-    monkeypatch.setattr("proxyless_strategy.data.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("proxyless_strategy.data.images.pictures.MEMORY_LIMIT", 0)
     by_item = load_data(config, input_size=24, seed=0)
     assert isinstance(by_item.weights, ItemImages)
     for part in PARTS:

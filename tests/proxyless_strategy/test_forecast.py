@@ -12,7 +12,7 @@ import torch
 from proxyless_strategy import forecast as module
 from proxyless_strategy import search
 from proxyless_strategy.config import SearchSettings, parse_config, read_config
-from proxyless_strategy.data import load_data
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.evaluator import ImageClassifier
 from proxyless_strategy.forecast import Forecast, StepCost, forecast, loader_rate, schedule, step_cost
 from search_spaces import get_space

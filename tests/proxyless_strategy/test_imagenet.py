@@ -20,10 +20,10 @@ import yaml
 
 from hardware.errors import ConfigError, DataError
 from hardware.tables.table import LatencyTable
-from proxyless_strategy import data as data_module
 from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, parse_config, read_config
-from proxyless_strategy.data import check_data, load_data
-from proxyless_strategy.drawn_images import draw_image_folder
+from proxyless_strategy.data import images as data_module
+from proxyless_strategy.data.drawn import draw_image_folder
+from proxyless_strategy.data.sources import check_data, load_data
 from proxyless_strategy.experiment import read_plan
 from proxyless_strategy.search import table_path
 from proxyless_strategy.trial import main

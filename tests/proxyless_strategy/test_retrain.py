@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 import search_spaces.timm_models  # noqa: F401
 from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
-from proxyless_strategy.data import PARTS, ImageData, TensorImages
+from proxyless_strategy.data.datasets import TensorImages
+from proxyless_strategy.data.images import PARTS, ImageData
 from proxyless_strategy.retrain import evaluate, retrain
 
 SIZE, CLASSES = 8, 3

@@ -18,7 +18,7 @@ from torch import nn
 from hardware.errors import ConfigError, DataError, ExportError
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
-from proxyless_strategy.data import load_data
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export import load_exported
 from proxyless_strategy.layout import CHECKPOINT, MODEL
 from proxyless_strategy.retrain import retrain

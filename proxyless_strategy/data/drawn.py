@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from hardware.errors import DataError
-from proxyless_strategy.config import DrawnImages
+
+from ..config import DrawnImages
 
 QUALITY = 90
 

@@ -1,0 +1,153 @@
+"""torch data sets over images in memory and over files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from torch.utils.data import Dataset, TensorDataset, default_collate
+from torchvision import transforms
+
+from hardware.errors import DataError
+
+from ..seeds import isolated_seed, seeded
+from .batches import BatchKey
+
+
+@dataclass(frozen=True, eq=False)
+class TensorImages(Dataset):
+    """Images that lie in memory; a batch is one indexing of the whole tensor.
+
+    Attributes:
+        images: `B x C x H x W`, either uint8 (normalised with `mean` and `std` when read) or float (given as it is).
+        labels: `B` class numbers.
+        indices: The images that belong to this part.
+        mean: One value a channel, of pixels in 0..1.
+        std: One value a channel.
+        augment: none, crop or crop_flip.
+        cutout: Side of the square that every image loses; 0 for none.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: str = "none"
+    cutout: int = 0
+
+    @cached_property
+    def targets(self) -> list[int]:
+        """The label of every image, in order."""
+        return self.labels[self.indices].tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | BatchKey) -> tuple[torch.Tensor, torch.Tensor]:
+        if not isinstance(key, BatchKey):
+            images, labels = self._read(self.indices[key].reshape(1), torch.default_generator)
+            return images[0], labels[0]
+        seed = np.random.SeedSequence((key.seed, key.epoch, key.number)).generate_state(1)[0]
+        return self._read(self.indices[key.indices], torch.Generator().manual_seed(int(seed)))
+
+    def _read(self, where: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        images = self.images[where]
+        if self.augment in ("crop", "crop_flip"):
+            images = _random_crop(images, generator)
+        if self.augment == "crop_flip":
+            flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            images = torch.where(flip, images.flip(-1), images)
+        if not images.is_floating_point():
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            images = images.float().div_(255).sub_(mean).div_(std)
+        if self.cutout:
+            erase = _eraser(self.cutout, images.shape[-1])
+            with isolated_seed(int(torch.randint(2**31, (), generator=generator))):
+                images = torch.stack([erase(image) for image in images])
+        return images, self.labels[where]
+
+
+def _eraser(side: int, size: int) -> transforms.RandomErasing:
+    """Cutout: a square of `side` pixels somewhere within each image becomes 0, the mean."""
+    share = (side / size) ** 2
+    return transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0)
+
+
+def _random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    size = images.shape[-1]
+    padding = size // 8
+    padded = functional.pad(images, (padding,) * 4)
+    top, left = torch.randint(2 * padding + 1, (2, len(images)), generator=generator)
+    return padded.unfold(2, size, 1).unfold(3, size, 1)[torch.arange(len(images)), :, top, left]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemImages(Dataset):
+    """Images that are read one by one.
+
+    Attributes:
+        source: Gives (image, class number).
+        indices: The images of `source` that belong to this part.
+        transform: Makes a `C x H x W` float tensor of an image.
+    """
+
+    source: Dataset
+    indices: Sequence[int]
+    transform: Callable[[Any], torch.Tensor] | None = None
+
+    @cached_property
+    def targets(self) -> list[int]:
+        """The label of every image, in order."""
+        return _labels_of(self.source)[np.asarray(self.indices)].tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | BatchKey) -> tuple[torch.Tensor, Any]:
+        if not isinstance(key, BatchKey):
+            return self._read(key)
+        items = []
+        for index in key.indices:
+            with seeded(key.seed, key.epoch, index):
+                items.append(self._read(index))
+        return tuple(default_collate(items))
+
+    def _read(self, index: int) -> tuple[torch.Tensor, int]:
+        try:
+            image, label = self.source[self.indices[index]]
+        except OSError as error:
+            samples = getattr(self.source, "samples", None)
+            name = samples[self.indices[index]][0] if samples else f"image {self.indices[index]}"
+            raise DataError(f"cannot read {name}: {error}; replace or remove it") from error
+        return (image if self.transform is None else self.transform(image)), int(label)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pictures(Dataset):
+    """uint8 images in memory, seen as PIL images."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return transforms.functional.to_pil_image(self.images[index]), int(self.labels[index])
+
+
+def _labels_of(dataset: Any) -> np.ndarray:
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].numpy().astype(np.int64)
+    for name in ("targets", "labels", "_labels"):
+        values = getattr(dataset, name, None)
+        if values is not None and len(values) == len(dataset):
+            return np.asarray(values).astype(np.int64)
+    return np.array([int(dataset[index][1]) for index in range(len(dataset))])

@@ -1,0 +1,160 @@
+"""From picture files to parts: decoding by Pillow, channels, moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from torch.utils.data import Dataset
+
+from hardware.errors import DataError
+
+from ..config import DataConfig
+from .datasets import ItemImages, TensorImages
+from .images import ImageData
+from .split import stratified_split
+from .transforms import _MODES, _default_normalisation, _plain_transform, _train_transform
+
+MEMORY_LIMIT = 2**30
+"""Bytes of decoded images up to which a torchvision data set is kept in memory."""
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@dataclass(frozen=True)
+class _PictureOptions:
+    """What `data.options` may say about pictures."""
+
+    channels: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+
+_PICTURE_OPTIONS = tuple(_PictureOptions.__dataclass_fields__)
+
+
+# --- from PIL images to parts --------------------------------------------------------------------------------------
+
+
+def _from_pictures(
+    config: DataConfig,
+    *,
+    train: Any,
+    train_labels: np.ndarray,
+    test: Any,
+    class_names: tuple[str, ...] | None,
+    options: _PictureOptions,
+    in_memory: bool,
+    input_size: int,
+    seed: int,
+) -> ImageData:
+    weights, architecture = stratified_split(
+        train_labels,
+        fraction=config.architecture_fraction,
+        per_class=config.architecture_per_class,
+        seed=(seed, 0),
+        class_names=class_names,
+    )
+    both = np.arange(len(train_labels))
+    geometry: dict[str, Any] = {
+        "size": input_size,
+        "interpolation": options.interpolation,
+        "crop_pct": options.crop_pct,
+    }
+    parts: dict[str, Dataset]
+    if in_memory and config.augment != "imagenet":
+        images, labels = _decoded(train, channels=options.channels, **geometry)
+        test_images, test_labels = _decoded(test, channels=options.channels, **geometry)
+        measured_mean, measured_std = _moments(images)
+        mean, std = options.mean or measured_mean, options.std or measured_std
+        everything = TensorImages(images, labels, torch.from_numpy(both), mean, std, config.augment)
+        parts = {
+            "weights": replace(everything, indices=torch.from_numpy(weights)),
+            "architecture": replace(everything, indices=torch.from_numpy(architecture), augment="none"),
+            "training": everything,
+            "test": TensorImages(test_images, test_labels, torch.arange(len(test_labels)), mean, std),
+        }
+    else:
+        default_mean, default_std = _default_normalisation(options.channels)
+        mean, std = options.mean or default_mean, options.std or default_std
+        augmented = _train_transform(config.augment, mean=mean, std=std, **geometry)
+        plain = _plain_transform(mean=mean, std=std, **geometry)
+        parts = {
+            "weights": ItemImages(train, weights.tolist(), augmented),
+            "architecture": ItemImages(train, architecture.tolist(), plain),
+            "training": ItemImages(train, both.tolist(), augmented),
+            "test": ItemImages(test, range(len(test)), plain),
+        }
+    return ImageData(
+        num_classes=len(class_names) if class_names else int(train_labels.max()) + 1,
+        channels=options.channels,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        interpolation=options.interpolation,
+        class_names=class_names,
+        augment=config.augment,
+        crop_pct=options.crop_pct,
+        workers=config.workers,
+        **parts,
+    )
+
+
+def _picture_options(config: DataConfig, *, channels: int, others: bool = False) -> _PictureOptions:
+    given = {"channels": channels, **config.options}
+    unknown = [key for key in given if key not in _PICTURE_OPTIONS]
+    if unknown and not others:
+        raise DataError(f"unknown data option {unknown[0]!r}; {config.name} takes {', '.join(_PICTURE_OPTIONS)}")
+    channels = given["channels"]
+    if channels not in _MODES:
+        raise DataError(f"data.options.channels = {channels!r}; it must be 1 (grey) or 3 (colour)")
+    interpolation = given.get("interpolation", _PictureOptions.interpolation)
+    if interpolation not in _INTERPOLATIONS:
+        raise DataError(f"data.options.interpolation = {interpolation!r}; use one of {', '.join(_INTERPOLATIONS)}")
+    crop_pct = given.get("crop_pct", _PictureOptions.crop_pct)
+    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+        raise DataError(f"data.options.crop_pct = {crop_pct!r}; it must be above 0 and at most 1")
+    return _PictureOptions(
+        channels=channels,
+        mean=_channel_values("mean", given.get("mean"), channels),
+        std=_channel_values("std", given.get("std"), channels),
+        interpolation=interpolation,
+        crop_pct=float(crop_pct),
+    )
+
+
+def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if len(values) != channels or not all(isinstance(value, int | float) for value in values):
+        raise DataError(f"data.options.{name} = {given!r}; give one number for each of the {channels} channels")
+    return tuple(float(value) for value in values)
+
+
+def _decoded(
+    source: Any, *, channels: int, size: int, interpolation: str, crop_pct: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    resize = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, normalize=False)
+    images = torch.empty(len(source), channels, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.long)
+    for index in range(len(source)):
+        image, labels[index] = source[index]
+        images[index] = resize(image.convert(_MODES[channels]))
+    return images, labels
+
+
+def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values = torch.arange(256, dtype=torch.float64) / 255
+    moments = []
+    for channel in images.unbind(1):
+        weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (weights * values).sum()
+        moments.append((float(mean), float((weights * (values - mean) ** 2).sum().sqrt())))
+    return tuple(round(mean, 4) for mean, _ in moments), tuple(round(std, 4) for _, std in moments)

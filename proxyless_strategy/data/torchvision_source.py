@@ -1,0 +1,118 @@
+"""Data sets of torchvision, by name."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import datasets as torchvision_datasets
+
+from hardware.errors import DataError
+
+from ..config import DataConfig
+from .datasets import _labels_of
+from .drawn import draw_cifar10
+from .images import ImageData
+from .pictures import _PICTURE_OPTIONS, MEMORY_LIMIT, _from_pictures, _picture_options
+
+
+def _load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
+    train = _torchvision_part(config, train=True)
+    test = _torchvision_part(config, train=False)
+    image = train[0][0]
+    if not isinstance(image, Image.Image):
+        raise DataError(f"{config.name} gives {type(image).__name__}, not images; use another data set")
+    options = _picture_options(config, channels=1 if image.mode in ("1", "L") else 3, others=True)
+    size = (len(train) + len(test)) * options.channels * input_size**2
+    names = getattr(train, "classes", None)
+    return _from_pictures(
+        config,
+        train=train,
+        train_labels=_labels_of(train),
+        test=test,
+        class_names=tuple(str(name) for name in names) if names else None,
+        options=options,
+        in_memory=hasattr(train, "data") and size <= MEMORY_LIMIT,
+        input_size=input_size,
+        seed=seed,
+    )
+
+
+def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
+    name = config.name.removeprefix("torchvision:")
+    found: Any = getattr(torchvision_datasets, name, None)
+    if not (inspect.isclass(found) and issubclass(found, torchvision_datasets.VisionDataset)):
+        raise DataError(f"torchvision has no data set {name!r}; take a class of torchvision.datasets")
+    parameters = inspect.signature(found.__init__).parameters
+    if not {"train", "split"} & parameters.keys() or "root" not in parameters:
+        raise DataError(f"torchvision's {name} has no train and test part; use another data set or module:function")
+    if config.root is None:
+        raise DataError(f"data.root is missing; give the folder that holds torchvision's {name}")
+    arguments = {key: value for key, value in config.options.items() if key not in _PICTURE_OPTIONS}
+    unknown = arguments.keys() - parameters.keys()
+    if unknown:
+        known = sorted({*_PICTURE_OPTIONS, *parameters} - {"self", "root", "transform", "target_transform", "train"})
+        raise DataError(f"unknown data option {sorted(unknown)[0]!r}; {name} takes {', '.join(known)}")
+    if "train" in parameters:
+        arguments["train"] = train
+    else:
+        arguments["split"] = "train" if train else "test"
+    if config.draw is not None:
+        draw_cifar10(config.root, config.draw)
+        found = _unchecked(found)
+    if issubclass(found, torchvision_datasets.MNIST) and (_idx_file(config.root, "train-images-idx3-ubyte")):
+        found = _flat(found)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return found(root=str(config.root), **arguments)
+    except Exception as error:
+        download = "" if arguments.get("download") else ", or set data.options.download: true"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"cannot read torchvision's {name} in {config.root}: {reason}; put it there{download}"
+        ) from error
+
+
+def _unchecked(found: Any) -> Any:
+    """The CIFAR class for drawn files, which have other check sums than the original's; they must only be there."""
+
+    lists = {name: [[file, None] for file, _ in getattr(found, name)] for name in ("train_list", "test_list")}
+    return type("Unchecked", (found,), {**lists, "meta": {**found.meta, "md5": None}})
+
+
+def _flat(found: Any) -> Any:
+    """The MNIST-like class, reading files (packed or not) that lie in the root itself, as Debian ships them."""
+
+    class Flat(found):
+        def _check_exists(self) -> bool:
+            return True
+
+        def _load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
+            start = "train" if self.train else "t10k"
+            return (
+                torch.from_numpy(_read_idx(Path(self.root), f"{start}-images-idx3-ubyte")),
+                torch.from_numpy(_read_idx(Path(self.root), f"{start}-labels-idx1-ubyte")).long(),
+            )
+
+    return Flat
+
+
+def _idx_file(root: Path, name: str) -> Path | None:
+    return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_idx(root: Path, name: str) -> np.ndarray:
+    path = _idx_file(root, name)
+    if path is None:
+        raise FileNotFoundError(f"{name} (or {name}.gz) is missing")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
