@@ -21,8 +21,8 @@ from search_spaces import Subnet, get_space
 from .architecture import Edge
 from .config import SearchConfig, parse_config
 from .derivation import SLACK, Derived, Deriver
+from .export.folder import read_export
 from .layout import MODEL
-from .retraining import read_export
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
 
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
-    from .export import export_folder
+    from .export.folder import export_folder
     from .seeds import isolated_seed
 
     folder, out = Path(folder), Path(out)

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
 from .config import DataConfig, RetrainSettings, validation_sentence
+from .export.folder import read_export
 from .layout import CHECKPOINT, MODEL
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -72,29 +73,6 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise ConfigError(f"the recipe {recipe}: {validation_sentence(error, Recipe)}") from error
 
 
-def read_export(folder: Path) -> dict[str, Any]:
-    """`config.json` of an export folder.
-
-    Raises:
-        ExportError: The folder is none.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config["architecture"], config["pretrained_cfg"]["input_size"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ExportError(
-            f"{folder} is no export folder: its config.json {_why(error)}; give the folder that a search, `proxyless "
-            "derive` or `proxyless import-released` wrote"
-        ) from error
-    return config
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror})"
-    return f"lacks {error}" if isinstance(error, LookupError) else "is damaged"
-
-
 def retrain_folder(
     folder: Path,
     *,
@@ -122,7 +100,7 @@ def retrain_folder(
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
     from .data.sources import check_data
-    from .export import check_replaceable
+    from .export.folder import check_replaceable
 
     folder, out = Path(folder), Path(out)
     read_export(folder)
@@ -212,7 +190,8 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
     from .data.sources import load_data
-    from .export import SUBNET, export_folder, model_summary
+    from .export.folder import SUBNET, export_folder
+    from .export.summary import model_summary
     from .retrain import retrain
 
     config = read_export(folder)

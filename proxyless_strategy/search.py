@@ -244,7 +244,9 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     """
     import timm
 
-    from .export import export_folder, export_onnx, model_summary
+    from .export.folder import export_folder
+    from .export.onnx import export_onnx
+    from .export.summary import model_summary
     from .retrain import retrain
 
     started = time.monotonic()

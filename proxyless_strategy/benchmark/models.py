@@ -11,7 +11,7 @@ from torch import nn
 
 from hardware.errors import ConfigError
 
-from ..export import CONFIG, load_exported
+from ..export.folder import CONFIG, load_exported
 
 DEFAULT_MODELS = (
     "proxylessnas_mobile",

@@ -23,7 +23,8 @@ from hardware.files import write_atomically
 from hardware.measuring.locks import measuring_lock
 from hardware.measuring.sampling import Key, Measurement, Plan, interleaved
 
-from ..export import export_onnx, model_summary
+from ..export.onnx import export_onnx
+from ..export.summary import model_summary
 from .activation_memory import peak_activation_bytes
 from .models import DEFAULT_MODELS, build_model, settle, source_of
 from .picture import draw

@@ -68,7 +68,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Images in the file's fixed batch.")] = 1,
 ) -> None:
     """Write an exported model as one ONNX file, compared with PyTorch."""
-    from ..export import export_onnx
+    from ..export.onnx import export_onnx
 
     written = export_onnx(folder, onnx, batch=batch)
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
@@ -135,7 +135,7 @@ def import_released_command(
     ] = None,
 ) -> None:
     """Turn a released ProxylessNAS network into a folder that timm loads as local-dir:DIR."""
-    from ..importing import import_released
+    from ..export.released import import_released
 
     folder = import_released(config, checkpoint, out, input_size=input_size)
     weights = "random weights, as no checkpoint was given" if checkpoint is None else f"the weights of {checkpoint}"

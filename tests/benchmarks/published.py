@@ -9,7 +9,7 @@ from typing import Any
 import timm
 
 import search_spaces  # noqa: F401  (registers the networks)
-from proxyless_strategy.export import model_summary
+from proxyless_strategy.export.summary import model_summary
 
 PUBLISHED = {
     "proxylessnas_cpu": ("4.362", "439.2"),

@@ -46,7 +46,7 @@ from proxyless_strategy.config import DataConfig, SearchConfig, parse_config
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.export import model_summary
+from proxyless_strategy.export.summary import model_summary
 from proxyless_strategy.objectives import AccuracyOnly
 from proxyless_strategy.retrain import retrain
 from proxyless_strategy.search import run_search

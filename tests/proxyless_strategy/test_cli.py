@@ -124,7 +124,7 @@ def test_export_names_the_file_and_its_difference(
         asked.append((folder, out, batch))
         return SimpleNamespace(path=out, max_abs_difference=1.2e-5)
 
-    monkeypatch.setattr("proxyless_strategy.export.export_onnx", written)
+    monkeypatch.setattr("proxyless_strategy.export.onnx.export_onnx", written)
     assert status_of("export", "model", "--onnx", "a.onnx", "--batch", "2") == 0
     assert asked == [(Path("model"), Path("a.onnx"), 2)]
     assert capsys.readouterr().out == "a.onnx: outputs differ from PyTorch's by 1.2e-05 at most\n"

@@ -1,4 +1,4 @@
-"""Splits, transforms and loaders of `proxyless_strategy.data.images`."""
+"""Splits, transforms and loaders of `proxyless_strategy.data`."""
 
 from __future__ import annotations
 
@@ -523,7 +523,7 @@ def test_memory_and_items_give_the_same_images(tmp_path: Path, monkeypatch: pyte
     options = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     config = DataConfig(name="torchvision:CIFAR10", root=write_cifar(tmp_path, monkeypatch), options=options)
     in_memory = load_data(config, input_size=24, seed=0)
-    monkeypatch.setattr("proxyless_strategy.data.images.pictures.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("proxyless_strategy.data.torchvision_source.MEMORY_LIMIT", 0)
     by_item = load_data(config, input_size=24, seed=0)
     assert isinstance(by_item.weights, ItemImages)
     for part in PARTS:

@@ -17,7 +17,7 @@ from proxyless_strategy import search
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.deriving import derive_folder, read_search, save_curve
-from proxyless_strategy.export import load_exported
+from proxyless_strategy.export.folder import load_exported
 from search_spaces import get_space
 
 from .test_search import SPACE, table  # noqa: F401

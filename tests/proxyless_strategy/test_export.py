@@ -18,14 +18,9 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from hardware.errors import ExportError
-from proxyless_strategy.export import (
-    FOLDER_FILES,
-    ModelSummary,
-    export_folder,
-    export_onnx,
-    load_exported,
-    model_summary,
-)
+from proxyless_strategy.export.folder import FOLDER_FILES, export_folder, load_exported
+from proxyless_strategy.export.onnx import export_onnx
+from proxyless_strategy.export.summary import ModelSummary, model_summary
 from search_spaces import Subnet, get_space
 
 FEEDING = {

@@ -19,7 +19,7 @@ from hardware.errors import ConfigError, DataError, ExportError
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.export import load_exported
+from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.layout import CHECKPOINT, MODEL
 from proxyless_strategy.retrain import retrain
 from proxyless_strategy.retraining import Recipe, free_port, load_recipe, recipe_names, retrain_folder

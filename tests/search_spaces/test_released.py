@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from hardware.errors import ProxylessError
 from proxyless_strategy.cli.main import main
-from proxyless_strategy.export import load_exported
-from proxyless_strategy.importing import import_released
+from proxyless_strategy.export.folder import load_exported
+from proxyless_strategy.export.released import import_released
 from search_spaces._nni import import_nni
 
 import_nni()

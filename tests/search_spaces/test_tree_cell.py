@@ -19,7 +19,7 @@ from hardware.model import macs_model, params_model
 from hardware.operators import onnx_graph, primitives
 from hardware.operators.primitives import Conv
 from hardware.operators.torch_module import Chain
-from proxyless_strategy.export import model_summary
+from proxyless_strategy.export.summary import model_summary
 from search_spaces import Subnet, get_space, timm_models
 from search_spaces.tree_cell_net import CODES, block_widths, cell_edges, parse_arch
 from tests.benchmarks.tree_cell import RESULT

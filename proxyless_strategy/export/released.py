@@ -9,7 +9,7 @@ import torch
 
 from hardware.errors import ConfigError
 
-from .export import export_folder
+from .folder import export_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

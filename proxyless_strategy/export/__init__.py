@@ -1,0 +1,1 @@
+"""A trained network as files that others open: timm folder, torch.hub, ONNX."""

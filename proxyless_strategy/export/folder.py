@@ -1,0 +1,211 @@
+"""From a trained subnet to what leaves the project: a timm export folder, an ONNX file, and a count of its size."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from hardware.errors import ExportError
+
+from .hubconf import HUBCONF, TREE_HUBCONF
+from .summary import _image_shape, _input_size
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SUBNET, METRICS, HUB, ONNX = "subnet.json", "metrics.json", "hubconf.py", "model.onnx"
+NETWORK = "tree_cell_net.py"
+FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, NETWORK, ONNX)
+"""All that an export folder may hold; a folder with anything else is not replaced."""
+
+
+def export_folder(
+    model: nn.Module,
+    folder: Path,
+    *,
+    model_args: Mapping[str, Any],
+    subnet: Mapping[str, Any],
+    pretrained_cfg: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Writes the folder that timm (`local-dir:FOLDER`) and torch.hub (`source='local'`) load.
+
+    The network is built back from the written files and must give equal outputs before the folder appears under its
+    name; an earlier export there is replaced as a whole.
+
+    Args:
+        model: A timm network, with the weights to write.
+        folder: Where to write; its parents are made.
+        model_args: Arguments of `timm.create_model` that rebuild the network, as `Subnet.model_args` gives them.
+        subnet: The choice, as `Subnet.to_dict` gives it.
+        pretrained_cfg: What the network must be fed with, as `ImageData.pretrained_cfg` gives it.
+        metrics: Results to keep beside the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: The folder is in the way or cannot be written, a value is no JSON, or the written files build
+            another network than `model`.
+    """
+    folder = Path(folder)
+    if getattr(model, "pretrained_cfg", None) is None:
+        raise ExportError(f"{type(model).__name__} was not built by timm.create_model; export a timm network")
+    check_replaceable(folder)
+    texts = {SUBNET: _json(SUBNET, subnet), METRICS: _json(METRICS, metrics), **_sources(model)}
+    feeding = dict(_plain("pretrained_cfg", pretrained_cfg))
+    config: dict[str, Any] = {"pretrained_cfg": feeding}
+    if "label_names" in feeding:
+        config["label_names"] = feeding.pop("label_names")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to {folder.parent}: {error.strerror}; choose another folder") from error
+    try:
+        saved = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
+        try:
+            save_for_hf(
+                saved,
+                str(beside),
+                model_config=config,
+                model_args=_plain("model_args", model_args),
+                safe_serialization=True,
+            )
+            for name, text in texts.items():
+                (beside / name).write_text(text, encoding="utf-8")
+            for path in (beside, *beside.iterdir()):
+                path.chmod((0o777 if path is beside else 0o666) & ~_umask())
+        except OSError as error:
+            raise ExportError(f"cannot write {folder}: {error.strerror}; make room or choose another folder") from error
+        _check_rebuilds(beside, saved, shown_as=folder)
+        _move_into_place(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def load_exported(folder: Path, **overrides: Any) -> nn.Module:
+    """Builds the network of an export folder with its weights, in evaluation mode.
+
+    Args:
+        folder: What `export_folder` wrote.
+        **overrides: Arguments of `timm.create_model` (`num_classes`, `in_chans`, `features_only`, `exportable`, ...).
+
+    Raises:
+        ExportError: The folder is missing or incomplete, or its files do not belong together.
+    """
+    import search_spaces.timm_models  # noqa: F401  (registers the architecture)
+
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} has no {name}, so it is no export folder; give the folder of an export")
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"cannot build the network of {folder}: {type(error).__name__}: {reason}; export it again"
+        ) from error
+
+
+def _sources(model: nn.Module) -> dict[str, str]:
+    """What builds the network without this project: timm's own classes, or the file of a family that timm lacks."""
+    from search_spaces import tree_cell_net
+
+    if isinstance(model, tree_cell_net.TreeCellNet):
+        return {HUB: TREE_HUBCONF, NETWORK: Path(tree_cell_net.__file__).read_text(encoding="utf-8")}
+    return {HUB: HUBCONF}
+
+
+def _json(name: str, values: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{name} cannot be written as JSON: {error}; give finite numbers and plain values") from error
+
+
+def _plain(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(_json(name, dict(values)))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder that `export_folder` would not replace.
+
+    Raises:
+        ExportError: It is a file or a link, or holds something that is no part of an export.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ExportError(f"{folder} is in the way of the export folder; remove it or choose another name")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FOLDER_FILES) if folder.exists() else []
+    if others:
+        raise ExportError(
+            f"{folder} holds {others[0]!r}, which is no part of an export; remove it or choose another folder"
+        )
+
+
+def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
+    try:
+        rebuilt = load_exported(written)
+    except ExportError as error:
+        raise ExportError(
+            f"model_args do not describe the network to export to {shown_as}: {error.__cause__}; give those that "
+            "built it"
+        ) from error
+    images = torch.randn(1, *_image_shape(_input_size(rebuilt)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = float((rebuilt(images) - model.eval()(images)).abs().max())
+    if difference != 0.0:
+        raise ExportError(
+            f"the network built from model_args differs by {difference:.3g} from the one to export to {shown_as}; "
+            "give the model_args that built it"
+        )
+
+
+def _move_into_place(beside: Path, folder: Path) -> None:
+    old = None
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.replace(folder, old)
+    os.replace(beside, folder)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """`config.json` of an export folder.
+
+    Raises:
+        ExportError: The folder is none.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["architecture"], config["pretrained_cfg"]["input_size"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExportError(
+            f"{folder} is no export folder: its config.json {_why(error)}; give the folder that a search, `proxyless "
+            "derive` or `proxyless import-released` wrote"
+        ) from error
+    return config
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror})"
+    return f"lacks {error}" if isinstance(error, LookupError) else "is damaged"
