@@ -247,7 +247,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     from .export.folder import export_folder
     from .export.onnx import export_onnx
     from .export.summary import model_summary
-    from .retrain import retrain
+    from .retraining.trainer import retrain
 
     started = time.monotonic()
     check(config)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ..report.pictures import Badge, draw_badges
+from ..report.drawing import Badge, draw_badges
 from .result import Benchmark, Row
 
 OURS, OTHERS = "#d1495b", "#30638e"

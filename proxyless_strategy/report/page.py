@@ -17,10 +17,9 @@ from typing import Any
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 
+from .drawing import COLOURS, OTHER
 from .pictures import (
-    COLOURS,
     MOST_LABELLED_EDGES,
-    OTHER,
     FinishedSearch,
     candidate_style,
     probability_picture,

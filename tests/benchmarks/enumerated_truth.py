@@ -42,7 +42,7 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.retrain import retrain
+from proxyless_strategy.retraining.trainer import retrain
 from search_spaces import Subnet
 from search_spaces.mbconv import MBConvDeclaration, Stage
 

@@ -36,7 +36,7 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.derivation import SLACK
-from proxyless_strategy.retrain import retrain
+from proxyless_strategy.retraining.trainer import retrain
 from proxyless_strategy.search import run_search
 from search_spaces import Subnet, get_space
 

@@ -48,7 +48,7 @@ from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.summary import model_summary
 from proxyless_strategy.objectives import AccuracyOnly
-from proxyless_strategy.retrain import retrain
+from proxyless_strategy.retraining.trainer import retrain
 from proxyless_strategy.search import run_search
 from proxyless_strategy.strategy import ProxylessStrategy
 from proxyless_strategy.supernet import ArchitectureStepMode

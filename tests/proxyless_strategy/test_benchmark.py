@@ -22,7 +22,7 @@ from proxyless_strategy.benchmark.result import Row
 from proxyless_strategy.benchmark.run import OPPONENTS, run_benchmark
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.export.folder import export_folder
-from proxyless_strategy.report.pictures import spread_out
+from proxyless_strategy.report.drawing import spread_out
 
 QUICK = Plan(rounds=2, minimum_rounds=1, seconds=0.0)
 TINY = {

@@ -23,7 +23,7 @@ from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import PARTS, ImageData
-from proxyless_strategy.retrain import evaluate, retrain
+from proxyless_strategy.retraining.trainer import evaluate, retrain
 
 SIZE, CLASSES = 8, 3
 

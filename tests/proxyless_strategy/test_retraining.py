@@ -21,8 +21,9 @@ from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.layout import CHECKPOINT, MODEL
-from proxyless_strategy.retrain import retrain
-from proxyless_strategy.retraining import Recipe, free_port, load_recipe, recipe_names, retrain_folder
+from proxyless_strategy.retraining.folder import free_port, retrain_folder
+from proxyless_strategy.retraining.recipe import Recipe, load_recipe, recipe_names
+from proxyless_strategy.retraining.trainer import retrain
 
 from .test_data import write_images
 from .test_export import a_subnet, export
@@ -285,7 +286,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> Non
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxyless_strategy.retrain._place", lambda: (0, 2))
+    monkeypatch.setattr("proxyless_strategy.retraining.trainer._place", lambda: (0, 2))
     images = load_data(DataConfig(name="imagefolder", root=pictures), input_size=16, seed=0)
     with pytest.raises(ConfigError, match="batch_size = 5 is not divisible by 2 processes"):
         retrain(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0, progress=False)

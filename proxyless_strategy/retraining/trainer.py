@@ -26,11 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hardware.errors import ConfigError, DataError, TrainingError
 from hardware.files import write_atomically
-from proxyless_strategy.config import RetrainSettings
 
-from .data.batches import EpochBatches
-from .data.images import ImageData
-from .seeds import seeded
+from ..config import RetrainSettings
+from ..data.batches import EpochBatches
+from ..data.images import ImageData
+from ..seeds import seeded
 
 FORMAT = "proxyless-retrain/1"
 TEST_BATCH = 256

@@ -6,71 +6,20 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from pydantic import Field, ValidationError
+from typing import Any
 
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
-from .config import DataConfig, RetrainSettings, validation_sentence
-from .export.folder import read_export
-from .layout import CHECKPOINT, MODEL
-
-RECIPES = Path(__file__).with_name("recipes")
-
+from ..config import DataConfig
+from ..export.folder import read_export
+from ..layout import CHECKPOINT, MODEL
+from .recipe import Recipe
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
-
-
-class Recipe(RetrainSettings):
-    """How to train; nothing of it comes from a search's settings."""
-
-    augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
-    """none, crop, crop_flip or imagenet, as `data.augment` of a search."""
-    workers: int = Field(0, ge=0)
-    """Processes that read images, for each training process."""
-    input_size: int | None = Field(None, ge=8)
-    """Height and width of the images; None: what the network was exported for."""
-    seed: int = Field(0, ge=0)
-
-    @property
-    def settings(self) -> RetrainSettings:
-        """The training's part of it."""
-        return RetrainSettings(**{name: getattr(self, name) for name in RetrainSettings.model_fields})
-
-
-def recipe_names() -> tuple[str, ...]:
-    """The recipes that ship."""
-    return tuple(sorted(path.stem for path in RECIPES.glob("*.yml")))
-
-
-def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by its name or from a YAML file, with `overrides` laid over it.
-
-    Raises:
-        ConfigError: There is none, it is no mapping, a key is unknown, or a value is impossible.
-    """
-    path = RECIPES / f"{recipe}.yml" if str(recipe) in recipe_names() else Path(recipe)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"there is no recipe {str(recipe)!r}: {error.strerror}; give a YAML file or one of "
-            f"{', '.join(recipe_names())}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"the recipe {path} must hold a mapping of settings, but holds {type(values).__name__}")
-    try:
-        return Recipe.model_validate({**values, **(overrides or {})})
-    except ValidationError as error:
-        raise ConfigError(f"the recipe {recipe}: {validation_sentence(error, Recipe)}") from error
 
 
 def retrain_folder(
@@ -99,8 +48,8 @@ def retrain_folder(
     Raises:
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
-    from .data.sources import check_data
-    from .export.folder import check_replaceable
+    from ..data.sources import check_data
+    from ..export.folder import check_replaceable
 
     folder, out = Path(folder), Path(out)
     read_export(folder)
@@ -189,10 +138,10 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
 
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
-    from .data.sources import load_data
-    from .export.folder import SUBNET, export_folder
-    from .export.summary import model_summary
-    from .retrain import retrain
+    from ..data.sources import load_data
+    from ..export.folder import SUBNET, export_folder
+    from ..export.summary import model_summary
+    from .trainer import retrain
 
     config = read_export(folder)
     feeding = config["pretrained_cfg"]

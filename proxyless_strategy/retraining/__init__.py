@@ -1,0 +1,1 @@
+"""Train an exported network from fresh weights, by a recipe."""
