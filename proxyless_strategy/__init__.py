@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from search_spaces import Subnet, get_space
 
     from .config import SearchConfig, load_config
-    from .search import run_search
+    from .runs.search import run_search
     from .strategy import ProxylessStrategy
 
 _LAZY = {
@@ -43,7 +43,7 @@ _LAZY = {
     "Subnet": "search_spaces",
     "get_space": "search_spaces",
     "load_config": "proxyless_strategy.config",
-    "run_search": "proxyless_strategy.search",
+    "run_search": "proxyless_strategy.runs.search",
 }
 
 __all__ = [

@@ -54,7 +54,7 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
                     "line, or run single searches by `proxyless search`"
                 )
 
-        from .search import run_search
+        from .runs.search import run_search
 
         result = run_search(config, on_epoch=_report_epoch if reports else None)
         row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hardware.errors import BackendError, ConfigError, SpaceError, TableError
+from hardware.errors import ConfigError, TableError
 
 from ..config import key_values
+from ..runs.space_table import (
+    CALIBRATION_SEED,
+    _calibration_nets,
+    _check_same_device,
+    _choices_named,
+    _common_candidates,
+    _costs_of_table,
+    _model,
+    _own_space,
+    _random_nets,
+    _space_costs,
+    _unseen,
+)
 from .options import Config, Settings
 
 if TYPE_CHECKING:
     from hardware.measuring.validation import TableCheck
     from hardware.model import LatencyModel
-    from hardware.op_spec import OpSpec
     from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
 
@@ -29,7 +40,7 @@ app = typer.Typer(
     help="Latency tables: build, look at, check and convert them.", no_args_is_help=True, rich_markup_mode=None
 )
 
-CALIBRATION_SEED = 0
+
 NAMED_ENTRIES = 8
 
 Table = Annotated[Path, typer.Argument(metavar="TABLE.yml", help="The latency table.")]
@@ -114,7 +125,7 @@ def prepare(config: Config, settings: Settings = None) -> None:
     from ..config import read_config
 
     loaded = read_config(config, key_values(settings or []))
-    from ..search import prepare
+    from ..runs.prepare import prepare
 
     table = prepare(loaded).table
     typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")
@@ -390,113 +401,6 @@ def convert(
         typer.echo(f"table: {out} ({len(table.entries)} operators of {table.header.device}, uncalibrated)")
 
 
-# ---- spaces ------------------------------------------------------------------------------------------------------
-
-
-def _space_costs(
-    space: str, options: Sequence[str] | None, input_size: int, classes: int, channels: int
-) -> tuple[SpaceCosts, str]:
-    """A space's operators, and its name with its options, from which `_own_space` makes it again."""
-    from search_spaces import get_space
-
-    chosen = key_values(options or [], option="--space-option")
-    try:
-        costs = get_space(space, **chosen).costs(input_size, num_classes=classes, in_chans=channels)
-    except (TypeError, ValueError) as error:
-        raise SpaceError(f"the space {space} cannot be made with these options: {error}; correct them") from error
-    written = [f"{key}={json.dumps(value, separators=(',', ':'), default=str)}" for key, value in chosen.items()]
-    return costs, " ".join([space, *written])
-
-
-def _own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
-    """The space that a table's header names, and its options; None where it names none that is known."""
-    from search_spaces import SPACES
-
-    name, *options = table.header.space.split(" ")
-    known = name in SPACES or ":" in name
-    return (name, options) if known and all("=" in option for option in options) else None
-
-
-def _costs_of_table(
-    table: LatencyTable,
-    space: str | None,
-    options: Sequence[str] | None,
-    input_size: int | None,
-    classes: int | None,
-    channels: int | None,
-) -> SpaceCosts:
-    """The operators of a space as the table has them, where the options do not say otherwise."""
-    own = _own_space(table)
-    if space is None and own is None:
-        raise ConfigError(f"the table's space is {table.header.space!r}, which is unknown here; give --space")
-    if own is not None and not options and space in (None, own[0]):
-        space, options = own
-    heads, images = _ends(table)
-    size = input_size or table.header.input_size
-    costs, _ = _space_costs(
-        space or "",
-        options,
-        size,
-        classes or (heads[0] if len(heads) == 1 else 1000),
-        channels or (images[0] if len(images) == 1 else 3),
-    )
-    return costs
-
-
-def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
-    """Classes of the table's heads, and channels of its operators on the input image."""
-    from hardware.op_spec import OpSpec
-
-    ops = [OpSpec.from_key(key) for key in table.entries]
-    heads = sorted({op.output_shape[0] for op in ops if op.kind == "head"})
-    size = table.header.input_size
-    images = sorted({op.input_shape[0] for op in ops if op.kind == "conv" and op.input_shape[1:] == (size, size)})
-    return heads, images
-
-
-def _model(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
-    """Latencies of a space's choices by a table that has all of its operators."""
-    from hardware.model import LatencyModel
-
-    table.check(costs.distinct(), input_size=costs.input_size, batch=table.header.batch)
-    return LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
-
-
-def _random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
-    return [costs.chain(choices) for choices in costs.random_choices(count, seed=seed)]
-
-
-def _calibration_nets(table: LatencyTable) -> int:
-    return table.header.calibration.nets if table.header.calibration else 0
-
-
-def _unseen(
-    costs: SpaceCosts, count: int, *, seed: int, seen: set[tuple[OpSpec, ...]], depth: str = "both"
-) -> list[tuple[OpSpec, ...]]:
-    """Distinct random nets that are not among `seen`; `depth` is `uniform`, `varied` or `both`."""
-    choices = costs.random_choices(8 * count, seed=seed, vary_depth=depth != "uniform")
-    choices = choices[1::2] if depth == "varied" else choices
-    nets = [net for net in dict.fromkeys(costs.chain(c) for c in choices) if net not in seen][:count]
-    if len(nets) < count:
-        raise SpaceError(f"the space {costs.space} has too few nets to hold {count} out; ask for fewer")
-    return nets
-
-
-def _choices_named(name: str, model: LatencyModel) -> Mapping[str, str]:
-    if name in ("minimum", "maximum"):
-        return (model.minimum() if name == "minimum" else model.maximum())[1]
-    common = _common_candidates(model)
-    if name not in common:
-        raise ConfigError(f"--layers {name} is no net; give minimum, maximum or one of {', '.join(common)}")
-    return dict.fromkeys(model.labels, name)
-
-
-def _common_candidates(model: LatencyModel) -> list[str]:
-    """Candidates that every edge has."""
-    first, *others = model.candidates or ((),)
-    return [name for name in first if all(name in options for options in others)]
-
-
 # ---- files and devices -------------------------------------------------------------------------------------------
 
 
@@ -511,24 +415,6 @@ def _check_new(path: Path, *, force: bool, folder: bool = False) -> None:
         existing = existing.absolute().parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"cannot write {path}: {existing} is no folder that may be written to; choose another place")
-
-
-def _check_same_device(table: LatencyTable) -> None:
-    """Refuses to compare a table with another device than its own."""
-    from hardware.backends import backend_names, get_backend
-
-    header = table.header
-    if header.backend not in backend_names():
-        raise BackendError(
-            f"the table was measured with {header.backend!r} on {header.device}, which this machine cannot run; "
-            f"backends here are {', '.join(backend_names())}"
-        )
-    with get_backend(header.backend, header.place) as backend:
-        here = backend.device()
-    if here != header.device:
-        raise TableError(
-            f"the table is of {header.device!r}, but this machine is {here!r}; measure nets on the table's device"
-        )
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------------

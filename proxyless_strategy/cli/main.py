@@ -33,7 +33,7 @@ def search(config: Config, settings: Settings = None, preset: Preset = None) -> 
     from ..config import read_config
 
     loaded = read_config(config, key_values(settings or []), preset=preset)
-    from ..search import run_search
+    from ..runs.search import run_search
 
     for name, value in run_search(loaded).row().items():
         typer.echo(f"{name}: {value}")
@@ -56,7 +56,7 @@ def experiment(
     ] = None,
 ) -> None:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
-    from ..experiment import run_experiment
+    from ..runs.experiment import run_experiment
 
     run_experiment(config, port=port, out=out, preset=preset, only=key_values(only or [], option="--only"))
 
@@ -111,7 +111,7 @@ def derive(
     points: Annotated[int, typer.Option(min=2, help="Budgets on the curve.")] = 20,
 ) -> None:
     """Derive another subnet, or the whole trade-off, from a search that is finished."""
-    from ..deriving import derive_folder, save_curve
+    from ..runs.derive import derive_folder, save_curve
 
     if curve == (target is not None):
         raise ConfigError("give either --target or --curve")

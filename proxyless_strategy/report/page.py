@@ -17,17 +17,9 @@ from typing import Any
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 
+from ..runs.finished import FinishedSearch, read_searches, unfinished
 from .drawing import COLOURS, OTHER
-from .pictures import (
-    MOST_LABELLED_EDGES,
-    FinishedSearch,
-    candidate_style,
-    probability_picture,
-    progress_picture,
-    read_searches,
-    trade_off_picture,
-    unfinished,
-)
+from .pictures import MOST_LABELLED_EDGES, candidate_style, probability_picture, progress_picture, trade_off_picture
 
 _PAGE = Template("""\
 <!DOCTYPE html>

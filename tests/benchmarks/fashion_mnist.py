@@ -37,7 +37,7 @@ from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.derivation import SLACK
 from proxyless_strategy.retraining.trainer import retrain
-from proxyless_strategy.search import run_search
+from proxyless_strategy.runs.search import run_search
 from search_spaces import Subnet, get_space
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_search.yml"

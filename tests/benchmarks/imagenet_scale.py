@@ -27,7 +27,7 @@ import torch
 
 from proxyless_strategy.config import SearchConfig, read_config
 from proxyless_strategy.export.summary import model_summary
-from proxyless_strategy.forecast import schedule
+from proxyless_strategy.runs.forecast import schedule
 from search_spaces import Subnet, get_space
 from tests.benchmarks.step_cost import imagenet
 

@@ -287,7 +287,7 @@ def _trainer(epochs: int, clock: Any) -> Any:
 def _evaluator(root: Path, seed: int, settings: SearchSettings, trainer: Any) -> Any:
     from nni.nas.evaluator.pytorch import Lightning
 
-    from proxyless_strategy.evaluator import ImageClassifier
+    from proxyless_strategy.runs.classifier import ImageClassifier
 
     images = data(root)
     return Lightning(

@@ -49,7 +49,7 @@ from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.summary import model_summary
 from proxyless_strategy.objectives import AccuracyOnly
 from proxyless_strategy.retraining.trainer import retrain
-from proxyless_strategy.search import run_search
+from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.strategy import ProxylessStrategy
 from proxyless_strategy.supernet import ArchitectureStepMode
 from proxyless_strategy.updates import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome

@@ -78,7 +78,7 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", interrupted)
+    monkeypatch.setattr("proxyless_strategy.runs.experiment.run_experiment", interrupted)
     assert status_of("experiment", "a.yml") == 130
 
 
@@ -88,7 +88,7 @@ def test_an_error_of_ours_is_its_message_alone(
     def refused(*_: Any, **__: Any) -> None:
         raise ConfigError("port 80 is in use; free it")
 
-    monkeypatch.setattr("proxyless_strategy.experiment.run_experiment", refused)
+    monkeypatch.setattr("proxyless_strategy.runs.experiment.run_experiment", refused)
     assert status_of("experiment", "a.yml", "--port", "80") == 2
     assert capsys.readouterr().err == "port 80 is in use; free it\n"
 
@@ -104,7 +104,7 @@ def test_settings_reach_the_search(
     command: str,
     expected: str,
 ) -> None:
-    module = ModuleType("proxyless_strategy.search")
+    module = ModuleType("proxyless_strategy.runs.search")
     vars(module).update(
         run_search=lambda config: SimpleNamespace(row=lambda: {"rule": config.rule, "seed": config.seed}),
         prepare=lambda config: SimpleNamespace(table=Path(f"tables/{config.rule}-{config.seed}.yml")),

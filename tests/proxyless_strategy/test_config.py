@@ -11,7 +11,7 @@ import pytest
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import load_config, parse_config, read_config
-from proxyless_strategy.experiment import read_plan
+from proxyless_strategy.runs.sweep import read_plan
 
 FILE = """
 target: 0.3
@@ -125,7 +125,8 @@ def test_command_line_and_environment_choose_a_preset(
     environment: str,
     expected: str,
 ) -> None:
-    from proxyless_strategy import search, trial
+    from proxyless_strategy import trial
+    from proxyless_strategy.runs import search
 
     def refused(config: object, **_: object) -> None:
         raise ConfigError(f"input size {config.input_size}")  # type: ignore[attr-defined]

@@ -13,11 +13,11 @@ import yaml
 
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.model import macs_model
-from proxyless_strategy import search
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import parse_config
-from proxyless_strategy.deriving import derive_folder, read_search, save_curve
 from proxyless_strategy.export.folder import load_exported
+from proxyless_strategy.runs import search
+from proxyless_strategy.runs.derive import derive_folder, read_search, save_curve
 from search_spaces import get_space
 
 from .test_search import SPACE, table  # noqa: F401

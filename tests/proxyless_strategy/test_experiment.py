@@ -21,8 +21,10 @@ import yaml
 from rich.console import Console
 
 from hardware.errors import ConfigError, ExperimentError
-from proxyless_strategy import experiment
-from proxyless_strategy.experiment import SERVER_SCRIPT, build_back, read_plan, run_experiment
+from proxyless_strategy.runs import experiment
+from proxyless_strategy.runs.experiment import build_back, run_experiment
+from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
+from proxyless_strategy.runs.sweep import read_plan
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"
 SPACE = {

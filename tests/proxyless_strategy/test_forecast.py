@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from proxyless_strategy import forecast as module
-from proxyless_strategy import search
 from proxyless_strategy.config import SearchSettings, parse_config, read_config
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.evaluator import ImageClassifier
-from proxyless_strategy.forecast import Forecast, StepCost, forecast, loader_rate, schedule, step_cost
+from proxyless_strategy.runs import forecast as module
+from proxyless_strategy.runs import search
+from proxyless_strategy.runs.classifier import ImageClassifier
+from proxyless_strategy.runs.forecast import Forecast, StepCost, forecast, loader_rate, schedule, step_cost
 from search_spaces import get_space
 from tests.benchmarks import imagenet_scale
 

@@ -24,8 +24,8 @@ from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, par
 from proxyless_strategy.data import images as data_module
 from proxyless_strategy.data.drawn import draw_image_folder
 from proxyless_strategy.data.sources import check_data, load_data
-from proxyless_strategy.experiment import read_plan
-from proxyless_strategy.search import table_path
+from proxyless_strategy.runs.prepare import table_path
+from proxyless_strategy.runs.sweep import read_plan
 from proxyless_strategy.trial import main
 from search_spaces import get_space
 

@@ -20,10 +20,10 @@ from hardware.measuring import predictor
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.tables.table import LatencyTable
-from proxyless_strategy import search
 from proxyless_strategy.config import load_config, parse_config, read_config
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
+from proxyless_strategy.runs import search
 from search_spaces import Subnet, get_space
 
 SPACE = {

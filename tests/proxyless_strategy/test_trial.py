@@ -47,7 +47,7 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "proxyless_strategy.search", module)
+    monkeypatch.setitem(sys.modules, "proxyless_strategy.runs.search", module)
     return module
 
 

@@ -59,6 +59,6 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
 
 
 if os.environ.get("FAKE_SEARCH"):
-    module = ModuleType("proxyless_strategy.search")
+    module = ModuleType("proxyless_strategy.runs.search")
     vars(module).update(prepare=prepare, check=check, run_search=run_search)
     sys.modules[module.__name__] = module

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
+from collections.abc import Callable
 from pytorch_lightning import Callback
+
 
 
 class EpochLog(Callback):

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
+from typing import Any
+from hardware.model import CostModel
+from ..derivation import Derived
+from ..derivation import Deriver
+from ..config import SearchConfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from hardware.errors import ConfigError, TableError
-from hardware.files import write_atomically
-from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.errors import ConfigError
+from ..architecture import Edge
+from hardware.model import LatencyModel
 from hardware.tables.table import LatencyTable
-from search_spaces import Subnet, get_space
+from ..layout import MODEL
+from search_spaces import Subnet
+from hardware.errors import TableError
+from hardware.model import cost_model
+from search_spaces import get_space
+import json
+import numpy as np
+from ..config import parse_config
+from ..export.folder import read_export
+from ..derivation import SLACK
+import math
+import csv
+import io
+from hardware.files import write_atomically
 
-from .architecture import Edge
-from .config import SearchConfig, parse_config
-from .derivation import SLACK, Derived, Deriver
-from .export.folder import read_export
-from .layout import MODEL
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def read_search(folder: Path) -> FolderSearch:
         ConfigError: There is no finished search.
         TableError: Its table is gone, or is no longer the one that it used.
     """
-    from .layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
-    from .search import table_path
+    from ..layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
+    from .prepare import table_path
 
     try:
         record = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
@@ -136,8 +141,8 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
 
     import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 
-    from .export.folder import export_folder
-    from .seeds import isolated_seed
+    from ..export.folder import export_folder
+    from ..seeds import isolated_seed
 
     folder, out = Path(folder), Path(out)
     search = read_search(folder)
