@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from .config import SearchConfig, load_config
     from .runs.search import run_search
-    from .strategy import ProxylessStrategy
+    from .strategy.proxyless import ProxylessStrategy
 
 _LAZY = {
     "LatencyModel": "hardware.model",
     "LatencyTable": "hardware.tables.table",
-    "ProxylessStrategy": "proxyless_strategy.strategy",
+    "ProxylessStrategy": "proxyless_strategy.strategy.proxyless",
     "SearchConfig": "proxyless_strategy.config",
     "Subnet": "search_spaces",
     "get_space": "search_spaces",

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hardware.errors import UnsupportedSpaceError
 
-from .architecture import Edge
+from .strategy.architecture import Edge
 
 
 class RunPlan:

@@ -10,7 +10,7 @@ pytest.importorskip("timm")
 
 from hardware.model import macs_model
 from proxyless_strategy.config import load_config
-from proxyless_strategy.derivation import SLACK
+from proxyless_strategy.strategy.derivation import SLACK
 from search_spaces import get_space
 from tests.benchmarks import fashion_mnist
 

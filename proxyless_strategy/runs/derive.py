@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 from hardware.model import CostModel
-from ..derivation import Derived
-from ..derivation import Deriver
+from ..strategy.derivation import Derived
+from ..strategy.derivation import Deriver
 from ..config import SearchConfig
 from dataclasses import dataclass
 from pathlib import Path
 from hardware.errors import ConfigError
-from ..architecture import Edge
+from ..strategy.architecture import Edge
 from hardware.model import LatencyModel
 from hardware.tables.table import LatencyTable
 from ..layout import MODEL
@@ -22,7 +22,7 @@ import json
 import numpy as np
 from ..config import parse_config
 from ..export.folder import read_export
-from ..derivation import SLACK
+from ..strategy.derivation import SLACK
 import math
 import csv
 import io

@@ -12,7 +12,7 @@ from .result import SearchResult
 from .prepare import _check_processes
 from .prepare import _named
 from .prepare import check
-from ..processes import is_first_process
+from ..strategy.processes import is_first_process
 import json
 from ..data.sources import load_data
 from .prepare import prepare
@@ -187,9 +187,9 @@ def _search(
     from .epoch_log import EpochLog
     from .classifier import ImageClassifier
     from .forecast import forecast
-    from ..processes import end_processes
+    from ..strategy.processes import end_processes
     from ..seeds import isolated_seed
-    from ..strategy import ProxylessStrategy
+    from ..strategy.proxyless import ProxylessStrategy
 
     settings = config.search
     strategy = ProxylessStrategy(

@@ -19,7 +19,7 @@ from nni.nas.hub import pytorch as hub
 from nni.nas.strategy import Proxyless
 from torch.utils.data import TensorDataset
 
-from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 
 CLASSES = 10
 NDS: dict[str, Any] = {"width": 4, "num_cells": 3, "dataset": "cifar"}

@@ -35,9 +35,9 @@ from hardware.model import CostModel, LatencyModel, macs_model, params_model
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.derivation import SLACK
 from proxyless_strategy.retraining.trainer import retrain
 from proxyless_strategy.runs.search import run_search
+from proxyless_strategy.strategy.derivation import SLACK
 from search_spaces import Subnet, get_space
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_search.yml"

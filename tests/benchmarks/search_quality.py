@@ -43,7 +43,7 @@ from scipy.stats import kendalltau
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from proxyless_strategy.config import SearchSettings
-from proxyless_strategy.derivation import CHOICES, SLACK, Derived
+from proxyless_strategy.strategy.derivation import CHOICES, SLACK, Derived
 
 from .enumerated_truth import ARCHITECTURE, DATA, SPACE, TRUTH, WEIGHTS, data, latency_model, name_of, subnets, train
 from .enumerated_truth import targets as targets_of
@@ -307,7 +307,7 @@ def _network(seed: int) -> Any:
 
 def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: int, options: dict[str, Any]) -> dict:
     """One search of ours; see `SearchSettings` for the options of the weights, `ProxylessStrategy` for the others."""
-    from proxyless_strategy.strategy import ProxylessStrategy
+    from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 
     options = {"steps_per_update": 2, **options}
     weights = {

@@ -39,8 +39,8 @@ from hardware.model import CostModel, LatencyModel, macs_model
 from hardware.op_spec import OpSpec
 from hardware.tables.shipped import open_table
 from hardware.tables.table import LatencyTable
-from proxyless_strategy.architecture import Edge
-from proxyless_strategy.derivation import Deriver
+from proxyless_strategy.strategy.architecture import Edge
+from proxyless_strategy.strategy.derivation import Deriver
 from search_spaces import Subnet, get_space
 from search_spaces.mbconv import MBConvDeclaration, Stage
 

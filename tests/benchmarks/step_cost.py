@@ -28,11 +28,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxyless_strategy import gates
-from proxyless_strategy.objectives import AccuracyOnly
-from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.strategy import gates
+from proxyless_strategy.strategy.objectives import AccuracyOnly
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from proxyless_strategy.strategy.rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
 from proxyless_strategy.supernet import ArchitectureStepMode
-from proxyless_strategy.updates import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
 from search_spaces import Subnet, get_space
 
 

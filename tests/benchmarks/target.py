@@ -22,11 +22,11 @@ from torch import nn
 from hardware.model import LatencyModel
 from hardware.operators.primitives import macs
 from hardware.tables.table import LatencyTable
-from proxyless_strategy.architecture import Edge
-from proxyless_strategy.derivation import Deriver
-from proxyless_strategy.objectives import TargetController
-from proxyless_strategy.strategy import ProxylessStrategy
-from proxyless_strategy.updates import (
+from proxyless_strategy.strategy.architecture import Edge
+from proxyless_strategy.strategy.derivation import Deriver
+from proxyless_strategy.strategy.objectives import TargetController
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from proxyless_strategy.strategy.rules import (
     GradientUpdate,
     Problem,
     ReinforceUpdate,

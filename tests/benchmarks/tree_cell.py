@@ -41,18 +41,18 @@ from torch.nn import functional
 from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.model import macs_model, params_model
-from proxyless_strategy import gates
 from proxyless_strategy.config import DataConfig, SearchConfig, parse_config
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.summary import model_summary
-from proxyless_strategy.objectives import AccuracyOnly
 from proxyless_strategy.retraining.trainer import retrain
 from proxyless_strategy.runs.search import run_search
-from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.strategy import gates
+from proxyless_strategy.strategy.objectives import AccuracyOnly
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from proxyless_strategy.strategy.rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
 from proxyless_strategy.supernet import ArchitectureStepMode
-from proxyless_strategy.updates import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
 from search_spaces import Subnet, TreeCellDeclaration, get_space
 from search_spaces.tree_cell_net import assemble, candidate
 

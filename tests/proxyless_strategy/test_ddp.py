@@ -23,9 +23,10 @@ from torch import nn
 
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
-from proxyless_strategy import processes, search_module
-from proxyless_strategy.processes import TimmSyncBatchNorm
-from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.strategy import module as search_module
+from proxyless_strategy.strategy import processes
+from proxyless_strategy.strategy.processes import TimmSyncBatchNorm
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from search_spaces import get_space
 
 from . import tiny

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hardware.errors import TargetError
-from proxyless_strategy.architecture import Edge
-from proxyless_strategy.derivation import CHOICES, Deriver
+from proxyless_strategy.strategy.architecture import Edge
+from proxyless_strategy.strategy.derivation import CHOICES, Deriver
 
 
 def flat_problem(seed, edges=4, candidates=5):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from proxyless_strategy import gates
+from proxyless_strategy.strategy import gates
 
 
 def random_alpha(rows=3, columns=5, seed=0, sizes=None):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hardware.errors import ConfigError
-from proxyless_strategy.objectives import (
+from proxyless_strategy.strategy.objectives import (
     AbsoluteReward,
     AddLinear,
     Expected,

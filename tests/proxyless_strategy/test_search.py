@@ -129,7 +129,7 @@ def test_settings_of_the_architecture_steps_reach_the_strategy(table, tmp_path, 
     def noted(**options):
         raise Reached(options)
 
-    monkeypatch.setattr("proxyless_strategy.strategy.ProxylessStrategy", noted)
+    monkeypatch.setattr("proxyless_strategy.strategy.proxyless.ProxylessStrategy", noted)
     changed = {
         "baseline": "moving",
         "warmup_paths": "fair",

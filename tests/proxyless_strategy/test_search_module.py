@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from hardware.errors import ConfigError, DataError
-from proxyless_strategy import gates
-from proxyless_strategy.search_module import SearchModule, but_last
-from proxyless_strategy.strategy import ProxylessStrategy
-from proxyless_strategy.updates import derived_learning_rate
+from proxyless_strategy.strategy import gates
+from proxyless_strategy.strategy.module import SearchModule, but_last
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from proxyless_strategy.strategy.rules import derived_learning_rate
 
 from . import tiny
 
@@ -394,7 +394,7 @@ def test_too_few_epochs_are_refused_before_training():
 
 
 def test_batches_without_a_clear_input_are_refused_with_a_way_out():
-    from proxyless_strategy.search_module import first_of_batch
+    from proxyless_strategy.strategy.module import first_of_batch
 
     with pytest.raises(ConfigError, match="inputs="):
         first_of_batch({"image": torch.zeros(1)})

@@ -10,11 +10,10 @@ from torch import nn
 
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import macs_model
-from proxyless_strategy import gates
-from proxyless_strategy.objectives import AccuracyOnly, TargetController
-from proxyless_strategy.strategy import ProxylessStrategy
-from proxyless_strategy.supernet import ArchitectureStepMode, BinaryGateLayer, frozen_copy
-from proxyless_strategy.updates import (
+from proxyless_strategy.strategy import gates
+from proxyless_strategy.strategy.objectives import AccuracyOnly, TargetController
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from proxyless_strategy.strategy.rules import (
     GradientUpdate,
     Outcome,
     Problem,
@@ -22,6 +21,7 @@ from proxyless_strategy.updates import (
     alpha_optimizer,
     apply_outcome,
 )
+from proxyless_strategy.supernet import ArchitectureStepMode, BinaryGateLayer, frozen_copy
 from search_spaces import get_space
 
 

@@ -255,7 +255,7 @@ def test_a_missing_config_is_told(tmp_path: Path) -> None:
     [
         "from proxyless_strategy import ProxylessStrategy",
         "from search_spaces import get_space",
-        "from proxyless_strategy.strategy import ProxylessStrategy",
+        "from proxyless_strategy.strategy.proxyless import ProxylessStrategy",
         "import proxyless_strategy.search_module",
         "import proxyless_strategy.supernet",
     ],

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from hardware.model import CostModel
 from hardware.op_spec import OpSpec
-from proxyless_strategy.strategy import ProxylessStrategy
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 
 
 class Conv(nn.Module):

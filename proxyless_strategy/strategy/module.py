@@ -21,20 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hardware.errors import ConfigError, DataError
 
+from ..seeds import isolated_seed, mix_seed, seed_everything
+from ..supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights, frozen_copy
 from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .loaders import ArchitectureBatches, SeededLoader
-from .seeds import isolated_seed, mix_seed, seed_everything
-from .supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights, frozen_copy
-from .updates import (
-    GradientUpdate,
-    Problem,
-    ReinforceUpdate,
-    alpha_optimizer,
-    apply_outcome,
-    derived_learning_rate,
-)
+from .rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome, derived_learning_rate
 
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "proxyless_strategy"

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hardware.errors import DataError
 
-from .seeds import isolated_seed, mix_seed
+from ..seeds import isolated_seed, mix_seed
 
 
 class SeededLoader:

@@ -16,16 +16,16 @@ from nni.nas.space import RawFormatModelSpace
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
 
+from ..supernet import Supernet, check_mutables, refuse
 from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import SLACK, Derived, Deriver
 from .gates import Estimator
 from .loaders import ArchitectureBatches, SeededLoader
+from .module import SearchModule
 from .objectives import make_objective
 from .processes import prepare
-from .search_module import SearchModule
-from .supernet import Supernet, check_mutables, refuse
-from .updates import Baseline, GradientUpdate, Problem, ReinforceUpdate
+from .rules import Baseline, GradientUpdate, Problem, ReinforceUpdate
 
 
 class ProxylessStrategy(OneShotStrategy):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hardware.errors import UnsupportedSpaceError
 
+from ..supernet import CHANGED_IN_PLACE, Supernet
 from . import gates
 from .architecture import ArchitectureParameters
 from .objectives import LeaveOneOutBaseline, MovingBaseline
-from .supernet import CHANGED_IN_PLACE, Supernet
 
 Baseline = Literal["leave_one_out", "moving"]
 
