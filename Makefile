@@ -38,7 +38,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # NNI writes a generated file into site-packages on its first import; later ones may then run side by side.
-FIRST_IMPORT := $(BIN)/python -c 'from search_spaces._nni import import_nni; import_nni()'
+FIRST_IMPORT := $(BIN)/python -c 'from search_spaces.nni_import import import_nni; import_nni()'
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

@@ -74,7 +74,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from search_spaces._nni import import_nni
+    from search_spaces.nni_import import import_nni
 
     import_nni()
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -20,7 +20,7 @@ from typing import Any
 
 from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
-from search_spaces._nni import silence_false_alarms
+from search_spaces.nni_import import silence_false_alarms
 
 from .config import read_config
 from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT

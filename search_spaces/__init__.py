@@ -48,7 +48,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ._nni import import_nni
+    from .nni_import import import_nni
 
     import_nni()
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer.core
 
 from hardware.errors import ConfigError, ProxylessError
-from search_spaces._nni import silence_false_alarms
+from search_spaces.nni_import import silence_false_alarms
 
 from ..config import key_values
 from . import latency as latency_cli

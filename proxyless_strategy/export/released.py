@@ -31,7 +31,7 @@ def import_released(config: Path, checkpoint: Path | None, out: Path, *, input_s
     import timm
 
     from search_spaces import timm_models  # noqa: F401  (registers the architecture)
-    from search_spaces._nni import import_nni
+    from search_spaces.nni_import import import_nni
 
     import_nni()
     from search_spaces.released import read_checkpoint, read_config

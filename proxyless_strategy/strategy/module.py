@@ -22,12 +22,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hardware.errors import ConfigError, DataError
 
 from ..seeds import isolated_seed, mix_seed, seed_everything
-from ..supernet import ArchitectureStepMode, OnePath, Supernet, freezing_keeps_weights, frozen_copy
 from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .loaders import ArchitectureBatches, SeededLoader
 from .rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome, derived_learning_rate
+from .supernet.frozen import OnePath, freezing_keeps_weights, frozen_copy
+from .supernet.space import Supernet
+from .supernet.step_mode import ArchitectureStepMode
 
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "proxyless_strategy"

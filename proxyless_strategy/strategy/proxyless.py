@@ -16,7 +16,6 @@ from nni.nas.space import RawFormatModelSpace
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
 
-from ..supernet import Supernet, check_mutables, refuse
 from . import gates
 from .architecture import ArchitectureParameters
 from .derivation import SLACK, Derived, Deriver
@@ -26,6 +25,7 @@ from .module import SearchModule
 from .objectives import make_objective
 from .processes import prepare
 from .rules import Baseline, GradientUpdate, Problem, ReinforceUpdate
+from .supernet.space import Supernet, check_mutables, refuse
 
 
 class ProxylessStrategy(OneShotStrategy):

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hardware.errors import UnsupportedSpaceError
 
-from ..supernet import CHANGED_IN_PLACE, Supernet
 from . import gates
 from .architecture import ArchitectureParameters
 from .objectives import LeaveOneOutBaseline, MovingBaseline
+from .supernet.gate import CHANGED_IN_PLACE
+from .supernet.space import Supernet
 
 Baseline = Literal["leave_one_out", "moving"]
 

@@ -32,7 +32,7 @@ from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.objectives import AccuracyOnly
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
-from proxyless_strategy.supernet import ArchitectureStepMode
+from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import Subnet, get_space
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from hardware.errors import ConfigError, UnsupportedSpaceError
 from proxyless_strategy.profiler import CostProfiler
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
-from proxyless_strategy.supernet import ArchitectureStepMode, OnePath
+from proxyless_strategy.strategy.supernet.frozen import OnePath
+from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import get_space
 from tests.benchmarks.drop_in import SPACES, attempt, evaluator, search
 

@@ -21,7 +21,9 @@ from proxyless_strategy.strategy.rules import (
     alpha_optimizer,
     apply_outcome,
 )
-from proxyless_strategy.supernet import ArchitectureStepMode, BinaryGateLayer, frozen_copy
+from proxyless_strategy.strategy.supernet.frozen import frozen_copy
+from proxyless_strategy.strategy.supernet.layers import BinaryGateLayer
+from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import get_space
 
 

@@ -20,7 +20,7 @@ from proxyless_strategy import trial
 from proxyless_strategy.config import read_config
 from proxyless_strategy.layout import OUT_VARIABLE
 from proxyless_strategy.trial import PARAMETERS_VARIABLE, main, run_trial
-from search_spaces._nni import FALSE_ALARMS
+from search_spaces.nni_import import FALSE_ALARMS
 
 
 class Nni:
@@ -268,7 +268,7 @@ def test_nnis_own_strategies_work_beside_ours(first: str) -> None:
 def test_nni_is_imported_without_its_two_false_alarms() -> None:
     program = (
         "import warnings; warnings.simplefilter('always')\n"
-        "from search_spaces._nni import import_nni; import_nni()\n"
+        "from search_spaces.nni_import import import_nni; import_nni()\n"
         "warnings.warn('another', RuntimeWarning)"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

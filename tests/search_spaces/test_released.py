@@ -12,7 +12,7 @@ from hardware.errors import ProxylessError
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.export.released import import_released
-from search_spaces._nni import import_nni
+from search_spaces.nni_import import import_nni
 
 import_nni()
 from search_spaces.released import read_checkpoint, read_config  # noqa: E402

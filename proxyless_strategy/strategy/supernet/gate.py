@@ -1,0 +1,214 @@
+"""Run an edge's active candidate, and measure others beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hardware.errors import UnsupportedSpaceError
+
+from .step_mode import ArchitectureStepMode
+
+
+class RunPlan:
+    """What the network runs: one candidate per edge, and which other candidates are measured beside it.
+
+    Attributes:
+        active: Candidate index per edge.
+        others: Candidates per edge whose outputs are compared with the active one's; empty where nothing is.
+        differences: After the backward pass, for each edge and each of its others k, `<dL/dy, o_active - o_k>`
+            (a scalar tensor on the device), summed over the layers that share the edge; absent where the loss does not
+            depend on the edge's output.
+        visited: Edges that were measured: those that the active paths reach.
+        saved_bytes: Bytes of the differences that wait for the backward pass.
+    """
+
+    def __init__(self, active: Sequence[int], others: Sequence[Sequence[int]] | None = None):
+        self.active = active
+        self.others = others
+        self.differences: dict[int, list[Tensor]] = {}
+        self.measuring = others is not None
+        self.visited: set[int] = set()
+        self.saved_bytes = 0
+
+    def record(self, edge: int, values: list[Tensor]) -> None:
+        """Add the inner products of one layer."""
+        found = self.differences.get(edge)
+        self.differences[edge] = values if found is None else [a + b for a, b in zip(found, values, strict=True)]
+
+    @contextmanager
+    def not_measuring(self) -> Iterator[None]:
+        """Run a path for its output alone: no graph, and nested choices are not measured."""
+        before, self.measuring = self.measuring, False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.measuring = before
+
+
+class PathSelector:
+    """Holds the plan of the run that is under way; shared by all layers of one supernet.
+
+    Attributes:
+        plan: The plan; None outside `Supernet.running`.
+        mode: The mode of an architecture step that is under way; None in a weight step.
+    """
+
+    def __init__(self) -> None:
+        self.plan: RunPlan | None = None
+        self.mode: ArchitectureStepMode | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
+        return self
+
+    def current(self, label: str) -> RunPlan:
+        """The plan.
+
+        Raises:
+            RuntimeError: The network runs outside `Supernet.running`.
+        """
+        if self.plan is None:
+            raise RuntimeError(
+                f"the choice {label!r} was run with no path chosen; run the supernet inside "
+                "`with supernet.running(paths):`, or freeze the space first"
+            )
+        return self.plan
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (tuple, list)) and all(isinstance(item, Tensor) for item in value):
+        return tuple(value)
+    raise UnsupportedSpaceError(
+        f"a candidate returned {type(value).__name__}; candidates must return a tensor or a tuple of tensors"
+    )
+
+
+CHANGED_IN_PLACE = (
+    "what follows a choice changes in place a tensor that the choice passes on or runs on, which leaves the choice "
+    "without a gradient; compute it anew there (y = y + x instead of y += x, inplace=False)"
+)
+
+
+def _all_tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _all_tensors(value.values())
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for item in value:
+            yield from _all_tensors(item)
+
+
+def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
+    """`<dL/dy, d>` in float32 or better, in one pass over both."""
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient, difference = gradient.float(), difference.float()
+    return torch.dot(gradient.reshape(-1), difference.reshape(-1))
+
+
+class _Passed(torch.autograd.Function):
+    """An input that a candidate passes on as its output, with a gradient of its own; in-place changes are refused."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _Tap:
+    """Turns the gradients of one layer's outputs into gate-gradient differences, as they come."""
+
+    def __init__(self, plan: RunPlan, edge: int, count: int, compare: Callable[[], list[Sequence[Tensor]]]):
+        self.plan = plan
+        self.edge = edge
+        self.missing = count
+        self.compare = compare
+        self.found: list[Sequence[Tensor]] = []
+
+    def hook(self, position: int) -> Callable[[Tensor], None]:
+        def collect(gradient: Tensor) -> None:
+            self.missing -= 1
+            with torch.no_grad():
+                self.found = self.found or self.compare()
+                self.plan.record(self.edge, [_inner(gradient, differences[position]) for differences in self.found])
+            if self.missing == 0:
+                self.found = []
+
+        return collect
+
+
+def gated(
+    plan: RunPlan,
+    edge: int,
+    run: Callable[[int], Any],
+    *,
+    inputs: Any = (),
+    eager_limit: int = 1,
+) -> Any:
+    """Run an edge's active candidate and, where the plan measures, prepare the comparison with its others.
+
+    Args:
+        plan: What to run.
+        edge: The edge's index.
+        run: Gives the output of a candidate index.
+        inputs: What the candidates run on: tensors, in any nesting of lists and dicts.
+        eager_limit: Up to so many others run in the forward pass, keeping `o_active - o_k`; more of them re-run in
+            the backward pass, keeping only what `run` holds.
+
+    Returns:
+        The active candidate's output. What follows may change it in place, unless it is one of the inputs.
+    """
+    active = plan.active[edge]
+    output = run(active)
+    others = plan.others[edge] if plan.measuring and plan.others is not None else ()
+    if not others:
+        return output
+    plan.visited.add(edge)
+    outputs = _tensors(output)
+    detached = [tensor.detach() for tensor in outputs]
+
+    def difference(candidate: int) -> list[Tensor]:
+        with plan.not_measuring():
+            return [a - b for a, b in zip(detached, _tensors(run(candidate)), strict=True)]
+
+    given = list(_all_tensors(inputs))
+    if len(others) <= eager_limit:
+        ready = [difference(candidate) for candidate in others]
+        detached.clear()
+        plan.saved_bytes += sum(d.numel() * d.element_size() for ds in ready for d in ds)
+        tap = _Tap(plan, edge, len(outputs), lambda: ready)  # type: ignore[arg-type,return-value]
+    else:
+        versions = [[tensor._version for tensor in tensors] for tensors in (given, detached)]
+
+        def rerun() -> list[Sequence[Tensor]]:
+            nonlocal detached
+            before, after = versions
+            if [tensor._version for tensor in given] != before:
+                raise UnsupportedSpaceError(CHANGED_IN_PLACE)
+            if [tensor._version for tensor in detached] != after:
+                with plan.not_measuring():
+                    detached = list(_tensors(run(active)))
+            return [difference(candidate) for candidate in others]
+
+        tap = _Tap(plan, edge, len(outputs), rerun)
+    gated_outputs = []
+    for position, tensor in enumerate(outputs):
+        if not tensor.requires_grad:
+            tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+        elif tensor._is_view() or tensor.is_leaf or any(tensor is item for item in given):
+            tapped = cast(Tensor, _Passed.apply(tensor))
+        else:
+            tapped = tensor
+        tapped.register_hook(tap.hook(position))
+        gated_outputs.append(tapped)
+    return gated_outputs[0] if isinstance(output, Tensor) else type(output)(gated_outputs)
