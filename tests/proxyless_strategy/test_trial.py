@@ -256,8 +256,8 @@ def test_a_missing_config_is_told(tmp_path: Path) -> None:
         "from proxyless_strategy import ProxylessStrategy",
         "from search_spaces import get_space",
         "from proxyless_strategy.strategy.proxyless import ProxylessStrategy",
-        "import proxyless_strategy.search_module",
-        "import proxyless_strategy.supernet",
+        "import proxyless_strategy.strategy.module",
+        "import proxyless_strategy.strategy.supernet.layers",
     ],
 )
 def test_nnis_own_strategies_work_beside_ours(first: str) -> None:

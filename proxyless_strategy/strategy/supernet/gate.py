@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardware.errors import UnsupportedSpaceError
-
-from .step_mode import ArchitectureStepMode
 
 
 class RunPlan:
@@ -51,6 +49,14 @@ class RunPlan:
             self.measuring = before
 
 
+class StepMode(Protocol):
+    """A mode of a step, as far as a gated layer knows it; `ArchitectureStepMode` is one."""
+
+    def quiet(self, candidate: nn.Module) -> AbstractContextManager[None]:
+        """Run one candidate in the mode."""
+        ...
+
+
 class PathSelector:
     """Holds the plan of the run that is under way; shared by all layers of one supernet.
 
@@ -61,7 +67,7 @@ class PathSelector:
 
     def __init__(self) -> None:
         self.plan: RunPlan | None = None
-        self.mode: ArchitectureStepMode | None = None
+        self.mode: StepMode | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
         return self
