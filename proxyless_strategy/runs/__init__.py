@@ -1,0 +1,1 @@
+"""What a user starts: one search, a sweep of searches, and what is made of a finished one."""

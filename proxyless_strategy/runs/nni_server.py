@@ -1,0 +1,289 @@
+"""NNI's experiment as a child process bound to loopback, and its end."""
+
+from __future__ import annotations
+
+import urllib.request
+from typing import Any
+from hardware.errors import ExperimentError
+from ..layout import OUT_VARIABLE
+from ..layout import PRESET_VARIABLE
+from pathlib import Path
+from .sweep import Plan
+from collections.abc import Sequence
+from types import TracebackType
+import contextlib
+import itertools
+import json
+import os
+import psutil
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import yaml
+import socket
+from types import FrameType
+from collections.abc import Iterator
+import signal
+import threading
+
+
+
+DEFAULT_PORT = 8080
+MARK = "PROXYLESS_EXPERIMENT"
+"""Environment variable by whose value the processes of one experiment are known."""
+
+SUPERVISOR = "PROXYLESS_SUPERVISOR"
+"""Environment variable with the id of the process that NNI's server must not outlive."""
+
+SERVER_SCRIPT = """\
+"use strict";
+const { Server } = require("net");
+const listen = Server.prototype.listen;
+const isPort = (value) => typeof value === "number" || (typeof value === "string" && /^[0-9]+$/.test(value));
+Server.prototype.listen = function (...args) {
+  if (isPort(args[0])) {
+    args.splice(1, typeof args[1] === "string" ? 1 : 0, "127.0.0.1");
+  } else if (args[0] !== null && typeof args[0] === "object" && isPort(args[0].port)) {
+    args[0] = { ...args[0], host: "127.0.0.1" };
+  }
+  return listen.apply(this, args);
+};
+const supervisor = Number(process.env.PROXYLESS_SUPERVISOR);
+if (supervisor) {
+  const watch = setInterval(() => {
+    try {
+      process.kill(supervisor, 0);
+    } catch {
+      clearInterval(watch);
+      process.kill(process.pid, "SIGTERM");
+    }
+  }, 2000);
+  watch.unref();
+}
+"""
+"""Loaded into NNI's web server by NODE_OPTIONS.
+
+Whatever would listen on every interface listens on loopback, and the server stops its trials and itself when its
+supervisor is gone, even if that was killed.
+"""
+
+
+_POLL_SECONDS = 1.0
+
+
+_SHUTDOWN_SECONDS = 20.0
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class RunningExperiment:
+    """An nnictl experiment bound to loopback, from entering this context to leaving it; then no process is left."""
+
+    def __init__(self, plan: Plan, *, port: int) -> None:
+        self.plan = plan
+        self.port = port
+        self.id = ""
+        self._server: psutil.Process | None = None
+        self._tuner_log = Path()
+        self._mark = uuid.uuid4().hex
+        self._folder = tempfile.TemporaryDirectory(prefix="proxyless-")
+
+    def __enter__(self) -> RunningExperiment:
+        try:
+            self._create()
+            metadata = self._get("/experiment-metadata")
+            self.id = metadata["id"]
+            self._server = psutil.Process(metadata["pid"])
+            self._tuner_log = Path(metadata["logDir"], self.id, "log", "dispatcher.log")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is KeyboardInterrupt:
+            print("interrupted: stopping NNI and its trials", file=sys.stderr, flush=True)
+        self.stop()
+
+    def is_done(self) -> bool:
+        """Whether every trial has ended and the tuner wants no more.
+
+        Raises:
+            ExperimentError: The tuner failed.
+        """
+        answer = self._get("/check-status")
+        reasons = [str(error) for error in answer["errors"]] or self._tuner_errors()
+        if answer["status"] == "ERROR" or reasons:
+            reason = " ".join(" ".join(reasons).split()) or "NNI gives no reason"
+            raise ExperimentError(
+                f"the tuner of {self.plan.path} failed: {reason}; mend `tuner` or `searchSpace` (its log is "
+                f"{self._tuner_log})"
+            )
+        return answer["status"] in ("DONE", "STOPPED")
+
+    def _tuner_errors(self) -> list[str]:
+        """Exceptions that ended one of the tuner's threads; NNI logs them and then waits for ever."""
+        if not self._tuner_log.exists():
+            return []
+        log = self._tuner_log.read_text(encoding="utf-8", errors="replace")
+        return re.findall(r" ERROR \(nni\.runtime\.msg_dispatcher_base/.*?\) (.*)", log)
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Every trial as NNI describes it, in the order in which they were started."""
+        return sorted(self._get("/trial-jobs"), key=lambda trial: trial.get("sequenceId", -1))
+
+    def intermediate_results(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """The latest intermediate result of every trial that has one: its number and what was reported."""
+        latest = {}
+        for metric in self._get("/metric-data-latest"):
+            if metric["type"] == "PERIODICAL":
+                latest[metric["trialJobId"]] = (metric["sequence"], json.loads(json.loads(metric["data"])))
+        return latest
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes that this experiment started and that still run."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                if alive and process.environ().get(MARK) == self._mark:
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        """Stops the server and every trial: by NNI's own request first, then by signal; deaf to a second Ctrl-C."""
+        with _deaf():
+            if self.id:
+                with contextlib.suppress(OSError, ValueError):
+                    self._request("/experiment", method="DELETE")
+                    self._wait_for_end([self._server] if self._server else [], _SHUTDOWN_SECONDS)
+            for action in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
+                for process in self.processes():
+                    with contextlib.suppress(psutil.Error):
+                        action(process)
+                self._wait_for_end(self.processes(), 3)
+            self._folder.cleanup()
+
+    def _wait_for_end(self, processes: Sequence[psutil.Process], seconds: float) -> None:
+        """Waits until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and set(processes) & set(self.processes()):
+            time.sleep(0.1)
+
+    def _create(self) -> None:
+        script = Path(self._folder.name) / "server.js"
+        script.write_text(SERVER_SCRIPT, encoding="utf-8")
+        log = self.plan.out / "nnictl.log"
+        config = self.plan.path
+        if self.plan.narrowed is not None:
+            config = Path(self._folder.name) / self.plan.path.name
+            config.write_text(yaml.safe_dump(self.plan.narrowed), encoding="utf-8")
+        command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create"]
+        with log.open("w", encoding="utf-8") as stream:
+            status = subprocess.run(
+                [*command, "--config", str(config), "--port", str(self.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self._environment(script),
+                start_new_session=True,
+                check=False,
+            ).returncode
+        if status:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+            raise ExperimentError(
+                f"nnictl could not start {self.plan.path}: {lines[-1].strip()} (its output is in {log})"
+            )
+
+    def _environment(self, script: Path) -> dict[str, str]:
+        """Of nnictl, and by inheritance of NNI's server, its tuner and every trial."""
+        options = [os.environ.get("NODE_OPTIONS", ""), f'--require="{script}"']
+        proxies = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "127.0.0.1", "localhost"]
+        without_proxy = ",".join(filter(None, proxies))
+        return {
+            **os.environ,
+            MARK: self._mark,
+            SUPERVISOR: str(os.getpid()),
+            OUT_VARIABLE: str(self.plan.out),
+            **({PRESET_VARIABLE: self.plan.preset} if self.plan.preset else {}),
+            "NODE_OPTIONS": " ".join(filter(None, options)),
+            "NO_PROXY": without_proxy,
+            "no_proxy": without_proxy,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        }
+
+    def _get(self, path: str) -> Any:
+        """The JSON answer; a server that is busy is asked again, one that has died is an error."""
+        for attempt in itertools.count():
+            try:
+                return json.loads(self._request(path))
+            except (OSError, ValueError) as error:
+                if attempt >= 20 or not self.processes():
+                    raise ExperimentError(
+                        f"NNI's server on port {self.port} does not answer any more ({error}); see "
+                        f"{self.plan.out / 'nnictl.log'} and the experiment's log folder"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
+        raise AssertionError("unreachable")
+
+    def _request(self, path: str, *, method: str = "GET") -> str:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1/nni{path}", method=method)
+        with _LOCAL.open(request, timeout=10) as answer:
+            return answer.read().decode("utf-8")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    if _is_free(DEFAULT_PORT):
+        return DEFAULT_PORT
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """SIGTERM and a closed terminal unwind the stack, as Ctrl-C does, so that everything is stopped on the way."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        print(f"{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    with _handlers(dict.fromkeys(("SIGTERM", "SIGHUP"), leave)):
+        yield
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    with _handlers(dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), signal.SIG_IGN)):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(wanted: dict[str, Any]) -> Iterator[None]:
+    """Installs signal handlers where the platform has the signal; only the main thread may."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name, handler in wanted.items():
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,152 @@
+"""Read and check an nnictl YAML: the trials that it plans."""
+
+from __future__ import annotations
+
+from typing import Any
+from pathlib import Path
+from ..config import SearchConfig
+from dataclasses import dataclass
+from ..config import read_config
+from hardware.errors import ConfigError
+from collections.abc import Mapping
+import shlex
+import yaml
+import itertools
+
+
+
+_LARGEST_CHECKED_GRID = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an nnictl config asks for.
+
+    Attributes:
+        path: The nnictl config.
+        search_path: The search config that `trialCommand` names.
+        out: Folder that receives one folder a trial, and `summary.json`.
+        trials: Parameters of every trial if the search space is a grid of choices, else None.
+        preset: Which preset of the search config the trials use.
+        narrowed: The nnictl config to run in the place of the file, where only a part of its sweep is wanted.
+    """
+
+    path: Path
+    search_path: Path
+    out: Path
+    trials: tuple[dict[str, Any], ...] | None
+    preset: str | None = None
+    narrowed: dict[str, Any] | None = None
+
+    def configs(self) -> list[SearchConfig]:
+        """The search config of every trial, or the bare one if the trials are not known beforehand."""
+        trials = self.trials or ({},)
+        configs = [read_config(self.search_path, parameters, preset=self.preset) for parameters in trials]
+        return [config.model_copy(update={"out": self.out}) for config in configs]
+
+
+def read_plan(
+    path: Path | str,
+    *,
+    out: Path | None = None,
+    preset: str | None = None,
+    only: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Reads an nnictl config and the search config that it names.
+
+    Args:
+        path: The nnictl config, a YAML file.
+        out: Folder for the results instead of the search config's `out`.
+        preset: One of the search config's presets, unless `trialCommand` names one by `--preset`.
+        only: A value for some keys of the search space; only trials that have them are run.
+
+    Raises:
+        ConfigError: A file is missing or malformed, or the experiment is not one of local `proxyless` trials.
+    """
+    path = Path(path).absolute()
+    config = _mapping(path)
+    service = config.get("trainingService")
+    platform = service.get("platform") if isinstance(service, dict) else service
+    if platform != "local":
+        raise ConfigError(
+            f"{path}: trainingService.platform is {platform!r}, but only the results of local trials can be gathered "
+            "here; set it to local, or start the experiment with nnictl"
+        )
+    command = str(config.get("trialCommand", ""))
+    try:
+        words = shlex.split(command)
+        arguments = words[words.index("proxyless_strategy.trial") + 1 :]
+        name = arguments[0]
+        preset = arguments[arguments.index("--preset") + 1] if "--preset" in arguments else preset
+    except (ValueError, IndexError):
+        raise ConfigError(
+            f"{path}: trialCommand is {command!r}; it must run `python -m proxyless_strategy.trial CONFIG.yml "
+            "[--preset NAME]`"
+        ) from None
+    search_path = path.parent / Path(str(config.get("trialCodeDirectory", "."))).expanduser() / name
+    space = config.get("searchSpace")
+    if space is None and "searchSpaceFile" in config:
+        space = _mapping(path.parent / Path(str(config["searchSpaceFile"])).expanduser())
+    if not isinstance(space, dict):
+        raise ConfigError(f"{path}: searchSpace is {space!r}; it must name the settings that the trials sweep")
+    if "out" in space:
+        raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
+    narrowed = _narrowed(path, config, space, only) if only else None
+    trials = _grid(space if narrowed is None else narrowed["searchSpace"])
+    first = read_config(search_path, trials[0] if trials else {}, preset=preset)
+    return Plan(path, search_path, first.out if out is None else out.absolute(), trials, preset, narrowed)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
+    return values
+
+
+def _grid(space: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
+    """Every combination of the space's choices; None if it has other types, or too many to check beforehand."""
+    choices = []
+    size = 1
+    for entry in space.values():
+        values = entry.get("_value") if isinstance(entry, dict) and entry.get("_type") == "choice" else None
+        if not isinstance(values, list) or any(isinstance(value, dict) for value in values):
+            return None
+        choices.append(values)
+        size *= len(values)
+    if size > _LARGEST_CHECKED_GRID:
+        return None
+    return tuple(dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
+
+
+def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
+    """The nnictl config with one value for some keys, and with paths that hold wherever it is written."""
+    space = dict(space)
+    for key, value in only.items():
+        entry = space.get(key)
+        values = entry.get("_value") if isinstance(entry, dict) and entry.get("_type") == "choice" else None
+        if not isinstance(values, list) or value not in values:
+            offered = ", ".join(map(str, values)) if isinstance(values, list) else "no choice"
+            raise ConfigError(f"--only {key}={value}: {path} sweeps {', '.join(space)}, and {key} over {offered}")
+        space[key] = {"_type": "choice", "_value": [value]}
+
+    def absolute(value: Any) -> str:
+        return str(path.parent / Path(str(value)).expanduser())
+
+    changed = {key: value for key, value in config.items() if key != "searchSpaceFile"}
+    changed |= {"searchSpace": space, "trialCodeDirectory": absolute(config.get("trialCodeDirectory", "."))}
+    if "experimentWorkingDirectory" in config:
+        changed["experimentWorkingDirectory"] = absolute(config["experimentWorkingDirectory"])
+    for algorithm in ("tuner", "assessor", "advisor"):
+        if isinstance(config.get(algorithm), dict) and "codeDirectory" in config[algorithm]:
+            directory = absolute(config[algorithm]["codeDirectory"])
+            changed[algorithm] = {**config[algorithm], "codeDirectory": directory}
+    grid = _grid(space)
+    if grid is not None:
+        changed["maxTrialNumber"] = min(len(grid), config.get("maxTrialNumber", len(grid)))
+    return changed
