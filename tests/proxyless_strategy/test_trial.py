@@ -41,7 +41,7 @@ class Nni:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The fake search module, where the real one would be imported."""
-    path = Path(__file__).parent / "fake_search" / "sitecustomize.py"
+    path = Path(__file__).parent / "runs" / "fake_search" / "sitecustomize.py"
     spec = importlib.util.spec_from_file_location("fake_search", path)
     assert spec is not None
     assert spec.loader is not None
@@ -210,7 +210,7 @@ def test_a_trial_is_a_module_that_python_runs(config: Path) -> None:
             **os.environ,
             "HOME": str(config.parent),
             "FAKE_SEARCH": "1",
-            "PYTHONPATH": str(Path(__file__).parent / "fake_search"),
+            "PYTHONPATH": str(Path(__file__).parent / "runs" / "fake_search"),
         },
         capture_output=True,
         text=True,

@@ -333,7 +333,7 @@ def test_other_search_spaces_leave_the_check_to_the_trials(sandbox: Sandbox, ent
 
 
 def test_the_quickstart_is_four_trials_in_the_checkout() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     plan = read_plan(root / "examples" / "quickstart.yml")
     assert plan.trials is not None
     assert {(trial["rule"], trial["target"]) for trial in plan.trials} == {

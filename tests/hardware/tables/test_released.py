@@ -26,7 +26,7 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.benchmark.published import PAPER_DEVICES
 from tests.hardware.conftest import make_table
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 PIXEL1 = DATA / "pixel1_mobile_trim.yaml"
 NOTE10 = DATA / "ofa_note10" / "224_lookup_table.yaml"
 needs_pixel1 = pytest.mark.skipif(not PIXEL1.exists(), reason=f"the released table {PIXEL1} is not on this machine")

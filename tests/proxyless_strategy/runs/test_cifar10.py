@@ -26,7 +26,7 @@ from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.runs import search
 from search_spaces import Subnet, get_space
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEARCH = ROOT / "examples" / "cifar10_search.yml"
 DRAW = {"classes": 10, "train": 10, "val": 3, "size": 32}
 

@@ -29,7 +29,7 @@ from proxyless_strategy.runs.sweep import read_plan
 from proxyless_strategy.trial import main
 from search_spaces import get_space
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXPERIMENT = ROOT / "examples" / "imagenet.yml"
 SEARCH = ROOT / "examples" / "imagenet_search.yml"
 PRESETS = (None, "smoke")

@@ -1,4 +1,4 @@
-"""A search on two processes (gloo, on the CPU): `python -m tests.proxyless_strategy.test_ddp FOLDER` is one of them.
+"""A search on two processes (gloo, on the CPU): `python -m tests.proxyless_strategy.strategy.test_ddp FOLDER` is one of them.
 
 Lightning starts the second process by running this module again; each writes what it saw to FOLDER.
 """
@@ -28,10 +28,9 @@ from proxyless_strategy.strategy import processes
 from proxyless_strategy.strategy.processes import TimmSyncBatchNorm
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from search_spaces import get_space
-
-from . import tiny
-from .test_search import SPACE
-from .test_search_module import StopAt, Stopped
+from tests.proxyless_strategy import tiny
+from tests.proxyless_strategy.runs.test_search import SPACE
+from tests.proxyless_strategy.strategy.test_module import StopAt, Stopped
 
 WORLD = 2
 BATCH = 16
@@ -164,7 +163,7 @@ def worker(folder):
 def ranks(tmp_path_factory):
     """What each process saw."""
     folder = tmp_path_factory.mktemp("ddp")
-    done = started("tests.proxyless_strategy.test_ddp", str(folder))
+    done = started("tests.proxyless_strategy.strategy.test_ddp", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -242,7 +241,7 @@ def started(*arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *arguments],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**environment, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
@@ -293,7 +292,7 @@ def test_two_trials_of_nni_on_two_processes_each_report_under_their_own_ids(tmp_
         "tuner": {"name": "GridSearch"},
         "trialConcurrency": 1,
         "maxTrialNumber": 2,
-        "trialCodeDirectory": str(Path(__file__).parents[2]),
+        "trialCodeDirectory": str(Path(__file__).parents[3]),
         "trialCommand": f"{sys.executable} -W ignore -m proxyless_strategy.trial {path}",
         "trainingService": {"platform": "local"},
     }

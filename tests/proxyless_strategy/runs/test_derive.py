@@ -20,7 +20,7 @@ from proxyless_strategy.runs import search
 from proxyless_strategy.runs.derive import derive_folder, read_search, save_curve
 from search_spaces import get_space
 
-from .test_search import SPACE, table  # noqa: F401
+from tests.proxyless_strategy.runs.test_search import SPACE, table  # noqa: F401
 
 
 @pytest.fixture(scope="module")

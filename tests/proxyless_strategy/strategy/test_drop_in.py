@@ -19,8 +19,7 @@ from proxyless_strategy.strategy.supernet.frozen import OnePath
 from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import get_space
 from tests.benchmarks.drop_in import SPACES, attempt, evaluator, search
-
-from . import tiny
+from tests.proxyless_strategy import tiny
 
 RULES = {"gradient": {}, "reinforce": {"rule": "reinforce", "samples": 2}}
 SEARCHED = ("ProxylessNAS", "ShuffleNetSpace", "NasBench201", "DARTS", "DARTS, depth searched", "PNAS")

@@ -354,7 +354,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.proxyless_strategy.test_retrain import train
+from tests.proxyless_strategy.retraining.test_trainer import train
 def on_epoch(report):
     if report["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -364,7 +364,7 @@ train(checkpoint=Path({path!r}), on_epoch=on_epoch)
 
 def test_a_killed_process_continues_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     child = CHILD.format(root=root, path=str(path))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run([sys.executable, "-c", child], env=environment, cwd=root, capture_output=True, check=False)

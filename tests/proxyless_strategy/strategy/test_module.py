@@ -21,8 +21,7 @@ from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.module import SearchModule, but_last
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.rules import derived_learning_rate
-
-from . import tiny
+from tests.proxyless_strategy import tiny
 
 STEPS = 6  # 96 images in batches of 16
 RULES = ("gradient", "reinforce")
@@ -474,7 +473,7 @@ tiny.searched(callbacks=[save], epochs=epochs, warmup_epochs=2, learning_rate=0.
 def test_a_search_that_was_killed_resumes_bit_for_bit(tmp_path):
     epochs, last = 12, tmp_path / "last.ckpt"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(epochs)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(epochs)], cwd=Path(__file__).parents[3]
     )
     try:
         seen = set()
