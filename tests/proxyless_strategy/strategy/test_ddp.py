@@ -1,4 +1,4 @@
-"""A search on two processes (gloo, on the CPU): `python -m tests.proxyless_strategy.strategy.test_ddp FOLDER` is one of them.
+"""A search on two processes (gloo, on the CPU): `python -m tests.proxyless_strategy.strategy.test_ddp FOLDER` is one.
 
 Lightning starts the second process by running this module again; each writes what it saw to FOLDER.
 """
