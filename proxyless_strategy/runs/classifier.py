@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
 from nni.nas.evaluator.pytorch import LightningModule
-from ..config import SearchSettings
 from torch import Tensor
 from torch.nn import functional
-import torch
-import math
 
+from ..config import SearchSettings
 
 
 class ImageClassifier(LightningModule):

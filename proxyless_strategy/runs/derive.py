@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-from hardware.model import CostModel
-from ..strategy.derivation import Derived
-from ..strategy.derivation import Deriver
-from ..config import SearchConfig
-from dataclasses import dataclass
-from pathlib import Path
-from hardware.errors import ConfigError
-from ..strategy.architecture import Edge
-from hardware.model import LatencyModel
-from hardware.tables.table import LatencyTable
-from ..layout import MODEL
-from search_spaces import Subnet
-from hardware.errors import TableError
-from hardware.model import cost_model
-from search_spaces import get_space
-import json
-import numpy as np
-from ..config import parse_config
-from ..export.folder import read_export
-from ..strategy.derivation import SLACK
-import math
 import csv
 import io
-from hardware.files import write_atomically
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from hardware.errors import ConfigError, TableError
+from hardware.files import write_atomically
+from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.tables.table import LatencyTable
+from search_spaces import Subnet, get_space
+
+from ..config import SearchConfig, parse_config
+from ..export.folder import read_export
+from ..layout import MODEL
+from ..strategy.architecture import Edge
+from ..strategy.derivation import SLACK, Derived, Deriver
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Callable
-from pytorch_lightning import Callback
+from typing import Any
 
+from pytorch_lightning import Callback
 
 
 class EpochLog(Callback):

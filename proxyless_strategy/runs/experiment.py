@@ -7,32 +7,25 @@ started is gone afterwards, also on Ctrl-C.
 
 from __future__ import annotations
 
-from typing import Any
-from hardware.errors import ConfigError
-from rich.console import Console
-from collections.abc import Mapping
-from pathlib import Path
-from .nni_server import RunningExperiment
-from ..layout import SUMMARY
-from .nni_server import _free_port
-from .nni_server import _is_free
-from .nni_server import _termination_as_exit
-import json
-from .sweep import read_plan
-import sys
-from hardware.files import write_atomically
-from hardware.errors import ExperimentError
-from collections.abc import Sequence
-import subprocess
-from .sweep import Plan
-from .nni_server import _POLL_SECONDS
-import time
-from ..layout import RESULT
-from rich.table import Table
 import contextlib
+import json
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 
+from hardware.errors import ConfigError, ExperimentError
+from hardware.files import write_atomically
+
+from ..layout import RESULT, SUMMARY
+from .nni_server import _POLL_SECONDS, RunningExperiment, _free_port, _is_free, _termination_as_exit
+from .sweep import Plan, read_plan
 
 _BUILD_BACK = """\
 import sys

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-from pathlib import Path
-from dataclasses import dataclass
-from hardware.errors import ConfigError
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from hardware.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from ..config import Rule
-from ..config import SearchSettings
-from ..data.images import ImageData
-from ..config import SearchConfig
-from search_spaces import SpaceCosts
-from search_spaces import SpaceDeclaration
-from ..seeds import isolated_seed
 import itertools
 import time
-import torch
 from collections.abc import Mapping
-from search_spaces import Subnet
-import timm
-from torch.nn import functional
-from typing import Any
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
+import timm
+import torch
+from torch.nn import functional
 
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
+
+from ..config import Rule, SearchConfig, SearchSettings
+from ..data.images import ImageData
+from ..seeds import isolated_seed
 
 TIMED_PIXELS = 8 * 224**2
 """Pixels of the batch that is timed on a CPU, where time and memory grow with the batch; a GPU times a whole batch."""

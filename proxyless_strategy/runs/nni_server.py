@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import urllib.request
-from typing import Any
-from hardware.errors import ExperimentError
-from ..layout import OUT_VARIABLE
-from ..layout import PRESET_VARIABLE
-from pathlib import Path
-from .sweep import Plan
-from collections.abc import Sequence
-from types import TracebackType
 import contextlib
 import itertools
 import json
 import os
-import psutil
 import re
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import time
-import uuid
-import yaml
-import socket
-from types import FrameType
-from collections.abc import Iterator
-import signal
 import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
+import psutil
+import yaml
 
+from hardware.errors import ExperimentError
+
+from ..layout import OUT_VARIABLE, PRESET_VARIABLE
+from .sweep import Plan
 
 DEFAULT_PORT = 8080
 MARK = "PROXYLESS_EXPERIMENT"

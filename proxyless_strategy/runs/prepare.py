@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from hardware.model import CostModel
-from hardware.model import LatencyModel
-from pathlib import Path
-from search_spaces import SpaceCosts
-from search_spaces import SpaceDeclaration
-from search_spaces import Subnet
-from dataclasses import dataclass
-from ..config import SearchConfig
-import os
-from hardware.tables import shipped
-from hardware.tables.shipped import shipped_names
-from hardware.tables.table import LatencyTable
-from hardware.measuring.predictor import LearnedModel
-from hardware.errors import TableError
-from ..data.sources import check_data
-from hardware.backends import get_backend
-from search_spaces import get_space
-from ..data.sources import load_data
-from .space_table import CALIBRATION_NETS
-from ..data.images import ImageData
-from hardware.measuring.table import build_table
-from hardware.measuring.locks import load_or_build
-import sys
-from hardware.errors import ConfigError
-from ..layout import CONFIG_FILE
 import json
-from typing import Any
-from hardware.errors import TargetError
-from hardware.model import cost_model
+import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from hardware.backends import get_backend
+from hardware.errors import ConfigError, TableError, TargetError
+from hardware.measuring.locks import load_or_build
+from hardware.measuring.predictor import LearnedModel
+from hardware.measuring.table import build_table
+from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.tables import shipped
+from hardware.tables.shipped import shipped_names
+from hardware.tables.table import LatencyTable
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
+from ..config import SearchConfig
+from ..data.images import ImageData
+from ..data.sources import check_data, load_data
+from ..layout import CONFIG_FILE
+from .space_table import CALIBRATION_NETS
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-from pathlib import Path
-from ..config import SearchConfig
-from search_spaces import Subnet
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from search_spaces import Subnet
+
+from ..config import SearchConfig
 
 
 @dataclass(frozen=True)

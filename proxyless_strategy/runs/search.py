@@ -5,39 +5,30 @@ Everything lands in `config.out`; a run that was killed continues where it was w
 
 from __future__ import annotations
 
-from typing import Any
-from collections.abc import Callable
-from ..config import SearchConfig
-from .result import SearchResult
-from .prepare import _check_processes
-from .prepare import _named
-from .prepare import check
-from ..strategy.processes import is_first_process
 import json
-from ..data.sources import load_data
-from .prepare import prepare
+import logging
+import math
 import sys
 import time
-from hardware.files import write_atomically
-from hardware.measuring.sampling import Measurement
-from pathlib import Path
-from .prepare import Prepared
-from search_spaces import Subnet
-from hardware.backends import get_backend
-from hardware.measuring.nets import measure_model_file
-from hardware.measuring.nets import measure_nets
-from ..layout import CONFIG_FILE
-from ..layout import TABLE_FILE
-from .prepare import _identity
-from ..data.images import ImageData
-from ..layout import SEARCH_FILE
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from hardware.backends import get_backend
+from hardware.files import write_atomically
+from hardware.measuring.nets import measure_model_file, measure_nets
+from hardware.measuring.sampling import Measurement
+from search_spaces import Subnet
 
+from ..config import SearchConfig
+from ..data.images import ImageData
+from ..data.sources import load_data
+from ..layout import CONFIG_FILE, SEARCH_FILE, TABLE_FILE
+from ..strategy.processes import is_first_process
+from .prepare import Prepared, _check_processes, _identity, _named, check, prepare
+from .result import SearchResult
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -184,12 +175,12 @@ def _search(
     from nni.nas.evaluator.pytorch import Lightning, Trainer
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-    from .epoch_log import EpochLog
-    from .classifier import ImageClassifier
-    from .forecast import forecast
-    from ..strategy.processes import end_processes
     from ..seeds import isolated_seed
+    from ..strategy.processes import end_processes
     from ..strategy.proxyless import ProxylessStrategy
+    from .classifier import ImageClassifier
+    from .epoch_log import EpochLog
+    from .forecast import forecast
 
     settings = config.search
     strategy = ProxylessStrategy(

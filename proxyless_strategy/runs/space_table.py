@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from hardware.errors import SpaceError
 import json
-from ..config import key_values
-from hardware.errors import ConfigError
-from collections.abc import Mapping
-from hardware.errors import BackendError
-from hardware.errors import TableError
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from search_spaces import SpaceCosts
-    from hardware.tables.table import LatencyTable
-    from hardware.op_spec import OpSpec
-    from hardware.model import LatencyModel
+from hardware.errors import BackendError, ConfigError, SpaceError, TableError
 
+from ..config import key_values
+
+if TYPE_CHECKING:
+    from hardware.model import LatencyModel
+    from hardware.op_spec import OpSpec
+    from hardware.tables.table import LatencyTable
+    from search_spaces import SpaceCosts
 
 
 CALIBRATION_NETS = 24

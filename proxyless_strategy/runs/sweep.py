@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-from pathlib import Path
-from ..config import SearchConfig
-from dataclasses import dataclass
-from ..config import read_config
-from hardware.errors import ConfigError
-from collections.abc import Mapping
-import shlex
-import yaml
 import itertools
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import yaml
 
+from hardware.errors import ConfigError
+
+from ..config import SearchConfig, read_config
 
 _LARGEST_CHECKED_GRID = 64
 

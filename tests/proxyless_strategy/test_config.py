@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from proxyless_strategy.runs.sweep import read_plan
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import load_config, parse_config, read_config
+from proxyless_strategy.runs.sweep import read_plan
 
 FILE = """
 target: 0.3

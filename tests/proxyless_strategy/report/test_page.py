@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-from proxyless_strategy.runs.finished import read_searches, unfinished
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli.main import main
@@ -16,6 +15,7 @@ from proxyless_strategy.report import pictures
 from proxyless_strategy.report.drawing import OTHER
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import candidate_style
+from proxyless_strategy.runs.finished import read_searches, unfinished
 
 CANDIDATES = ("3x3_e3", "5x5_e6", "skip")
 

@@ -19,7 +19,6 @@ from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.runs import search
 from proxyless_strategy.runs.derive import derive_folder, read_search, save_curve
 from search_spaces import get_space
-
 from tests.proxyless_strategy.runs.test_search import SPACE, table  # noqa: F401
 
 
