@@ -1,7 +1,8 @@
 """Hardware-aware neural architecture search: ProxylessNAS as a strategy for NNI.
 
-Importing this package registers its timm models, so that `timm.create_model('local-dir:FOLDER', pretrained=True)`
-builds an exported subnet; NNI and Lightning are imported when a name that needs them is asked for.
+Importing this package is quick: timm, torch, NNI and Lightning are imported when a name that needs them is asked for.
+Its timm models are registered as soon as timm is imported, so that after `import proxyless_strategy, timm`, in either
+order, `timm.create_model('local-dir:FOLDER', pretrained=True)` builds an exported subnet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import search_spaces.timm_models  # noqa: F401 - registers the timm models
+import search_spaces  # noqa: F401 - registers the timm models as soon as timm is imported
 from hardware.errors import (
     BackendError,
     ConfigError,

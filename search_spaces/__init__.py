@@ -1,14 +1,17 @@
 """What can be chosen: search spaces over timm's blocks, their subnets, and the timm models that these become.
 
-Importing this package registers the timm models; the spaces themselves, and NNI with them, are imported when asked for.
+Importing this package imports neither timm nor NNI. The timm models are registered as soon as timm is imported, before
+or after; the spaces, and NNI with them, are imported when a name is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import timm_models as timm_models
+import wrapt
 
 if TYPE_CHECKING:
     from .costs import SpaceCosts
@@ -43,6 +46,22 @@ __all__ = [
     "TreeCellSpace",
     "get_space",
 ]
+
+
+# timm has no entry points for models, so someone must import `timm_models`. To import timm here for that would cost
+# every start four seconds, `proxyless --help` too. The hook runs at the end of timm's own import, or at once where timm
+# is imported already.
+@wrapt.when_imported("timm")
+def _register_models(_: ModuleType) -> None:
+    models = f"{__name__}.timm_models"
+    if models in sys.modules:
+        return  # it is what imports timm, in this thread or another; to wait for it would be a deadlock
+    importlib.import_module("timm")  # waits where another thread is still importing it
+    importlib.import_module(models)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -32,8 +32,6 @@ def source_of(name: str) -> str:
     import timm
     import torchvision
 
-    import search_spaces.timm_models  # noqa: F401  (registers the published networks)
-
     if timm.is_model(name):
         return "timm"
     others = torchvision.models.list_models(module=torchvision.models)

@@ -104,8 +104,6 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
     Raises:
         ExportError: The folder is missing or incomplete, or its files do not belong together.
     """
-    import search_spaces.timm_models  # noqa: F401  (registers the architecture)
-
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

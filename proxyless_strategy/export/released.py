@@ -30,7 +30,6 @@ def import_released(config: Path, checkpoint: Path | None, out: Path, *, input_s
     """
     import timm
 
-    from search_spaces import timm_models  # noqa: F401  (registers the architecture)
     from search_spaces.nni_import import import_nni
 
     import_nni()

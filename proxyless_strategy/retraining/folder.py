@@ -136,8 +136,6 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
     import timm
     import torch
 
-    import search_spaces.timm_models  # noqa: F401  (registers the architectures)
-
     from ..data.sources import load_data
     from ..export.folder import SUBNET, export_folder
     from ..export.summary import model_summary

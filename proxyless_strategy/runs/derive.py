@@ -134,8 +134,6 @@ def derive_folder(folder: Path, *, target: float, out: Path) -> DerivedFolder:
     """
     import timm
 
-    import search_spaces.timm_models  # noqa: F401  (registers the architectures)
-
     from ..export.folder import export_folder
     from ..seeds import isolated_seed
 

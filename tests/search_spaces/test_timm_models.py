@@ -42,9 +42,26 @@ def test_without_arch_strings_it_is_the_published_mobile_net():
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in mobile.items()}
 
 
-def test_importing_the_project_registers_the_models():
-    program = f"import proxyless_strategy, timm; assert all(timm.is_model(name) for name in {MODELS})"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import proxyless_strategy\nassert 'torch' not in sys.modules\nfrom timm import create_model\nimport timm",
+        "import timm.models\nimport proxyless_strategy",
+        "import search_spaces.timm_models\nimport timm",
+        """
+import threading, time
+thread = threading.Thread(target=importlib.import_module, args=["timm"])
+thread.start()
+while "timm" not in sys.modules:
+    time.sleep(0.001)
+import search_spaces, timm
+""",
+    ],
+    ids=["ours first", "timm first", "the models' own module", "while another thread imports timm"],
+)
+def test_importing_the_project_and_timm_registers_the_models(program):
+    check = f"assert set(timm.list_models('proxylessnas*')) == {set(MODELS)}"
+    subprocess.run([sys.executable, "-c", f"import importlib, sys\n{program}\n{check}"], check=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

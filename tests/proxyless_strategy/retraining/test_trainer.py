@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-import search_spaces.timm_models  # noqa: F401
 from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data.datasets import TensorImages
