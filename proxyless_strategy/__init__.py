@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from search_spaces import Subnet, get_space
 
     from .config import SearchConfig, load_config
+    from .export.onnx import export_onnx
+    from .runs.prepare import prepare
     from .runs.search import run_search
     from .strategy.proxyless import ProxylessStrategy
 
@@ -42,10 +44,14 @@ _LAZY = {
     "ProxylessStrategy": "proxyless_strategy.strategy.proxyless",
     "SearchConfig": "proxyless_strategy.config",
     "Subnet": "search_spaces",
+    "export_onnx": "proxyless_strategy.export.onnx",
     "get_space": "search_spaces",
     "load_config": "proxyless_strategy.config",
+    "prepare": "proxyless_strategy.runs.prepare",
     "run_search": "proxyless_strategy.runs.search",
 }
+# NNI is imported with these, some of which need it only when they run, so that its false alarms are silenced.
+_ON_NNI = ("ProxylessStrategy", "prepare", "run_search")
 
 __all__ = [
     "BackendError",
@@ -66,16 +72,26 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "UnsupportedSpaceError",
+    "export_onnx",
     "get_space",
     "load_config",
+    "prepare",
     "run_search",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from search_spaces.nni_import import import_nni
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-    import_nni()
-    return getattr(importlib.import_module(_LAZY[name]), name)
+
+# A type checker takes a module with `__getattr__` to have every name; hidden from it, a misspelt one is an error.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _ON_NNI:
+            from search_spaces.nni_import import import_nni
+
+            import_nni()
+        return getattr(importlib.import_module(_LAZY[name]), name)

@@ -64,10 +64,13 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .nni_import import import_nni
+# A type checker takes a module with `__getattr__` to have every name; hidden from it, a misspelt one is an error.
+if not TYPE_CHECKING:
 
-    import_nni()
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .nni_import import import_nni
+
+        import_nni()
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
