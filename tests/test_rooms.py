@@ -22,7 +22,8 @@ PACKAGES = ("hardware", "search_spaces", "proxyless_strategy")
 STOREYS: tuple[set[str], ...] = (
     {"hardware"},
     {"search_spaces"},
-    {"proxyless_strategy.config", "proxyless_strategy.layout", "proxyless_strategy.seeds"},
+    {"proxyless_strategy.layout", "proxyless_strategy.seeds"},
+    {"proxyless_strategy.config"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},
     {"proxyless_strategy.export", "proxyless_strategy.data"},
     {"proxyless_strategy.retraining"},
@@ -97,7 +98,7 @@ class Import(NamedTuple):
     @property
     def target(self) -> str:
         """The module that is imported or that the name is taken from."""
-        whole = f"{self.module}.{self.name}"
+        whole = ".".join(filter(None, [self.module, self.name]))
         return whole if file_of(whole) else self.module
 
     def __str__(self) -> str:

@@ -1,4 +1,8 @@
-"""`proxyless latency`: build, look at, check and convert latency tables. Heavy imports wait until a command runs."""
+"""`proxyless latency`: build, look at, check and convert latency tables.
+
+As in `main`, what imports torch, timm or NNI is imported inside the commands; here scipy, onnx and a backend's runtime
+too.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from ..runs.space_table import (
     _space_costs,
     _unseen,
 )
-from .options import Config, Settings
+from .options import Config, Settings, Threads
 
 if TYPE_CHECKING:
     from hardware.measuring.validation import TableCheck
@@ -35,13 +39,12 @@ if TYPE_CHECKING:
     from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
 
-
 app = typer.Typer(
     help="Latency tables: build, look at, check and convert them.", no_args_is_help=True, rich_markup_mode=None
 )
 
-
 NAMED_ENTRIES = 8
+"""Noisy entries that `check` names; it counts the others."""
 
 Table = Annotated[Path, typer.Argument(metavar="TABLE.yml", help="The latency table.")]
 Space = Annotated[str, typer.Option("--space", metavar="NAME", help="The search space, or module:function.")]
@@ -63,9 +66,10 @@ OptionalChannels = Annotated[
     int | None, typer.Option("--channels", min=1, help="Channels of the image (default: the table's own).")
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images per inference.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads that one inference may use.")]
 Nets = Annotated[int, typer.Option(min=8, help="Whole nets that the table is calibrated on.")]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draw.")]
+NewTable = Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
@@ -73,7 +77,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exi
 def build(
     space: Space,
     input_size: InputSize,
-    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    out: NewTable,
     backend: Annotated[str, typer.Option(help="What runs the operators.")] = "onnxruntime",
     space_option: SpaceOptions = None,
     device: Annotated[
@@ -84,7 +88,7 @@ def build(
     classes: Classes = 1000,
     channels: Channels = 3,
     nets: Nets = 24,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")] = 40.0,
+    seconds: Seconds = 40.0,
     force: Force = False,
 ) -> None:
     """Measure a space's latency table on this machine. An interrupted build continues when started again."""
@@ -188,7 +192,7 @@ def check(
         typer.Option(min=3, metavar="N", help="Fit the calibration anew on N other nets (default: only if it lacks)."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="P.png", help="Draw predicted against measured.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")] = 30.0,
+    seconds: Seconds = 30.0,
     seed: Seed = 1,
 ) -> None:
     """Measure whole nets that a table has never seen, and compare; the figures go into the table's header."""
@@ -279,7 +283,7 @@ def fit(
 def fill(
     model: Annotated[Path, typer.Argument(metavar="MODEL.json", help="A model that `fit` wrote.")],
     space: Space,
-    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    out: NewTable,
     input_size: OptionalInputSize = None,
     table: Annotated[
         Path | None, typer.Option(metavar="TABLE.yml", help="Keep what this table has, and predict the rest.")
@@ -305,7 +309,7 @@ def fill(
         if measured.header.input_size != size:
             raise TableError(
                 f"{table} was measured at input size {measured.header.input_size}, not {size}; leave out --table to "
-                "predict every operator."
+                "predict every operator"
             )
         filled = learned.fill(measured, costs.distinct())
     filled.save(out)
@@ -352,7 +356,7 @@ def kit(
 @app.command("import")
 def import_(
     results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="What a kit's measure.py wrote.")],
-    out: Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")],
+    out: NewTable,
     force: Force = False,
 ) -> None:
     """Make the table of a device from the results of its kit."""
@@ -405,7 +409,7 @@ def convert(
 
 
 def _check_new(path: Path, *, force: bool, folder: bool = False) -> None:
-    """Refuses a file that exists, or that cannot be written, before anything is measured."""
+    """Refuse a file that exists, or that cannot be written, before anything is measured."""
     if not folder and path.is_dir():
         raise ConfigError(f"{path} is a folder; give the name of a file in it")
     if path.exists() and not force:
@@ -467,7 +471,8 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 
 def _echo_sums(model: LatencyModel, costs: SpaceCosts) -> None:
-    """What the fixed parts, the uniform nets, the extremes and the average net of a space take."""
+    """Print what the fixed parts, the nets of one candidate, the extremes and the average net of a space take."""
+    # At alpha = 0 every candidate that an edge has is equally probable.
     used = model.mask.sum(axis=1, keepdims=True)
     rows = {"fixed parts": model.fixed_ms}
     rows |= {f"all {name}": model.latency(dict.fromkeys(model.labels, name)) for name in _common_candidates(model)}
@@ -496,7 +501,7 @@ def _echo_check(check: TableCheck) -> None:
 
 
 def _echo_some(title: str, lines: Sequence[str]) -> None:
-    """The first few lines of a list, and how many there are."""
+    """Print the first lines of a list, and how many there are."""
     typer.echo(f"{title} entries: {len(lines) or 'none'}")
     for line in lines[:NAMED_ENTRIES]:
         typer.echo(f"  {line}")

@@ -1,4 +1,8 @@
-"""The command line, `proxyless`. Heavy imports wait until a command runs, so that `--help` is quick."""
+"""The command line, `proxyless`: one function a command, its docstring the help.
+
+What imports torch, timm or NNI is imported inside the commands, so that `--help` and a wrong command line take half a
+second rather than four.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer.core
+import typer
 
 from hardware.errors import ConfigError, ProxylessError
 from search_spaces.nni_import import silence_false_alarms
 
 from ..config import key_values
 from . import latency as latency_cli
-from .options import Config, Preset, Settings
+from .options import Config, Preset, Settings, SpreadOptions, Threads
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
@@ -143,23 +147,6 @@ def import_released_command(
     typer.echo(f"{folder}: {weights}")
 
 
-class SpreadOptions(typer.core.TyperCommand):
-    """Lets a repeatable option take several values at once: `--batch 1 8` is `--batch 1 --batch 8`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spread: list[str] = []
-        option, values = "", 0
-        for argument in args:
-            if argument.startswith("-"):
-                option, values = argument, 0
-            elif option in repeatable:
-                values += 1
-                spread += [option] if values > 1 else []
-            spread.append(argument)
-        return super().parse_args(ctx, spread)
-
-
 @app.command(cls=SpreadOptions)
 def benchmark(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the table, JSON and picture.")],
@@ -172,7 +159,7 @@ def benchmark(
     ] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Pixels (default: each model's own).")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, metavar="N...", help="Images (default: 1 and 8).")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
+    threads: Threads = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure on each backend.")] = 25.0,
 ) -> None:
     """Compare networks: latency, size, activation memory and published accuracy."""
@@ -219,14 +206,14 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0, 2 for what the user can mend, 130 after Ctrl-C.
+    """Run a command and exit: with 0, with 2 for what the user can mend, with 130 after Ctrl-C.
 
     Typer itself turns a wrong command line and Ctrl-C into exit statuses.
 
     Raises:
         SystemExit: Always.
     """
-    silence_false_alarms()
+    silence_false_alarms()  # NNI raises them when a command imports it
     try:
         app(arguments, prog_name="proxyless")
     except ProxylessError as error:
