@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from .config import SearchConfig, load_config
     from .export.onnx import export_onnx
+    from .retraining.folder import retrain
+    from .runs.derive import derive
+    from .runs.finished import read_run
     from .runs.prepare import prepare
     from .runs.search import run_search
     from .strategy.proxyless import ProxylessStrategy
@@ -44,14 +47,17 @@ _LAZY = {
     "ProxylessStrategy": "proxyless_strategy.strategy.proxyless",
     "SearchConfig": "proxyless_strategy.config",
     "Subnet": "search_spaces",
+    "derive": "proxyless_strategy.runs.derive",
     "export_onnx": "proxyless_strategy.export.onnx",
     "get_space": "search_spaces",
     "load_config": "proxyless_strategy.config",
     "prepare": "proxyless_strategy.runs.prepare",
+    "read_run": "proxyless_strategy.runs.finished",
+    "retrain": "proxyless_strategy.retraining.folder",
     "run_search": "proxyless_strategy.runs.search",
 }
 # NNI is imported with these, some of which need it only when they run, so that its false alarms are silenced.
-_ON_NNI = ("ProxylessStrategy", "prepare", "run_search")
+_ON_NNI = ("ProxylessStrategy", "derive", "prepare", "run_search")
 
 __all__ = [
     "BackendError",
@@ -72,10 +78,13 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "UnsupportedSpaceError",
+    "derive",
     "export_onnx",
     "get_space",
     "load_config",
     "prepare",
+    "read_run",
+    "retrain",
     "run_search",
 ]
 

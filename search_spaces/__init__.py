@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .costs import SpaceCosts
     from .declaration import SpaceDeclaration
     from .mbconv import MBConvDeclaration, MBConvSpace, Stage
-    from .registry import SPACES, get_space
+    from .registry import SPACES, get_space, register
     from .subnet import Subnet
     from .tree_cell import TreeCellDeclaration, TreeCellSpace
 
@@ -32,6 +32,7 @@ _LAZY = {
     "TreeCellDeclaration": "tree_cell",
     "TreeCellSpace": "tree_cell",
     "get_space": "registry",
+    "register": "registry",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "TreeCellDeclaration",
     "TreeCellSpace",
     "get_space",
+    "register",
 ]
 
 
