@@ -1,0 +1,62 @@
+"""The examples of a user's own space and data: the shipped search runs to its end, and both keep their contracts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proxyless_strategy import get_space
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def test_a_users_own_space_and_data_are_searched_by_the_command_line(tmp_path: Path) -> None:
+    settings = {"hardware.device": "other", "search.epochs": 2, "retrain.epochs": 2, "out": tmp_path / "run"}
+    done = subprocess.run(
+        [sys.executable, "-m", "proxyless_strategy.cli", "search", str(EXAMPLES / "my_search.yml")]
+        + [f"--set={key}={value}" for key, value in settings.items()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(EXAMPLES), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads((tmp_path / "run" / "row.json").read_text())
+    assert row["subnet_cost"] <= row["target_cost"]
+    assert row["accuracy"] > 0.3
+    export = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert export["label_names"] == ["0 degrees", "45 degrees", "90 degrees", "135 degrees"]
+    assert export["model_args"]["num_features"] == 128
+
+
+@pytest.mark.usefixtures("importable")
+def test_options_of_the_space_are_its_functions_arguments() -> None:
+    space = get_space("my_space:compact", width=24, kernels=[3])
+    assert [stage.width for stage in space.stages] == [24, 48]
+    assert set(space.candidates()["stage1_block1"]) == {"3x3_e2", "3x3_e4", "skip"}
+    assert "skip" not in space.candidates()["stage1_block0"]
+
+
+@pytest.mark.usefixtures("importable")
+def test_the_datas_parts_do_not_overlap_and_are_the_same_at_every_reading() -> None:
+    parts = importlib.import_module("my_data").stripes(None, count=16)
+    assert [len(part) for part in parts] == [16, 8, 8]
+    pictures = [np.asarray(image).tobytes() for part in parts for image, _ in part]
+    assert len(set(pictures)) == 32
+    assert [np.asarray(image).tobytes() for part in parts for image, _ in part] == pictures
+    for part in parts:
+        assert [label for _, label in part] == part.targets
