@@ -1,27 +1,66 @@
-"""Writing files so that a reader never sees half of one."""
+"""Write files so that a reader never sees half of one: the one place that knows how."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` beside `path` and moves it into place; an interruption leaves the old file as it was."""
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes to `path`, whole or not at all, making its folder where it is missing.
+
+    Raises:
+        OSError: The file cannot be written; an earlier one is then as it was.
+    """
+    with replacing(path) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to, and move what was written there to `path` at the end of the block.
+
+    For writers that want a path (`torch.save`, a figure's `savefig`). An exception in the block leaves an earlier file
+    as it was. The path yielded is an empty hidden file beside `path`, with the same ending.
+
+    Raises:
+        OSError: The file cannot be written; an earlier one is then as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # beside the target, because os.replace cannot move from one file system to another
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    beside = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
+        yield beside
+        # after a power cut a renamed file may be empty, unless its content reached the disk before its name did
+        _sync(beside)
+        # mkstemp lets the owner alone read; other users of the machine share tables and runs
+        beside.chmod(0o666 & ~current_umask())
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
+    # the new name is part of the folder; where folders cannot be synced (some network disks), go without
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
+
+
+def current_umask() -> int:
+    """Return the permissions that this process takes from every new file; there is no way to ask without setting."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
