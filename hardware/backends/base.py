@@ -1,4 +1,4 @@
-"""The protocol of a measuring backend."""
+"""What a measuring backend is, and what the backends share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Backend(abc.ABC):
     Attributes:
         name: The backend's name in table headers.
         dtype: Number format of the tensors.
-        place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...), as the backend calls it.
+        place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...), as the backend calls it. The command
+            line and YAML call it `device`; here `device` is a device's name in words.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Backend(abc.ABC):
     place: str = "cpu"
 
     def use(self, place: str) -> None:
-        """Chooses the device that measures, before anything is prepared; one that has several overrides this.
+        """Choose the device that measures, before anything is prepared; a backend that has several overrides this.
 
         Raises:
             BackendError: The backend has no such device.
@@ -54,7 +55,7 @@ class Backend(abc.ABC):
         if place != self.place:
             raise BackendError(
                 f"backend {self.name!r} measures on {self.place!r} alone, not on {place!r}; leave the device out, or "
-                "choose another backend."
+                "choose another backend"
             )
 
     @abc.abstractmethod
@@ -66,7 +67,7 @@ class Backend(abc.ABC):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
-        """Builds one operator, or a whole net, with random weights.
+        """Build one operator, or a whole net, with random weights.
 
         Args:
             chain: Operators in execution order; an empty chain stands for the runtime's own overhead.
@@ -76,29 +77,25 @@ class Backend(abc.ABC):
         """
 
     def time(self, runnable: Runnable, *, repeats: int = 1) -> float:
-        """One sample: seconds per run, averaged over `repeats` runs back to back.
+        """Take one sample: seconds per run, averaged over `repeats` runs back to back.
 
         With one thread the clock is the CPU time of the calling thread, which other processes cannot lengthen by
         pre-empting it; otherwise the wall clock.
         """
-        clock = time.thread_time if runnable.threads == 1 and not runnable.wall_clock else time.perf_counter
-        call = runnable.call
-        call()
-        start = clock()
-        for _ in range(repeats):
-            call()
-        return (clock() - start) / repeats
+        return seconds_per_run(
+            runnable.call, repeats=repeats, cpu_time=runnable.threads == 1 and not runnable.wall_clock
+        )
 
     def device(self) -> str:
-        """The device in words."""
+        """Name the device in words."""
         return cpu_name()
 
     def versions(self) -> dict[str, str]:
-        """Library name to version, for the table's header."""
+        """Return library name to version, for the table's header."""
         return {"python": platform.python_version()}
 
     def close(self) -> None:  # noqa: B027 (most backends have nothing to close)
-        """Frees what `prepare` built; the backend may not be used afterwards."""
+        """Free what `prepare` built; the backend may not be used afterwards."""
 
     def __enter__(self) -> Backend:
         return self
@@ -114,7 +111,7 @@ class SharedBackend(Backend):
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
-        """Loads a model file, to be timed by the same loop as operators.
+        """Load a model file, to be timed by the same loop as operators.
 
         Args:
             path: The model file.
@@ -124,8 +121,26 @@ class SharedBackend(Backend):
         """
 
 
+def seconds_per_run(call: Callable[[], object], *, repeats: int, cpu_time: bool) -> float:
+    """Return the mean of `repeats` runs back to back, after one run that does not count.
+
+    Args:
+        call: What runs.
+        repeats: How often.
+        cpu_time: Whether the calling thread's CPU time is the clock, or else the wall clock.
+    """
+    clock = time.thread_time if cpu_time else time.perf_counter
+    # another operator ran before: the first run pays for refilling the caches, which would dominate a short sample
+    call()
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
 def cpu_name() -> str:
-    """The processor's name, as the operating system gives it."""
+    """Return the processor's name, as the operating system gives it."""
+    # Python's `platform.processor` is empty on most Linux systems
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -136,7 +151,7 @@ def cpu_name() -> str:
 
 
 def required(module: str, *, backend: str, package: str, extra: str | None = None) -> Any:
-    """A module that a backend needs.
+    """Import a module that a backend needs.
 
     Args:
         module: The module's name.
@@ -152,5 +167,5 @@ def required(module: str, *, backend: str, package: str, extra: str | None = Non
     except ImportError:
         what = f"'proxyless-strategy[{extra}]'" if extra else package
         raise BackendError(
-            f"backend {backend!r} needs {package}, which is not installed; install it with `pip install {what}`."
+            f"backend {backend!r} needs {package}, which is not installed; install it with `pip install {what}`"
         ) from None

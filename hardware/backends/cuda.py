@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
-
+from ..errors import BackendError
+from ..op_spec import OpSpec
 from ..operators import primitives
 from ..operators.primitives import input_of
 from .base import Backend, Runnable, required
@@ -40,7 +39,7 @@ class CudaBackend(Backend):
         self._torch = torch = required("torch", backend=self.name, package="torch")
         self._cuda = torch.cuda if cuda is None else cuda
         if not self._cuda.is_available():
-            raise BackendError("backend 'cuda' needs an NVIDIA GPU, and torch sees none here; use 'onnxruntime'.")
+            raise BackendError("backend 'cuda' needs an NVIDIA GPU, and torch sees none here; use 'onnxruntime'")
         self._graphs = graphs
         self._channels_last = channels_last
         self.place = place
@@ -51,7 +50,7 @@ class CudaBackend(Backend):
         count = self._cuda.device_count()
         if kind != "cuda" or not (place == "cuda" or index.isdigit()) or int(index or 0) >= count:
             names = ", ".join(f"cuda:{i} ({self._cuda.get_device_name(i)})" for i in range(count))
-            raise BackendError(f"backend 'cuda' has no device {place!r} here; it has {names}.")
+            raise BackendError(f"backend 'cuda' has no device {place!r} here; it has {names}")
         self.place = f"cuda:{int(index or 0)}"
 
     def prepare(
@@ -62,16 +61,15 @@ class CudaBackend(Backend):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
-        from ..operators.torch_module import Chain
+        # torch is slow to import, and this backend's module is read without it
+        from ..operators.torch_module import chain_and_image
 
         torch = self._torch
         chain = primitives.check_chain(chain)
         shape = input_of(chain, input_shape)
-        module: Any = Chain([primitives.decompose(op) for op in chain]).eval().to(self.place)
-        x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(self.place)
-        if self._channels_last:
-            module = module.to(memory_format=torch.channels_last)
-            x = x.to(memory_format=torch.channels_last)
+        groups = [primitives.decompose(op) for op in chain]
+        module, x = chain_and_image(groups, (batch, *shape), channels_last=self._channels_last)
+        module, x = module.to(self.place), x.to(self.place)
 
         def call() -> object:
             with torch.no_grad():
@@ -80,17 +78,18 @@ class CudaBackend(Backend):
         one = torch.zeros(1, device=self.place)
 
         def nothing() -> object:
-            """The least that a graph can hold, so that an operator is rid of its own graph's launch."""
+            """Do the least that a graph can hold, so that an operator is rid of its own graph's launch."""
             return one.relu_()
 
         run = self._captured(call if chain else nothing) if self._graphs else call
         return Runnable(run, threads=threads, handle=(module, x, one))
 
     def time(self, runnable: Runnable, *, repeats: int = 1) -> float:
-        # streams, events and synchronisation are the current device's, which need not be this one
+        # torch takes streams, events and synchronisation of the current device, which need not be this one
         with self._cuda.device(self.place):
             self._warm(runnable.call)
             start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+            # kernels run after the call has returned: what was launched before must end before the first event
             self._cuda.synchronize()
             start.record()
             for _ in range(repeats):
@@ -109,16 +108,19 @@ class CudaBackend(Backend):
         return {**versions, "cudnn": str(torch.backends.cudnn.version())}
 
     def _warm(self, call: Callable[[], object]) -> None:
+        """Run once, and after a pause until the clocks are up again."""
         now = time.monotonic()
         call()
         if now - self._last_busy > IDLE_SECONDS:
             while time.monotonic() - now < WARM_SECONDS:
                 call()
+                # launches alone would fill the queue for long after the time is over
                 self._cuda.synchronize()
 
     def _captured(self, call: Callable[[], object]) -> Callable[[], object]:
-        """The call as a CUDA graph, captured after warming up on a side stream as CUDA requires."""
+        """Capture the call as a CUDA graph."""
         with self._cuda.device(self.place):
+            # CUDA captures no allocation or library set-up, so they happen before, on a side stream as torch asks for
             stream = self._cuda.Stream()
             stream.wait_stream(self._cuda.current_stream())
             with self._cuda.stream(stream):
@@ -131,6 +133,7 @@ class CudaBackend(Backend):
 
         def replay() -> object:
             graph.replay()
+            # the graph writes into this tensor's memory, which must not be given back while the graph lives
             return kept
 
         return replay

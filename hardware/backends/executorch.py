@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hardware.backends.base import Backend, Runnable, required
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
-
+from ..errors import BackendError
+from ..op_spec import OpSpec
 from ..operators import primitives
+from .base import Backend, Runnable, required
 
+# C++ names of `get_threadpool()` and `ThreadPool::_unsafe_reset_threadpool(uint32_t)`, as the linker knows them
 _POOL = "_ZN10executorch9extension10threadpool14get_threadpoolEv"
 _RESET = "_ZN10executorch9extension10threadpool10ThreadPool24_unsafe_reset_threadpoolEj"
 
@@ -37,32 +37,35 @@ class ExecuTorchBackend(Backend):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
+        # the optional extra 'executorch', and torch, which is slow to import
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        from ..operators.torch_module import Chain
+        from ..operators.torch_module import chain_and_image
 
         self._use(threads)
         chain = primitives.check_chain(chain)
-        module: Any = torch.nn.ReLU().eval()
-        x = torch.zeros(1, 1)
+        module: Any
+        # a program cannot be empty: one number through a ReLU is as good as nothing
+        module, x = torch.nn.ReLU().eval(), torch.zeros(1, 1)
         if chain:
-            module = Chain([primitives.decompose(op) for op in chain]).eval()
-            x = torch.randn(batch, *chain[0].input_shape, generator=torch.Generator().manual_seed(0))
+            groups = [primitives.decompose(op) for op in chain]
+            module, x = chain_and_image(groups, (batch, *chain[0].input_shape))
         with torch.no_grad():
             exported = torch.export.export(module, (x,))
             program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
         loaded = self._runtime.load_program(program.buffer)
         method = loaded.load_method("forward")
         inputs = [x]
+        # the method points into the program's memory, so both are kept
         return Runnable(lambda: method.execute(inputs), threads=threads, handle=(loaded, program))
 
     def versions(self) -> dict[str, str]:
         return {"python": platform.python_version(), "executorch": version("executorch")}
 
     def _use(self, threads: int) -> None:
-        """Sets the size of the runtime's thread pool, for which its Python package has no function of its own."""
+        """Set the size of the runtime's thread pool, for which its Python package has no function of its own."""
         if self._threads == threads:
             return
         import executorch
@@ -73,10 +76,10 @@ class ExecuTorchBackend(Backend):
             get, reset = pool[_POOL], pool[_RESET]
         except (OSError, AttributeError):
             raise BackendError(
-                f"executorch {version('executorch')} offers no way to set its threads; install executorch 1.5."
+                f"executorch {version('executorch')} offers no way to set its threads; install executorch 1.5"
             ) from None
         get.restype = ctypes.c_void_p
         reset.argtypes, reset.restype = [ctypes.c_void_p, ctypes.c_uint32], ctypes.c_bool
         if not reset(get(), threads):
-            raise BackendError(f"executorch refused to use {threads} threads; give another number.")
+            raise BackendError(f"executorch refused to use {threads} threads; give another number")
         self._threads = threads

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from hardware.backends.torch import TorchBackend
-from hardware.errors import BackendError
+from ..errors import BackendError
+from .torch import TorchBackend
 
 
 class InductorBackend(TorchBackend):
@@ -17,6 +17,7 @@ class InductorBackend(TorchBackend):
     name = "inductor"
 
     def __init__(self, *, channels_last: bool = False) -> None:
+        # Inductor compiles C++; without a compiler it would fail at the first graph only, with a long trace
         if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
-            raise BackendError("backend 'inductor' needs a C++ compiler, and there is none on the PATH; install g++.")
+            raise BackendError("backend 'inductor' needs a C++ compiler, and there is none on the PATH; install g++")
         super().__init__(channels_last=channels_last, compiled=True)

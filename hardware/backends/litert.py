@@ -1,7 +1,7 @@
 """LiteRT (TensorFlow Lite) with XNNPACK on the CPU, from PyTorch modules converted by `litert-torch`.
 
 A table measured with it on x86 is not a phone's table: there XNNPACK runs a 7x7 depthwise block 5 to 19 times slower
-than a 3x3 one (DESIGN.md section 4). To measure a phone, write the kit's `.tflite` files with `convert`.
+than a 3x3 one. To measure a phone, write the kit's `.tflite` files with `convert`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hardware.backends.base import Runnable, SharedBackend, required
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
-
+from ..errors import BackendError
+from ..op_spec import OpSpec
 from ..operators import primitives
+from .base import Runnable, SharedBackend, required
 
 
 class LiteRTBackend(SharedBackend):
@@ -49,9 +48,9 @@ class LiteRTBackend(SharedBackend):
     ) -> Runnable:
         path = Path(path)
         if not path.is_file():
-            raise BackendError(f"there is no model file at {path}; export one first.")
+            raise BackendError(f"there is no model file at {path}; export one first")
         if path.suffix != ".tflite":
-            raise BackendError(f"backend 'litert' times .tflite files, and {path} is none; use 'onnxruntime'.")
+            raise BackendError(f"backend 'litert' times .tflite files, and {path} is none; use 'onnxruntime'")
         return self._runnable(path.read_bytes(), threads)
 
     def versions(self) -> dict[str, str]:
@@ -67,15 +66,20 @@ class LiteRTBackend(SharedBackend):
 
 
 def convert(chain: Sequence[OpSpec], path: str | Path, *, batch: int = 1) -> Path:
-    """Writes a chain as a `.tflite` file; an empty chain gives a graph of one number, the interpreter's overhead.
+    """Write a chain as a `.tflite` file; an empty chain gives a graph of one number, the interpreter's overhead.
 
     Args:
         chain: Operators in execution order.
         path: The file to write.
         batch: Images per inference.
+
+    Returns:
+        The file.
     """
+    # read when litert_torch is imported; its progress bars would go between ours
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     litert_torch = required("litert_torch", backend="litert", package="litert-torch", extra="litert")
+    # slow to import, and needed to convert only
     import torch
 
     from ..operators.torch_module import Chain

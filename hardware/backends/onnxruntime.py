@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hardware.backends.base import Runnable, SharedBackend, cpu_name, required
-from hardware.errors import BackendError
-from hardware.op_spec import OpSpec
-
+from ..errors import BackendError
+from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
+from .base import Runnable, SharedBackend, cpu_name, required
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -30,7 +29,7 @@ class OnnxRuntimeBackend(SharedBackend):
     def __init__(self) -> None:
         self._runtime = required("onnxruntime", backend=self.name, package="onnxruntime")
         self._provider = CPU
-        self._options: dict[str, Any] = {}
+        self.provider_options: dict[str, Any] = {}
 
     def use(self, place: str) -> None:
         kind, _, index = place.partition(":")
@@ -38,10 +37,10 @@ class OnnxRuntimeBackend(SharedBackend):
         available = self._runtime.get_available_providers()
         if provider not in available or (":" in place and not (kind == "cuda" and index.isdigit())):
             raise BackendError(
-                f"backend 'onnxruntime' has no device {place!r} here; it has {', '.join(['cpu', *available])}."
+                f"backend 'onnxruntime' has no device {place!r} here; it has {', '.join(['cpu', *available])}"
             )
         self._provider = provider
-        self._options = {"device_id": int(index or 0)} if provider == CUDA else {}
+        self.provider_options = {"device_id": int(index or 0)} if provider == CUDA else {}
         self.place = f"cuda:{int(index or 0)}" if provider == CUDA else "cpu" if provider == CPU else provider
 
     def prepare(
@@ -60,7 +59,7 @@ class OnnxRuntimeBackend(SharedBackend):
     ) -> Runnable:
         path = Path(path)
         if not path.is_file():
-            raise BackendError(f"there is no model file at {path}; export one first.")
+            raise BackendError(f"there is no model file at {path}; export one first")
         return self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
 
     def device(self) -> str:
@@ -76,15 +75,16 @@ class OnnxRuntimeBackend(SharedBackend):
         inputs = session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(i.name for i in inputs)
-            raise BackendError(f"the model has {len(inputs)} inputs ({names}); only nets of one image can be timed.")
+            raise BackendError(f"the model has {len(inputs)} inputs ({names}); only nets of one image can be timed")
         declared = inputs[0].shape
         shape = [batch, *(input_shape if input_shape is not None else declared[1:])]
         fits = len(declared) == len(shape) and all(
             not isinstance(a, int) or a == b for a, b in zip(declared, shape, strict=False)
         )
         if not fits or not all(isinstance(side, int) for side in shape):
-            raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape.")
+            raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape")
         array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        # inputs and outputs are bound once; `run` would copy both in every call
         binding = session.io_binding()
         feed = self._value(array)
         binding.bind_ortvalue_input(inputs[0].name, feed)
@@ -99,8 +99,8 @@ class OnnxRuntimeBackend(SharedBackend):
         return Runnable(call, threads=threads, handle=handle, wall_clock=self._provider != CPU)
 
     def _value(self, array: np.ndarray) -> Any:
-        """An array where the device has its memory, so that copying it there is no part of the time."""
-        where = ("cuda", self._options["device_id"]) if self._provider == CUDA else ("cpu", 0)
+        """Put an array where the device has its memory, so that copying it there is no part of the time."""
+        where = ("cuda", self.provider_options["device_id"]) if self._provider == CUDA else ("cpu", 0)
         return self._runtime.OrtValue.ortvalue_from_numpy(array, *where)
 
     def _session(self, source: str | bytes, threads: int) -> Any:
@@ -109,13 +109,16 @@ class OnnxRuntimeBackend(SharedBackend):
         options.inter_op_num_threads = threads
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        # threads that wait for the next call by spinning would take the cores from whatever is measured next
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = self._runtime.InferenceSession(source, options, providers=[(self._provider, self._options)])
+            session = self._runtime.InferenceSession(
+                source, options, providers=[(self._provider, self.provider_options)]
+            )
         except Exception as error:
             what = source if isinstance(source, str) else "the graph of a chain"
             raise BackendError(f"ONNX Runtime cannot load {what}: {error}") from None
-        # where a provider fails to start, ONNX Runtime logs it and takes the CPU instead
+        # where a provider fails to start, ONNX Runtime logs it and takes the CPU instead, which must not pass for it
         if session.get_providers()[0] != self._provider:
-            raise BackendError(f"ONNX Runtime could not start {self._provider}, see its log; use the device 'cpu'.")
+            raise BackendError(f"ONNX Runtime could not start {self._provider}, see its log; use the device 'cpu'")
         return session

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from hardware.backends.torch import from_plain
-
-from ..operators.torch_module import Chain
+from ..operators.torch_module import chain_and_image
+from .base import seconds_per_run
+from .torch import from_plain
 
 
 def main() -> None:
-    """Answers requests until stdin closes."""
+    """Answer requests until stdin closes."""
+    # Answers get the real stdout for themselves: what torch or a compiler prints would break the next line of JSON, and
+    # goes to stderr instead. It is done on the file descriptors, as C++ code does not know `sys.stdout`.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     worker = Worker()
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 class Worker:
-    """Keeps the prepared modules and times them."""
+    """Keeps the prepared modules and times them; each method is a verb of the parent's."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], object]] = []
@@ -45,22 +46,21 @@ class Worker:
     def prepare(
         self, groups: list[list[dict[str, Any]]], shape: list[int], threads: int, options: dict[str, bool]
     ) -> int:
+        # torch sets the number of threads once a process: after the first parallel work it takes no other
         if self._threads not in (0, threads):
             raise ValueError(f"this process measures with {self._threads} threads; {threads} need another one")
         if not self._threads:
             torch.set_num_threads(threads)
             self._threads = threads
-        module: Any = Chain([[from_plain(p) for p in group] for group in groups]).eval()
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        if options["channels_last"]:
-            module = module.to(memory_format=torch.channels_last)
-            x = x.to(memory_format=torch.channels_last)
+        layers = [[from_plain(p) for p in group] for group in groups]
+        module: Any
+        module, x = chain_and_image(layers, shape, channels_last=options["channels_last"])
         if options["compiled"]:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
-            # traced, each module is compiled as code of its own; one forward of all would be compiled 8 times at most
-            # and run eagerly after that, which `fullgraph` makes an error
+            # Dynamo compiles one piece of code 8 times at most and runs it eagerly after that. All chains share one
+            # `forward`; traced, each gets code of its own. `fullgraph` makes a fall back to eager an error.
             module = torch.compile(torch.fx.symbolic_trace(module), dynamic=False, fullgraph=True)
         module(x)
         self._calls.append(lambda: module(x))
@@ -70,13 +70,8 @@ class Worker:
         self._calls[number]()
 
     def time(self, number: int, repeats: int) -> float:
-        clock = time.thread_time if self._threads == 1 else time.perf_counter
-        call = self._calls[number]
-        call()
-        start = clock()
-        for _ in range(repeats):
-            call()
-        return (clock() - start) / repeats
+        # timed here and not in the parent, whose clock would count the pipe between the two
+        return seconds_per_run(self._calls[number], repeats=repeats, cpu_time=self._threads == 1)
 
 
 if __name__ == "__main__":

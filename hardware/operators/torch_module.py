@@ -1,4 +1,4 @@
-"""A chain of primitives as a torch module, with the same random weights as the ONNX graph of the same chain."""
+"""A chain of primitives as a torch module, with the random weights of the same chain's ONNX graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ACTIVATIONS = {
 
 
 class Chain(nn.Module):
-    """Operators one after another; each operator is a group of primitives that `Add` reaches back to the start of.
+    """Operators one after another. Within an operator, `Add` adds the operator's input.
 
     Args:
         groups: The primitives of each operator.
@@ -59,8 +59,29 @@ class Chain(nn.Module):
         return x
 
 
+def chain_and_image(
+    groups: Sequence[Sequence[Primitive]], shape: Sequence[int], *, channels_last: bool = False
+) -> tuple[nn.Module, Tensor]:
+    """Build a chain and an input for it.
+
+    Args:
+        groups: The primitives of each operator.
+        shape: `(B, C, H, W)` of the input.
+        channels_last: Whether both are in the channels-last memory format.
+
+    Returns:
+        The chain in evaluation mode, and random numbers.
+    """
+    module: nn.Module = Chain(groups).eval()
+    image = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
+        image = image.to(memory_format=torch.channels_last)
+    return module, image
+
+
 class _Add(nn.Module):
-    pass
+    """Marks where `Chain.forward` adds; a module sees its own input alone, not its operator's."""
 
 
 class _AddMap(nn.Module):

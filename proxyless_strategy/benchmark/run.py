@@ -17,7 +17,7 @@ from torch import nn
 
 from hardware.backends import get_backend
 from hardware.backends.onnxruntime import OnnxRuntimeBackend
-from hardware.backends.torch import MALLOC_TUNABLES
+from hardware.child_process import measuring_environment
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.files import write_atomically
 from hardware.measuring.locks import measuring_lock
@@ -239,12 +239,9 @@ def _time_modules(
     }
     asked, answered = folder / "job.json", folder / "result.json"
     asked.write_text(json.dumps(job), encoding="utf-8")
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    tunables = ":".join(t for t in (os.environ.get("GLIBC_TUNABLES", ""), MALLOC_TUNABLES) if t)
     done = subprocess.run(
         [sys.executable, "-m", "proxyless_strategy.benchmark.worker", str(asked), str(answered)],
-        env={**os.environ, "PYTHONPATH": path, "GLIBC_TUNABLES": tunables},
+        env=measuring_environment(),
         check=False,
     )
     if done.returncode or not answered.is_file():

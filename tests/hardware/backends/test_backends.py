@@ -18,7 +18,8 @@ import torch
 from hardware.backends import Runnable, backend_names, get_backend, register_backend
 from hardware.backends.cuda import CudaBackend
 from hardware.backends.onnxruntime import CUDA, OnnxRuntimeBackend
-from hardware.backends.torch import MALLOC_TUNABLES, TorchBackend, from_plain, to_plain
+from hardware.backends.torch import TorchBackend, from_plain, to_plain
+from hardware.child_process import MALLOC_TUNABLES
 from hardware.errors import BackendError
 from hardware.measuring.nets import measure_model_file
 from hardware.measuring.sampling import Plan
@@ -123,7 +124,7 @@ def test_the_registry_names_what_it_knows():
 
 
 def test_a_backend_of_ones_own(fake_backend, monkeypatch):
-    monkeypatch.setattr("hardware.backends.registry._FACTORIES", {})
+    monkeypatch.setattr("hardware.backends.registry.FACTORIES", {})
     register_backend("fake", fake_backend)
     assert isinstance(get_backend("fake"), fake_backend)
 
@@ -144,17 +145,17 @@ def test_an_empty_chain_needs_a_shape():
 def test_the_torch_process_has_the_malloc_settings_and_reports_its_errors():
     with TorchBackend() as backend:
         backend.versions()
-        environment = Path(f"/proc/{backend._process.pid}/environ").read_text()
+        environment = Path(f"/proc/{backend.process.pid}/environ").read_text()
         assert all(tunable in environment for tunable in MALLOC_TUNABLES.split(":"))
         with pytest.raises(BackendError, match="AttributeError"):
-            backend._ask("nonsense")
+            backend.ask("nonsense")
         backend.prepare(small_ops(), threads=1)
         with pytest.raises(BackendError, match="2 need another one"):
             backend.prepare(small_ops(), threads=2)
-        backend._process.kill()
-        backend._process.wait(timeout=10)
+        backend.process.kill()
+        backend.process.wait(timeout=10)
         with pytest.raises(BackendError, match="died"):
-            backend._ask("version")
+            backend.ask("version")
 
 
 def test_a_model_file_is_timed_by_the_same_loop(tmp_path):
@@ -371,7 +372,7 @@ def test_a_provider_that_onnxruntime_cannot_start_is_refused(monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA])
     backend = OnnxRuntimeBackend()
     backend.use("cuda:1")
-    assert (backend.place, backend._options) == ("cuda:1", {"device_id": 1})
+    assert (backend.place, backend.provider_options) == ("cuda:1", {"device_id": 1})
     assert "cuda:1 beside" in backend.device()
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),

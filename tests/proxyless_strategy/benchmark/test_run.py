@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from hardware.backends.torch import MALLOC_TUNABLES
+from hardware.child_process import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.measuring.sampling import Measurement, Plan, interleaved
 from proxyless_strategy.benchmark import run as benchmark

@@ -37,7 +37,7 @@ def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
         opened.append(FakeBackend())
         return opened[-1]
 
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry, "FACTORIES", dict(registry.FACTORIES))
     backends.register_backend("fake", make)
     folder = str(tmp_path_factory.getbasetemp())
     monkeypatch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: folder)
@@ -64,7 +64,7 @@ def build(out: str = "table.yml", *more: str) -> Any:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One table of the formula, built once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_FACTORIES", {**registry._FACTORIES, "fake": FakeBackend})
+        patch.setattr(registry, "FACTORIES", {**registry.FACTORIES, "fake": FakeBackend})
         patch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: str(tmp_path_factory.getbasetemp()))
         out = tmp_path_factory.mktemp("built") / "table.yml"
         assert build(str(out)) == 0
@@ -163,7 +163,7 @@ def test_a_device_of_the_backend_is_chosen_recorded_and_used_again(
             used.append(place)
             self.place = place
 
-    monkeypatch.setitem(registry._FACTORIES, "fake", TwoDevices)
+    monkeypatch.setitem(registry.FACTORIES, "fake", TwoDevices)
     assert build("first.yml") == 0
     assert (LatencyTable.load("first.yml").header.place, used) == ("npu:0", [])
     assert build("second.yml", "--device", "npu:1") == 0
@@ -171,7 +171,7 @@ def test_a_device_of_the_backend_is_chosen_recorded_and_used_again(
     used.clear()
     assert status_of("check", "second.yml", "--nets", "6", "--seconds", "0.1") == 0
     assert set(used) == {"npu:1"}
-    monkeypatch.setitem(registry._FACTORIES, "fake", FakeBackend)
+    monkeypatch.setitem(registry.FACTORIES, "fake", FakeBackend)
     assert "measures on 'cpu' alone, not on 'npu:1'" in refused(capsys, "check", "second.yml", "--nets", "6")
     build_on = ("build", *SPACE, "--backend", "fake", "--out", "third.yml", "--device", "npu:1")
     assert "leave the device out" in refused(capsys, *build_on)
@@ -206,7 +206,7 @@ def test_two_builds_of_one_file_are_refused(here: Path, capsys: pytest.CaptureFi
 def test_an_interrupted_build_continues(
     monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(registry._FACTORIES, "fake", lambda: FakeBackend(stop_after=1000))
+    monkeypatch.setitem(registry.FACTORIES, "fake", lambda: FakeBackend(stop_after=1000))
     assert build() == 130
     assert "continues from table.yml.partial" in capsys.readouterr().err
     assert not (here / "table.yml").exists()
@@ -215,7 +215,7 @@ def test_an_interrupted_build_continues(
     assert fewest > 3
 
     again = FakeBackend()
-    monkeypatch.setitem(registry._FACTORIES, "fake", lambda: again)
+    monkeypatch.setitem(registry.FACTORIES, "fake", lambda: again)
     monkeypatch.setattr(
         "hardware.measuring.sampling.Plan", lambda **given: Plan(**{**given, "rounds": fewest + 1, "minimum_rounds": 1})
     )
