@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hardware.errors import TableError
+from .errors import TableError
 
 IDENTITY = "identity"
 
@@ -92,3 +93,8 @@ class OpSpec:
                 f"{key!r} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6."
             )
         return op
+
+
+def executed(ops: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
+    """Return what a device runs of these operators: all but `identity`."""
+    return tuple(op for op in ops if op.kind != IDENTITY)

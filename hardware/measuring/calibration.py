@@ -95,10 +95,7 @@ def _with_calibration(
 ) -> LatencyTable:
     measured = np.asarray(measured_ms, dtype=np.float64)
     predicted = [scale * table.raw_ms(net) + offset for net in nets]
-    figures = {
-        "raw": statistics.figures(alone_ms, measured),
-        "calibrated": statistics.figures(predicted, measured),
-    }
+    figures = statistics.raw_and_calibrated(alone_ms, predicted, measured)
     spread = np.argsort(measured)[np.linspace(0, len(nets) - 1, REFERENCES).round().astype(int)]
     references = tuple(Reference(float(measured[i]), tuple(op.key for op in nets[i])) for i in dict.fromkeys(spread))
     calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures, references=references)

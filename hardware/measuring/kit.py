@@ -6,7 +6,6 @@ one script that needs nothing of this package. Its graphs have constant weights,
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -16,20 +15,19 @@ from typing import Any
 from ..backends.litert import convert
 from ..errors import TableError
 from ..files import write_atomically
-from ..op_spec import IDENTITY, OpSpec
+from ..op_spec import OpSpec, executed
 from ..operators.onnx_graph import chain_model
 from ..progress import progress_bar
 from ..tables.plausibility import check_units
 from ..tables.records import LatencyEntry, TableHeader
 from ..tables.table import LatencyTable
-from . import statistics
-from .calibration import alone_ms, entry_alone, in_context
-from .table import MINIMUM_NETS
+from .calibration import entry_alone, in_context
+from .table import check_calibration_nets, check_measured, distinct_operators
+from .validation import check_held_out, compare
 
 KIT_FORMAT = "proxyless-latency-kit"
 RESULTS_FORMAT = "proxyless-latency-results"
 VERSION = 1
-MINIMUM_HELD_OUT = 3
 _OVERHEAD = "overhead.onnx"
 
 
@@ -45,7 +43,7 @@ def write_kit(
     tflite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes a kit.
+    """Write a kit.
 
     Args:
         ops: Operators, repeated ones counted once and `identity` left out.
@@ -61,24 +59,20 @@ def write_kit(
 
     Returns:
         The script to run on the device.
+
+    Raises:
+        TableError: The folder is not empty, or the operators and nets do not make a table.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise TableError(f"the folder {out} is not empty; give a new one for the kit.")
-    distinct = {op.key: op for op in ops if op.kind != IDENTITY}
-    whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
-    if not distinct:
-        raise TableError("there is no operator to put into the kit; give the operators of a space.")
-    if len(whole) < MINIMUM_NETS:
-        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {MINIMUM_NETS} or more.")
-    unseen = [tuple(op for op in net if op.kind != IDENTITY) for net in held_out]
-    if 0 < len(unseen) < MINIMUM_HELD_OUT:
-        raise TableError(
-            f"{len(unseen)} held-out nets are too few to check by; give {MINIMUM_HELD_OUT} or more, or none."
-        )
-    unmeasured = sorted({op.key for net in (*whole, *unseen) for op in net} - set(distinct))
-    if unmeasured:
-        raise TableError(f"the nets use operators that the kit lacks, first {unmeasured[0]}; add them.")
+        raise TableError(f"the folder {out} is not empty; give a new one for the kit")
+    distinct = distinct_operators(ops)
+    whole = [executed(net) for net in nets]
+    check_calibration_nets(whole)
+    unseen = [executed(net) for net in held_out]
+    if unseen:
+        check_held_out(unseen)
+    check_measured((*whole, *unseen), distinct, lack="the kit lacks")
     chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
     chains |= {f"op_{i:03}.onnx": (op,) for i, op in enumerate(distinct.values())}
     chains |= {f"net_{i:03}.onnx": net for i, net in enumerate(whole)}
@@ -106,7 +100,7 @@ def write_kit(
 
 
 def import_results(path: str | Path) -> LatencyTable:
-    """The calibrated table of a kit's results, checked on its held-out nets where it has some.
+    """Make the calibrated table of a kit's results, checked on its held-out nets where it has some.
 
     Args:
         path: The results file that the kit's script wrote.
@@ -118,19 +112,19 @@ def import_results(path: str | Path) -> LatencyTable:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TableError(f"there is no results file at {path}; run the kit's measure.py on the device.") from None
+        raise TableError(f"there is no results file at {path}; run the kit's measure.py on the device") from None
     except (OSError, ValueError):
-        raise TableError(f"{where} is no valid JSON (perhaps truncated); run the kit's measure.py again.") from None
+        raise TableError(f"{where} is no valid JSON (perhaps truncated); run the kit's measure.py again") from None
     if not isinstance(document, dict) or document.get("format") != RESULTS_FORMAT:
-        raise TableError(f"{where} is not one that a kit's measure.py wrote; give its results.json.")
+        raise TableError(f"{where} is not one that a kit's measure.py wrote; give its results.json")
     if document.get("version") != VERSION or document.get("unit") != "ms":
         version, unit = document.get("version"), document.get("unit")
-        raise TableError(f"{where} has version {version!r} and unit {unit!r}, not {VERSION} and 'ms'; write a new kit.")
+        raise TableError(f"{where} has version {version!r} and unit {unit!r}, not {VERSION} and 'ms'; write a new kit")
     try:
         return _table(document, where)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TableError(
-            f"{where} is incomplete ({type(error).__name__}: {error}); run the kit's measure.py again."
+            f"{where} is incomplete ({type(error).__name__}: {error}); run the kit's measure.py again"
         ) from None
 
 
@@ -138,10 +132,10 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
     manifest, graphs = document["kit"], document["graphs"]
     missing = [name for name in manifest["graphs"] if name not in graphs]
     if missing:
-        raise TableError(f"{where} lacks {len(missing)} graphs of its kit, first {missing[0]}; measure again.")
+        raise TableError(f"{where} lacks {len(missing)} graphs of its kit, first {missing[0]}; measure again")
     for name, figure in graphs.items():
         if not (math.isfinite(figure["ms"]) and figure["ms"] > 0 and figure["median_ms"] >= figure["ms"]):
-            raise TableError(f"the time of {name} in {where} is {figure['ms']} ms; it must be finite and positive.")
+            raise TableError(f"the time of {name} in {where} is {figure['ms']} ms; it must be finite and positive")
     overhead = graphs[_OVERHEAD]["ms"]
     entries: dict[str, LatencyEntry] = {}
     nets: dict[str, list[list[OpSpec]]] = {"net": [], "held_out": []}
@@ -178,11 +172,6 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
     check_units(table, where)
     if not nets["held_out"]:
         return table
-    raw = [alone_ms(table, net) for net in nets["held_out"]]
-    predicted = [table.calibrated_ms(net) for net in nets["held_out"]]
-    together = {
-        "raw": statistics.figures(raw, measured["held_out"]),
-        "calibrated": statistics.figures(predicted, measured["held_out"]),
-    }
-    checks = {"nets": len(predicted), "drift": 1.0, "together": together}
-    return dataclasses.replace(table, header=dataclasses.replace(table.header, checks=checks))
+    # the held-out nets were timed in the same rounds as the table, so there is no drift between the two
+    groups = ["held out"] * len(nets["held_out"])
+    return compare(table, nets["held_out"], measured["held_out"], groups=groups).table

@@ -16,9 +16,10 @@ from ..progress import progress_bar
 from ..tables.plausibility import check_agreement
 from ..tables.table import LatencyTable
 from .locks import measuring_lock
-from .sampling import Measurement, Plan, _sample
+from .sampling import Measurement, PartialSamples, Plan, interleaved, timers_of
 
 REFERENCES = 3
+"""Nets that are kept with a table, and timed again with every later measurement."""
 
 
 def measure(
@@ -33,7 +34,7 @@ def measure(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Measurement]:
-    """Times chains of operators, overhead included.
+    """Time chains of operators, overhead included.
 
     Args:
         chains: Name to operators in execution order.
@@ -54,9 +55,9 @@ def measure(
         plan = dataclasses.replace(plan, rounds=rounds, minimum_rounds=min(rounds, plan.minimum_rounds))
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
-    with _opened(backend) as device, measuring_lock():
-        runnables = _prepare(device, chains, batch=batch, threads=threads, progress=progress)
-        samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress)
+    with open_backend(backend) as opened, measuring_lock():
+        runnables = prepare_all(opened, chains, batch=batch, threads=threads, progress=progress)
+        samples = sample(opened, runnables, plan=plan, seed=seed, progress=progress)
     return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
 
 
@@ -71,7 +72,7 @@ def measure_model_file(
     plan: Plan | None = None,
     progress: bool = False,
 ) -> Measurement:
-    """Times a model file as it is deployed, by the loop that times operators.
+    """Time a model file as it is deployed, by the loop that times operators.
 
     With a table, its reference nets are timed in the same rounds: the ratio of their latencies now and then is the
     measurement's `drift`, and `settled_ms` is to be compared with the table's predictions.
@@ -85,41 +86,56 @@ def measure_model_file(
         table: The table that predicted the net, measured with the same backend, threads and batch.
         plan: How long to measure.
         progress: Whether to show a progress bar.
+
+    Raises:
+        BackendError: The backend cannot load model files, or not this one.
+        TableError: The table was measured in another setting.
     """
     plan = plan or Plan(rounds=2000, seconds=4.0)
-    with _opened(backend, table=table) as device, measuring_lock():
-        if not isinstance(device, SharedBackend):
-            raise BackendError(f"backend {device.name!r} cannot time a model file; use 'onnxruntime'.")
-        runnable = device.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
-        references = _references(table, device, batch=batch, threads=threads) if table else {}
+    with open_backend(backend, table=table) as opened, measuring_lock():
+        if not isinstance(opened, SharedBackend):
+            raise BackendError(f"backend {opened.name!r} cannot time a model file; use 'onnxruntime'")
+        runnable = opened.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
+        references = _references(table, opened, batch=batch, threads=threads) if table else {}
         runnables = {str(path): runnable, **{name: r for name, (_, r) in references.items()}}
-        samples = _sample(device, runnables, plan=plan, seed=0, progress=progress)
+        samples = sample(opened, runnables, plan=plan, seed=0, progress=progress)
     figure = Measurement.of(samples[str(path)], quantile=plan.quantile)
     return dataclasses.replace(figure, drift=_drift(references, samples, plan))
 
 
-def _references(table: LatencyTable, device: Backend, *, batch: int, threads: int) -> dict[str, tuple[float, Runnable]]:
-    """A table's reference nets: their latency then, and the prepared net."""
+def _references(
+    table: LatencyTable, backend: Backend, *, batch: int, threads: int
+) -> dict[str, tuple[float, Runnable]]:
+    """Prepare a table's reference nets; return each with its latency then.
+
+    Raises:
+        TableError: The table was measured in another setting, so that its latencies are no reference here.
+    """
     header = table.header
     for name, there, here in (
-        ("backend", header.backend, device.name),
-        ("place", header.place or device.place, device.place),
+        ("backend", header.backend, backend.name),
+        ("place", header.place or backend.place, backend.place),
         ("batch", header.batch, batch),
         ("threads", header.threads, threads),
     ):
         if there != here:
-            raise TableError(f"the latency table has {name} {there!r}, but this measurement {here!r}; use the table's.")
+            raise TableError(f"the latency table has {name} {there!r}, but this measurement {here!r}; use the table's")
     nets = header.calibration.references if header.calibration else ()
     prepared = {}
     for index, net in enumerate(nets):
         chain = [OpSpec.from_key(key) for key in net.ops]
-        prepared[f"reference {index}"] = (net.ms, device.prepare(chain, batch=batch, threads=threads))
+        prepared[f"reference {index}"] = (net.ms, backend.prepare(chain, batch=batch, threads=threads))
     return prepared
 
 
 def _drift(
     references: Mapping[str, tuple[float, Runnable]], samples: Mapping[str, Sequence[float]], plan: Plan
 ) -> float:
+    """Return how much slower the machine is than then: the median over the reference nets, or 1 where there are none.
+
+    Nets drawn long after a table would differ from it by a few per cent through the machine alone (its clocks, its
+    temperature, its neighbours), as much as the table's own error.
+    """
     ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
     check_agreement(ratios, "the latency table")
     return float(np.median(ratios)) if ratios else 1.0
@@ -137,7 +153,7 @@ def measure_nets(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Measurement]:
-    """Times many whole nets, a group at a time, each in the state of the machine in which the first group was timed.
+    """Time many whole nets, a group at a time, each with the drift of the machine while its group was timed.
 
     Args:
         nets: Whole nets in execution order.
@@ -150,18 +166,21 @@ def measure_nets(
         group: Nets that are prepared at once.
         seed: Seed of the rounds' orders.
         progress: Whether to show a progress bar.
+
+    Returns:
+        A measurement for each net; `settled_ms` is its latency in the state of the machine that `drift` is relative to.
     """
     plan = plan or Plan(rounds=100, minimum_rounds=15, seconds=8.0, extra_rounds=0)
     figures: list[Measurement] = []
     anchors = {f"anchor {i}": tuple(net) for i, net in enumerate(nets[:REFERENCES])} if table is None else {}
     then: dict[str, float] = {}
-    with _opened(backend, table=table) as device, measuring_lock():
+    with open_backend(backend, table=table) as opened, measuring_lock():
         for first in range(0, len(nets), group):
             part = {f"net {i}": tuple(net) for i, net in enumerate(nets[first : first + group])}
-            references = _references(table, device, batch=batch, threads=threads) if table else {}
-            runnables = _prepare(device, {**part, **anchors}, batch=batch, threads=threads, progress=progress)
+            references = _references(table, opened, batch=batch, threads=threads) if table else {}
+            runnables = prepare_all(opened, {**part, **anchors}, batch=batch, threads=threads, progress=progress)
             runnables |= {name: runnable for name, (_, runnable) in references.items()}
-            samples = _sample(device, runnables, plan=plan, seed=seed + first, progress=progress)
+            samples = sample(opened, runnables, plan=plan, seed=seed + first, progress=progress)
             now = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
             if table is None:
                 then = then or {name: now[name].ms for name in anchors}
@@ -172,10 +191,10 @@ def measure_nets(
 
 
 @contextmanager
-def _opened(
+def open_backend(
     backend: str | Backend, place: str | None = None, *, table: LatencyTable | None = None
 ) -> Iterator[Backend]:
-    """A backend that is closed at the end where its name was given, and left to the caller otherwise.
+    """Yield a backend that is closed at the end where its name was given, and left to the caller otherwise.
 
     Args:
         backend: A backend or its name.
@@ -187,12 +206,12 @@ def _opened(
             backend.use(place)
         yield backend
         return
-    with get_backend(backend, place or (table.header.place if table else None)) as device:
-        yield device
+    with get_backend(backend, place or (table.header.place if table else None)) as opened:
+        yield opened
 
 
-def _prepare(
-    device: Backend,
+def prepare_all(
+    backend: Backend,
     chains: Mapping[str, Sequence[OpSpec]],
     *,
     batch: int,
@@ -200,11 +219,27 @@ def _prepare(
     progress: bool,
     input_shape: tuple[int, ...] | None = None,
 ) -> dict[str, Runnable]:
-    """Runnables of all chains; `input_shape` is that of an empty one."""
+    """Prepare all chains; `input_shape` is that of an empty one."""
     runnables = {}
     with progress_bar(progress, f"preparing {len(chains)} graphs") as advance:
         for name, chain in chains.items():
             shape = None if chain else input_shape
-            runnables[name] = device.prepare(chain, batch=batch, threads=threads, input_shape=shape)
+            runnables[name] = backend.prepare(chain, batch=batch, threads=threads, input_shape=shape)
             advance(len(runnables) / len(chains))
     return runnables
+
+
+def sample(
+    backend: Backend,
+    runnables: Mapping[str, Runnable],
+    *,
+    plan: Plan,
+    seed: int,
+    progress: bool,
+    partial: PartialSamples | None = None,
+) -> dict[str, list[float]]:
+    """Take samples in ms of everything prepared; see `interleaved`."""
+    # an operator is short enough for three trials, and one disturbed trial would make all its samples too short
+    return interleaved(
+        timers_of(backend, runnables), plan=plan, seed=seed, trials=3, progress=progress, partial=partial
+    )

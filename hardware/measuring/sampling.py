@@ -1,4 +1,9 @@
-"""The only loop that times: rounds in shuffled order over everything that is compared."""
+"""The only loop that times: rounds in shuffled order over everything that is compared.
+
+A machine is never as quiet as it was a minute ago: clocks change, other processes come and go. So nothing is timed to
+the end before the next begins. A round takes one sample of everything, in an order of its own, and a slow spell falls
+on all alike. What disturbs a sample only ever lengthens it, so the estimate is a low quantile of the samples.
+"""
 
 from __future__ import annotations
 
@@ -19,41 +24,7 @@ from ..progress import progress_bar
 
 Key = TypeVar("Key")
 
-
-def interleaved(
-    timers: Mapping[Key, Callable[[int], float]],
-    *,
-    plan: Plan,
-    seed: int = 0,
-    clock: Callable[[], float] = time.monotonic,
-) -> dict[Key, list[float]]:
-    """Samples in ms of everything, in rounds of shuffled order that take one sample of each.
-
-    Args:
-        timers: From the number of runs back to back to seconds per run.
-        plan: `rounds` at most, until `seconds` are over and `minimum_rounds` are done.
-        seed: Seed of the orders.
-        clock: What tells when `seconds` are over.
-    """
-    repeats = {}
-    for key, timer in timers.items():
-        timer(1)
-        repeats[key] = max(1, round(plan.sample_ms / max(1e3 * timer(1), plan.sample_ms / 1000)))
-    samples: dict[Key, list[float]] = {key: [] for key in timers}
-    order, generator = list(timers), random.Random(seed)
-    start = clock()
-    for done in range(plan.rounds if timers else 0):
-        if done >= plan.minimum_rounds and clock() - start > plan.seconds:
-            break
-        generator.shuffle(order)
-        for key in order:
-            samples[key].append(1e3 * timers[key](repeats[key]))
-    return samples
-
-
 QUANTILE = 0.05
-
-
 PARTIAL_SECONDS = 5.0
 
 
@@ -79,12 +50,12 @@ class Measurement:
 
     @property
     def settled_ms(self) -> float:
-        """What `ms` would have been in the state of the machine in which the table was built: `ms / drift`."""
+        """`ms / drift`: what `ms` would have been in the state of the machine in which the table was built."""
         return self.ms / self.drift
 
     @classmethod
     def of(cls, samples: Sequence[float], *, quantile: float = QUANTILE) -> Measurement:
-        """Summarises samples in ms."""
+        """Summarise samples in ms."""
         low, p20, median = (float(v) for v in np.quantile(samples, [quantile, 0.2, 0.5]))
         return cls(low, median, p20, median / low - 1.0 if low > 0 else 0.0, tuple(samples))
 
@@ -112,85 +83,121 @@ class Plan:
     extra_rounds: int = 50
 
 
-def _sample(
-    device: Backend,
-    runnables: Mapping[str, Runnable],
+def timers_of(backend: Backend, runnables: Mapping[Key, Runnable]) -> dict[Key, Callable[[int], float]]:
+    """Return what `interleaved` calls: for each runnable, from the number of runs back to back to seconds per run."""
+
+    def timer(runnable: Runnable) -> Callable[[int], float]:
+        return lambda repeats: backend.time(runnable, repeats=repeats)
+
+    return {key: timer(runnable) for key, runnable in runnables.items()}
+
+
+def interleaved(
+    timers: Mapping[Key, Callable[[int], float]],
     *,
     plan: Plan,
-    seed: int,
-    progress: bool,
-    partial: _Partial | None = None,
+    seed: int = 0,
+    trials: int = 1,
+    progress: bool = False,
+    partial: PartialSamples | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> dict[str, list[float]]:
-    """Samples in ms of every runnable, in interleaved rounds of shuffled order."""
-    names = list(runnables)
-    repeats = {name: _repeats(device, runnables[name], plan) for name in names}
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    if partial is not None:
-        samples |= {name: values for name, values in partial.load().items() if name in samples}
-    order = random.Random(f"{seed}:{min(map(len, samples.values()), default=0)}")
+) -> dict[Key, list[float]]:
+    """Take samples of everything, in rounds of shuffled order that take one sample of each.
+
+    Args:
+        timers: From the number of runs back to back to seconds per run (`timers_of`).
+        plan: How long to measure.
+        seed: Seed of the orders.
+        trials: Runs of each before the first round, the fastest of which says how many runs make a sample.
+        progress: Whether to show a progress bar.
+        partial: Where samples are kept meanwhile, and found again by the next call; keys are then texts.
+        clock: What tells when the plan's seconds are over.
+
+    Returns:
+        The samples of each, in ms, in the order of the rounds.
+    """
+    repeats = {key: _repeats(timer, plan, trials) for key, timer in timers.items()}
+    kept = {} if partial is None else partial.load()
+    samples: dict[Key, list[float]] = {key: kept.get(str(key), []) for key in timers}
+    # a build that goes on continues with orders of its own; the first ones again would tie the same graphs together
+    order = random.Random(f"{seed}:{_done(samples)}")
     start = saved = clock()
     try:
-        with progress_bar(progress, f"measuring {len(names)} graphs") as advance:
-            while names:
-                done, elapsed = min(map(len, samples.values())), clock() - start
-                due = _due(samples, plan, done=done, elapsed=elapsed)
-                if not due:
-                    break
+        with progress_bar(progress, f"measuring {len(samples)} graphs") as advance:
+            while due := _due(samples, plan, lambda: clock() - start):
                 order.shuffle(due)
-                for name in due:
-                    samples[name].append(1e3 * device.time(runnables[name], repeats=repeats[name]))
-                advance(_share(plan, done + 1, elapsed))
+                for key in due:
+                    samples[key].append(1e3 * timers[key](repeats[key]))
+                if progress:
+                    advance(_share(plan, _done(samples), clock() - start))
+                # not after each round: the file holds all samples so far, and writing it takes as long as many of them
                 if partial is not None and clock() - saved > PARTIAL_SECONDS:
                     partial.save(samples)
                     saved = clock()
     finally:
+        # an interruption (Ctrl-C, an error of the backend) loses nothing but the sample that it broke off
         if partial is not None:
             partial.save(samples)
     return samples
 
 
-def _due(samples: Mapping[str, list[float]], plan: Plan, *, done: int, elapsed: float) -> list[str]:
-    """Names that take a sample in the next round: all until time or rounds are up, then the noisy ones."""
-    if elapsed <= plan.seconds or done < plan.minimum_rounds:
-        due = [name for name, values in samples.items() if len(values) < plan.rounds]
-        if due:
-            return due
-    return _noisy(samples, plan) if elapsed <= 1.25 * plan.seconds else []
+def _repeats(timer: Callable[[int], float], plan: Plan, trials: int) -> int:
+    """Return the runs that make a sample of about `plan.sample_ms`, after a warm-up that is no part of any sample.
 
-
-def _share(plan: Plan, done: int, elapsed: float) -> float:
-    """How much of a plan is carried out, 0..1."""
-    by_time = min(elapsed / plan.seconds, done / plan.minimum_rounds) if plan.seconds else 1.0
-    return min(1.0, max(done / plan.rounds, by_time))
-
-
-def _repeats(device: Backend, runnable: Runnable, plan: Plan) -> int:
-    """Runs per sample, after a warm-up that is no part of any sample."""
-    device.time(runnable, repeats=2)
-    single_ms = 1e3 * min(device.time(runnable, repeats=1) for _ in range(3))
+    A clock's own cost and resolution would be a large part of a single run of a few microseconds.
+    """
+    timer(1)
+    single_ms = 1e3 * min(timer(1) for _ in range(trials))
+    # a run that the clock sees as 0 ms is repeated 1000 times, not forever
     return max(1, round(plan.sample_ms / max(single_ms, plan.sample_ms / 1000)))
 
 
-def _noisy(samples: Mapping[str, list[float]], plan: Plan) -> list[str]:
-    """Names whose spread asks for further rounds and that still may have them."""
+def _done(samples: Mapping[Any, list[float]]) -> int:
+    """Return the rounds that everything took part in."""
+    return min(map(len, samples.values()), default=0)
+
+
+def _due(samples: Mapping[Key, list[float]], plan: Plan, elapsed: Callable[[], float]) -> list[Key]:
+    """Return what takes a sample in the next round: all until time or rounds are up, then what is noisy still."""
+    if _done(samples) < plan.minimum_rounds or elapsed() <= plan.seconds:
+        due = [key for key, values in samples.items() if len(values) < plan.rounds]
+        if due:
+            return due
+    # noise that does not end must not hold up a measurement for ever: a quarter of its time more, and no longer
+    return _noisy(samples, plan) if elapsed() <= 1.25 * plan.seconds else []
+
+
+def _noisy(samples: Mapping[Key, list[float]], plan: Plan) -> list[Key]:
+    """Return what has a spread that asks for further rounds and may still have them."""
     most = plan.rounds + plan.extra_rounds
     return [
-        name
-        for name, values in samples.items()
+        key
+        for key, values in samples.items()
         if len(values) < most and Measurement.of(values, quantile=plan.quantile).spread > plan.noisy
     ]
 
 
-class _Partial:
-    """Samples of an interrupted build, taken up again only under the same settings."""
+def _share(plan: Plan, done: int, elapsed: float) -> float:
+    """Return how much of a plan is carried out, 0..1."""
+    by_time = min(elapsed / plan.seconds, done / plan.minimum_rounds) if plan.seconds else 1.0
+    return min(1.0, max(done / plan.rounds, by_time))
+
+
+class PartialSamples:
+    """Samples of an interrupted build, taken up again only under the same settings.
+
+    Args:
+        path: The file.
+        settings: What must be the same: backend, device, threads, batch, ...
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
+        # as they will be read back: JSON knows no tuples, and would differ from itself
         self.settings = json.loads(json.dumps(settings))
 
     def load(self) -> dict[str, list[float]]:
-        """The samples that the file keeps; says so where it keeps none that can be taken up."""
+        """Return the samples that the file keeps; say so where it keeps none that can be taken up."""
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             settings = dict(document["settings"])
@@ -208,8 +215,9 @@ class _Partial:
             return {}
         return samples
 
+    def save(self, samples: Mapping[Any, Sequence[float]]) -> None:
+        """Write the samples in place of those kept before."""
+        write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}))
+
     def _say(self, reason: str) -> None:
         print(f"{self.path} {reason}; measuring anew", file=sys.stderr, flush=True)
-
-    def save(self, samples: Mapping[str, Sequence[float]]) -> None:
-        write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}))

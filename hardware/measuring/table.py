@@ -1,32 +1,33 @@
-"""Measuring operators and whole nets, and building a calibrated latency table from both.
+"""Measure operators and whole nets, and build a calibrated latency table from both.
 
-Everything is timed in the same interleaved rounds: a round takes one sample of each operator and each net, in a
-shuffled order of its own, so that a busy spell of the machine falls on all of them alike. A figure is a low quantile
-of its samples. The session's overhead (an empty graph on an input of the operator's shape) is subtracted from every
-operator and added once per net (METHOD.md section 3, DESIGN.md section 4).
+Operators and nets take part in the same interleaved rounds (`sampling.py`). What a call of the runtime costs without
+any operator (an empty graph) is subtracted from every operator and added once per net: the sum of a few dozen operators
+would count it a few dozen times. The sum is still 4 to 12 % under the whole net (ONNX Runtime on x86), as an operator
+alone finds all that it needs in the caches; the nets timed along say by how much (`calibration.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ..backends import Backend
 from ..errors import TableError
-from ..op_spec import IDENTITY, OpSpec
+from ..op_spec import OpSpec, executed
 from ..tables.plausibility import check_units
 from ..tables.records import TableHeader
 from ..tables.table import LatencyTable
 from .calibration import entry_alone, in_context
 from .locks import measuring_lock, table_lock
-from .nets import _opened, _prepare
-from .sampling import Measurement, Plan, _Partial, _sample
+from .nets import open_backend, prepare_all, sample
+from .sampling import Measurement, PartialSamples, Plan
 
 MINIMUM_NETS = 8
-
+"""Nets that a calibration of two numbers and the context's two takes at the least."""
 
 _OVERHEAD = "overhead"
 
@@ -46,7 +47,7 @@ def build_table(
     seed: int = 0,
     progress: bool = True,
 ) -> LatencyTable:
-    """Measures every distinct operator and some whole nets, and calibrates the sum on the nets.
+    """Measure every distinct operator and some whole nets, and calibrate the sum on the nets.
 
     Args:
         ops: Operators, repeated ones counted once and `identity` left out.
@@ -62,39 +63,40 @@ def build_table(
         plan: How long to measure.
         seed: Seed of the rounds' orders.
         progress: Whether to show a progress bar.
+
+    Raises:
+        TableError: The nets are too few or have operators beside `ops`, another process is building `out`, or what was
+            measured is impossible.
+        BackendError: The backend is unknown, not installed, or has no such device.
     """
     plan = plan or Plan(rounds=300, seconds=40.0)
-    distinct = {op.key: op for op in ops if op.kind != IDENTITY}
-    whole = [tuple(op for op in net if op.kind != IDENTITY) for net in nets]
-    if not distinct:
-        raise TableError("there is no operator to measure; give the operators of a space.")
-    if 0 < len(whole) < MINIMUM_NETS:
-        raise TableError(f"{len(whole)} whole nets are too few to calibrate on; give {MINIMUM_NETS} or more.")
-    unmeasured = sorted({op.key for net in whole for op in net} - set(distinct))
-    if unmeasured:
-        raise TableError(f"the nets use operators that are not to be measured, first {unmeasured[0]}; add them.")
+    distinct = distinct_operators(ops)
+    whole = [executed(net) for net in nets]
+    if whole:
+        check_calibration_nets(whole)
+    check_measured(whole, distinct)
     chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
     chains |= {f"op {key}": (op,) for key, op in distinct.items()}
     chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
     first = next(iter(distinct.values()))
     unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
-    with unshared, _opened(backend, place) as device, measuring_lock():
-        name, versions = device.device(), device.versions()
+    with unshared, open_backend(backend, place) as opened, measuring_lock():
+        device, versions = opened.device(), opened.versions()
         settings = {
-            "backend": device.name,
-            "device": name,
-            "place": device.place,
+            "backend": opened.name,
+            "device": device,
+            "place": opened.place,
             "versions": versions,
             "batch": batch,
             "threads": threads,
             "input_size": input_size,
             "sample_ms": plan.sample_ms,
         }
-        partial = _Partial(Path(f"{out}.partial"), settings) if out is not None else None
-        runnables = _prepare(
-            device, chains, batch=batch, threads=threads, input_shape=first.input_shape, progress=progress
+        partial = PartialSamples(Path(f"{out}.partial"), settings) if out is not None else None
+        runnables = prepare_all(
+            opened, chains, batch=batch, threads=threads, input_shape=first.input_shape, progress=progress
         )
-        samples = _sample(device, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
+        samples = sample(opened, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
         overhead = round(figures[_OVERHEAD].ms, 7)
@@ -103,14 +105,14 @@ def build_table(
             figure = figures[f"op {key}"]
             entries[key] = entry_alone(key, figure.ms, overhead, spread=figure.spread, count=len(figure.samples))
         header = TableHeader(
-            device=name,
-            backend=device.name,
+            device=device,
+            backend=opened.name,
             threads=threads,
             batch=batch,
-            dtype=device.dtype,
+            dtype=opened.dtype,
             input_size=input_size,
             space=space,
-            place=device.place,
+            place=opened.place,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             versions=versions,
             repeats=min(len(values) for values in samples.values()),
@@ -119,18 +121,57 @@ def build_table(
             overhead_ms=overhead,
         )
         table = LatencyTable(header, entries)
-        check_units(table, f"what backend {device.name!r} measured")
+        check_units(table, f"what backend {opened.name!r} measured")
         if whole:
             measured = [figures[name].ms for name in chains if name.startswith("net ")]
             table = in_context(table, whole, measured)
-            check_units(table, f"what backend {device.name!r} measured")
+            check_units(table, f"what backend {opened.name!r} measured")
         if out is not None:
             table.save(out)
             Path(f"{out}.partial").unlink(missing_ok=True)
     return table
 
 
-def _digest(chain: Sequence[OpSpec]) -> str:
-    import hashlib
+def distinct_operators(ops: Iterable[OpSpec]) -> dict[str, OpSpec]:
+    """Return key to operator, repeated ones once and `identity` left out.
 
+    Raises:
+        TableError: No operator is left.
+    """
+    distinct = {op.key: op for op in executed(ops)}
+    if not distinct:
+        raise TableError("there is no operator to measure; give the operators of a space")
+    return distinct
+
+
+def check_calibration_nets(nets: Sequence[Sequence[OpSpec]]) -> None:
+    """Check that a table can be calibrated on so many nets.
+
+    Raises:
+        TableError: They are too few.
+    """
+    if len(nets) < MINIMUM_NETS:
+        raise TableError(f"{len(nets)} whole nets are too few to calibrate on; give {MINIMUM_NETS} or more")
+
+
+def check_measured(
+    nets: Iterable[Sequence[OpSpec]], measured: Collection[str], *, lack: str = "are not to be measured"
+) -> None:
+    """Check that nets have no operators beside those with the keys `measured`.
+
+    Args:
+        nets: Whole nets.
+        measured: Keys of the operators that there are.
+        lack: What the error says of others.
+
+    Raises:
+        TableError: They have.
+    """
+    others = sorted({op.key for net in nets for op in net} - set(measured))
+    if others:
+        raise TableError(f"the nets use operators that {lack}, first {others[0]}; add them")
+
+
+def _digest(chain: Sequence[OpSpec]) -> str:
+    """Return a short text that differs between nets: a partial file of other nets must not be taken for this one's."""
     return hashlib.sha256("\n".join(op.key for op in chain).encode()).hexdigest()[:12]

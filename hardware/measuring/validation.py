@@ -1,4 +1,4 @@
-"""How far a latency table can be trusted: predictions against whole nets that it has never seen."""
+"""How far a latency table can be trusted: its predictions against whole nets that it has never seen."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .nets import measure_nets
 from .sampling import Plan
 
 TOGETHER = "together"
+MINIMUM_HELD_OUT = 3
+"""Nets that a rank correlation takes at the least."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,18 @@ class TableCheck:
     unordered: tuple[tuple[str, str], ...]
 
     def figures(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Group (and `together`) to `raw` and `calibrated` to RMSE, MAPE, bias, Spearman and Kendall."""
+        """Return group (and `together`) to `raw` and `calibrated` to RMSE, MAPE, bias, Spearman and Kendall."""
         names = list(dict.fromkeys(self.groups))
         made = {}
         for name in [*names, TOGETHER] if len(names) > 1 else [TOGETHER]:
             chosen = [i for i, group in enumerate(self.groups) if name in (group, TOGETHER)]
-            measured = [self.measured_ms[i] for i in chosen]
-            made[name] = {
-                "raw": statistics.figures([self.raw_ms[i] for i in chosen], measured),
-                "calibrated": statistics.figures([self.calibrated_ms[i] for i in chosen], measured),
-            }
+            made[name] = statistics.raw_and_calibrated(
+                *([values[i] for i in chosen] for values in (self.raw_ms, self.calibrated_ms, self.measured_ms))
+            )
         return made
 
     def render(self) -> Any:
-        """The figures as a `rich.table.Table`."""
+        """Return the figures as a `rich.table.Table`."""
         from rich.table import Table
 
         table = Table("nets", "", "RMSE ms", "MAPE", "bias ms", "Spearman", "Kendall")
@@ -79,7 +79,8 @@ class TableCheck:
         return table
 
     def plot(self, path: str | Path) -> None:
-        """Draws predicted against measured latency, raw and calibrated, and the calibrated errors beside it."""
+        """Draw predicted against measured latency, raw and calibrated, and the calibrated errors beside it."""
+        # slow to import, and for the picture only; `Figure` without pyplot needs no display and leaves nothing open
         from matplotlib.figure import Figure
 
         measured = np.array(self.measured_ms)
@@ -126,7 +127,7 @@ def check_table(
     seed: int = 0,
     progress: bool = True,
 ) -> TableCheck:
-    """Measures held-out whole nets and compares.
+    """Measure held-out whole nets and compare them with the table.
 
     Args:
         table: The table.
@@ -136,13 +137,16 @@ def check_table(
         plan: How long to measure.
         seed: Seed of the rounds' orders.
         progress: Whether to show a progress bar.
+
+    Raises:
+        TableError: The nets are too few, the table is uncalibrated without `calibration_nets`, or the nets' latencies
+            are of another order of magnitude than the table's.
     """
     groups = tuple(group for group, members in nets.items() for _ in members)
     held_out = [tuple(net) for members in nets.values() for net in members]
-    if len(held_out) < 3:
-        raise TableError(f"{len(held_out)} held-out nets are too few to judge a table by; give 3 or more.")
+    check_held_out(held_out)
     if table.header.calibration is None and not calibration_nets:
-        raise TableError("the latency table is uncalibrated; give calibration_nets to fit a calibration on.")
+        raise TableError("the latency table is uncalibrated; give calibration_nets to fit a calibration on")
     header = table.header
     plan = plan or Plan(rounds=200, seconds=30.0)
     timed = measure_nets(
@@ -161,29 +165,59 @@ def check_table(
     check_agreement([now / then for now, then in zip(settled, by_table, strict=True)], "the latency table")
     if calibration_nets:
         table = calibrated(table, calibration_nets, settled[: len(calibration_nets)])
+    return compare(table, held_out, settled[len(calibration_nets) :], groups=groups, drift=timed[0].drift)
+
+
+def check_held_out(nets: Sequence[object]) -> None:
+    """Check that a table can be judged by so many nets.
+
+    Raises:
+        TableError: They are too few.
+    """
+    if len(nets) < MINIMUM_HELD_OUT:
+        raise TableError(f"{len(nets)} held-out nets are too few to judge a table by; give {MINIMUM_HELD_OUT} or more")
+
+
+def compare(
+    table: LatencyTable,
+    nets: Sequence[Sequence[OpSpec]],
+    measured_ms: Sequence[float],
+    *,
+    groups: Sequence[str],
+    drift: float = 1.0,
+) -> TableCheck:
+    """Compare a table with latencies that are there already, and write the figures into its header.
+
+    Args:
+        table: The table.
+        nets: Whole nets that it was not calibrated on.
+        measured_ms: Their latencies, in the state of the machine in which the table was built.
+        groups: Group of each net.
+        drift: How much slower the machine was than then.
+    """
     check = TableCheck(
         table=table,
-        groups=groups,
-        raw_ms=tuple(alone_ms(table, net) for net in held_out),
-        calibrated_ms=tuple(table.calibrated_ms(net) for net in held_out),
-        measured_ms=tuple(settled[len(calibration_nets) :]),
-        drift=timed[0].drift,
+        groups=tuple(groups),
+        raw_ms=tuple(alone_ms(table, net) for net in nets),
+        calibrated_ms=tuple(table.calibrated_ms(net) for net in nets),
+        measured_ms=tuple(measured_ms),
+        drift=drift,
         noisy=noisy_entries(table),
         unordered=unordered_entries(table),
     )
-    checks = {"nets": len(held_out), "drift": check.drift, **check.figures()}
+    checks = {"nets": len(nets), "drift": drift, **check.figures()}
     checked = dataclasses.replace(table, header=dataclasses.replace(table.header, checks=checks))
     return dataclasses.replace(check, table=checked)
 
 
 def noisy_entries(table: LatencyTable, *, spread: float = 0.3) -> tuple[str, ...]:
-    """Keys of the entries whose spread exceeds `spread`, noisiest first."""
+    """Return the keys of the entries whose spread exceeds `spread`, noisiest first."""
     noisy = [(entry.spread, key) for key, entry in table.entries.items() if entry.spread > spread]
     return tuple(key for _, key in sorted(noisy, reverse=True))
 
 
 def unordered_entries(table: LatencyTable, *, tolerance: float = 0.03) -> tuple[tuple[str, str], ...]:
-    """Pairs of blocks alike but for kernel and hidden width, of which the smaller takes longer by `tolerance`.
+    """Return pairs of blocks alike but for kernel and hidden width, of which the smaller takes longer by `tolerance`.
 
     On some devices that is a fact (a kernel size that the runtime has no fast code for), on others a bad entry.
     """

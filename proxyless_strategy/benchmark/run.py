@@ -21,7 +21,7 @@ from hardware.child_process import measuring_environment
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.files import write_atomically
 from hardware.measuring.locks import measuring_lock
-from hardware.measuring.sampling import Key, Measurement, Plan, interleaved
+from hardware.measuring.sampling import Key, Measurement, Plan, interleaved, timers_of
 
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
@@ -30,7 +30,6 @@ from .models import DEFAULT_MODELS, build_model, settle, source_of
 from .picture import draw
 from .published import PUBLISHED, PUBLISHED_SIZE
 from .result import DEFINITIONS, Benchmark, Row
-from .worker import _timers
 
 BACKENDS = ("onnxruntime", "torch")
 BATCHES = (1, 8)
@@ -82,7 +81,8 @@ def run_benchmark(
         ExportError: An export folder cannot be loaded.
     """
     models, backends, batches = _distinct(models), _distinct(backends), _distinct(batches)
-    plan = plan or Plan(rounds=400, minimum_rounds=8, seconds=25.0)
+    # no further rounds for noisy models: all of a backend are compared, and keep equally many samples
+    plan = dataclasses.replace(plan or Plan(rounds=400, minimum_rounds=8, seconds=25.0), extra_rounds=0)
     _check(models, backends, batches, input_size=input_size, threads=threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="proxyless-benchmark-") as name:
@@ -222,7 +222,7 @@ def _time_files(
     device = OnnxRuntimeBackend()
     with device:
         runnables = {key: device.prepare_model_file(path, batch=key[1], threads=threads) for key, path in files.items()}
-        samples = interleaved(_timers(device, runnables), plan=plan, seed=seed)
+        samples = interleaved(timers_of(device, runnables), plan=plan, seed=seed)
         return samples, device.device(), device.versions()
 
 

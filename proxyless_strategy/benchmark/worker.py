@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from hardware.backends import Backend, Runnable
 from hardware.errors import BackendError
 from hardware.files import write_atomically
-from hardware.measuring.sampling import Key, Plan, interleaved
+from hardware.measuring.sampling import Plan, interleaved, timers_of
 
 from .models import build_model, settle
 
@@ -37,13 +37,6 @@ class _Modules(Backend):
         return {**super().versions(), "torch": torch.__version__}
 
 
-def _timers(device: Backend, runnables: Mapping[Key, Runnable]) -> dict[Key, Callable[[int], float]]:
-    def timer(runnable: Runnable) -> Callable[[int], float]:
-        return lambda repeats: device.time(runnable, repeats=repeats)
-
-    return {key: timer(runnable) for key, runnable in runnables.items()}
-
-
 def _measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_grad_enabled(False)
     torch.set_num_threads(job["threads"])
@@ -54,7 +47,7 @@ def _measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
         for batch in job["batches"]:
             images = torch.randn(batch, *model["shape"], generator=torch.Generator().manual_seed(job["seed"]))
             runnables[index, batch] = device.module(module, images, threads=job["threads"])
-    samples = interleaved(_timers(device, runnables), plan=Plan(**job["plan"]), seed=job["seed"])
+    samples = interleaved(timers_of(device, runnables), plan=Plan(**job["plan"]), seed=job["seed"])
     return {
         "samples": [[*key, values] for key, values in samples.items()],
         "device": device.device(),

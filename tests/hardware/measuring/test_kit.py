@@ -152,6 +152,19 @@ def test_results_become_a_calibrated_table(results, tiny_space):
         assert table.calibrated_ms(net) == pytest.approx(net_ms(net), rel=5e-3)
 
 
+def test_a_table_is_checked_on_the_held_out_nets_of_its_kit(results, tiny_space):
+    path, document = results
+    for i, net in enumerate(draw_nets(*tiny_space, 5, seed=7)):
+        name = f"held_out_{i:03}.onnx"
+        document["kit"]["graphs"][name] = [op.key for op in net]
+        document["graphs"][name] = {"ms": net_ms(net), "median_ms": net_ms(net), "count": 50}
+    path.write_text(json.dumps(document))
+    checks = import_results(path).header.checks
+    assert list(checks) == ["nets", "drift", "together"]
+    assert (checks["nets"], checks["drift"]) == (5, 1.0)
+    assert checks["together"]["calibrated"]["mape"] < 5e-3 < checks["together"]["raw"]["mape"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -201,6 +214,8 @@ def test_impossible_kits_are_refused(folder, tiny_space, tiny_ops, tmp_path):
         write_kit(tiny_ops, nets, folder, input_size=32)
     with pytest.raises(TableError, match="2 whole nets are too few"):
         write_kit(tiny_ops, nets[:2], tmp_path / "a", input_size=32)
+    with pytest.raises(TableError, match="2 held-out nets are too few"):
+        write_kit(tiny_ops, nets, tmp_path / "a", input_size=32, held_out=nets[:2])
     with pytest.raises(TableError, match="no operator"):
         write_kit([], nets, tmp_path / "a", input_size=32)
     with pytest.raises(TableError, match="that the kit lacks"):
