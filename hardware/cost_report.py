@@ -1,4 +1,4 @@
-"""`LatencyReport`: where the latency (or another cost) of one net goes."""
+"""`LatencyReport`: where the latency, or another cost, of one net goes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LatencyReport:
     unit: str = "ms"
 
     def total(self) -> float:
-        """The whole net's cost.
+        """Return the whole net's cost.
 
         Raises:
             MissingOperatorError: A layer has no cost.
@@ -72,17 +72,17 @@ class LatencyReport:
         if missing:
             raise MissingOperatorError(
                 f"{len(missing)} of {len(self.rows)} layers have no cost, first {missing[0]}; "
-                "measure them or fill them with a learned model."
+                "measure them or fill them with a learned model"
             )
         return self.constant + math.fsum(row.cost for row in self.rows if row.cost is not None)
 
     def by_layer(self) -> dict[str, float]:
-        """Layer label to cost, in order, with the constant part last; layers without a cost are in `missing()`."""
+        """Return layer label to cost, in order, the constant part last; layers without a cost are in `missing()`."""
         layers = {row.label: row.cost for row in self.rows if row.cost is not None}
         return {**layers, CONSTANT: self.constant}
 
     def by_kind(self) -> dict[str, float]:
-        """Operator kind to the sum of its layers' costs, dearest first, with the constant part last."""
+        """Return operator kind to the sum of its layers' costs, dearest first, with the constant part last."""
         kinds: dict[str, float] = {}
         for row in self.rows:
             if row.cost is not None:
@@ -90,15 +90,16 @@ class LatencyReport:
         return {**dict(sorted(kinds.items(), key=lambda item: -item[1])), CONSTANT: self.constant}
 
     def missing(self) -> tuple[str, ...]:
-        """Keys of the layers that have no cost."""
+        """Return the keys of the layers that have no cost."""
         return tuple(row.key for row in self.rows if row.cost is None)
 
     def predicted(self) -> tuple[str, ...]:
-        """Keys of the layers whose cost a learned model predicted."""
+        """Return the keys of the layers whose cost a learned model predicted."""
         return tuple(row.key for row in self.rows if row.predicted)
 
     def render(self) -> Any:
-        """The report as a `rich.table.Table`."""
+        """Return the report as a `rich.table.Table`."""
+        # for people only; a run that writes files needs none of it
         from rich.table import Column, Table
 
         table = Table("layer", "choice", Column("operator", no_wrap=True))
@@ -120,7 +121,8 @@ class LatencyReport:
         return table
 
     def plot(self, path: str | Path, *, title: str = "") -> None:
-        """Writes a picture with one bar per layer, in the colour of what it is, and each cost at the bar's end."""
+        """Write a picture with one bar per layer, in the colour of what it is, and each cost at the bar's end."""
+        # slow to import, and for the picture only; `Figure` without pyplot needs no display and leaves nothing open
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 

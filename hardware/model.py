@@ -2,7 +2,8 @@
 
 Let `L` be the number of edges and `N` the largest number of candidates. `F` (`costs`, `L x N`) holds the cost of
 each candidate and `mask` its used cells; a net costs `fixed + sum_l F[l, choice_l]` and its expectation under
-probabilities `P` (`L x N`) is `E = fixed + sum(P * F)` (METHOD.md section 3).
+probabilities `P` (`L x N`) is `E = fixed + sum(P * F)`: the expected latency of ProxylessNAS (arXiv 1812.00332, section
+3.3.1), for any cost that is a sum over operators.
 """
 
 from __future__ import annotations
@@ -13,16 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from hardware.errors import SpaceError, SubnetError
-from hardware.op_spec import IDENTITY, OpSpec
-
 from .cost_report import LatencyReport, ReportRow
+from .errors import SpaceError, SubnetError
+from .op_spec import IDENTITY, OpSpec
 from .operators import primitives
 from .tables.table import LatencyTable
 
 
 class CostModel:
     """Additive cost of a space's fixed operators and of every candidate of every edge.
+
+    >>> small, large = (OpSpec("mbconv", (8, 4, 4), (8, 4, 4), kernel=k, hidden=24, residual=True) for k in (3, 5))
+    >>> skip = OpSpec("identity", (8, 4, 4), (8, 4, 4))
+    >>> stem = OpSpec("conv", (3, 8, 8), (8, 4, 4), kernel=3, stride=2)
+    >>> model = CostModel(primitives.macs, fixed=[stem], edges={"edge": {"k3": small, "k5": large, "skip": skip}},
+    ...                   unit="MACs")
+    >>> model.cost({"edge": "k3"}), model.minimum()
+    (13056.0, (3456.0, {'edge': 'skip'}))
+    >>> float(model.expected(np.array([[0.5, 0.25, 0.25]])))
+    12192.0
 
     Attributes:
         labels: The `L` edges in order.
@@ -52,7 +62,7 @@ class CostModel:
         """
         for label, options in edges.items():
             if not options:
-                raise SpaceError(f"edge {label!r} has no candidate, so no subnet has a cost; give it one.")
+                raise SpaceError(f"edge {label!r} has no candidate, so no subnet has a cost; give it one")
         self.unit = unit
         self.labels: tuple[str, ...] = tuple(edges)
         self.candidates: tuple[tuple[str, ...], ...] = tuple(tuple(options) for options in edges.values())
@@ -63,6 +73,7 @@ class CostModel:
             for column, op in enumerate(options.values()):
                 self.costs[row, column] = cost(op)
                 self.mask[row, column] = True
+        # summed with `fsum` here and in `cost`, so that the cost of a subnet does not depend on the order of its edges
         self.constant = float(constant)
         self._fixed_ops = tuple(fixed)
         self._fixed_costs = tuple(float(cost(op)) for op in fixed)
@@ -72,7 +83,7 @@ class CostModel:
         self._columns = [{name: i for i, name in enumerate(options)} for options in self.candidates]
 
     def cost(self, choices: Mapping[str, str]) -> float:
-        """Cost of one subnet.
+        """Return the cost of one subnet.
 
         Args:
             choices: Edge label to the chosen candidate's name, for every edge.
@@ -80,7 +91,7 @@ class CostModel:
         return self.fixed + math.fsum(self.costs[row, column] for row, column in self._cells(choices))
 
     def expected(self, probabilities: Any) -> Any:
-        """Expected cost `fixed + sum(P * F)`; differentiable where `probabilities` is a torch tensor.
+        """Return the expected cost `fixed + sum(P * F)`; differentiable where `probabilities` is a torch tensor.
 
         Args:
             probabilities: `L x N` numpy array or torch tensor. With nested choices, rows already weighted by the
@@ -92,21 +103,23 @@ class CostModel:
         if tuple(probabilities.shape) != self.costs.shape:
             raise SpaceError(
                 f"probabilities have shape {tuple(probabilities.shape)}, but the costs have {self.costs.shape}; "
-                "give one row per edge and one column per candidate."
+                "give one row per edge and one column per candidate"
             )
+        # a tensor's own `new_tensor`, so that this room does without torch; type and device are then the tensor's
         costs = probabilities.new_tensor(self.costs) if hasattr(probabilities, "new_tensor") else self.costs
         return (probabilities * costs).sum() + self.fixed
 
     def minimum(self) -> tuple[float, dict[str, str]]:
-        """The cheapest subnet: its cost and its choices (first candidate on a tie)."""
+        """Return the cheapest subnet: its cost and its choices (first candidate on a tie)."""
+        # unused cells hold 0, which would be the least of all
         return self._extreme(np.where(self.mask, self.costs, np.inf).argmin(axis=1))
 
     def maximum(self) -> tuple[float, dict[str, str]]:
-        """The dearest subnet: its cost and its choices (first candidate on a tie)."""
+        """Return the dearest subnet: its cost and its choices (first candidate on a tie)."""
         return self._extreme(np.where(self.mask, self.costs, -np.inf).argmax(axis=1))
 
     def report(self, choices: Mapping[str, str]) -> LatencyReport:
-        """Where the cost of one subnet goes."""
+        """Report where the cost of one subnet goes."""
         rows = [
             ReportRow(f"fixed {i}: {op.kind}", op.kind, op.key, cost, predicted=self._predicted(op))
             for i, (op, cost) in enumerate(zip(self._fixed_ops, self._fixed_costs, strict=True))
@@ -129,15 +142,15 @@ class CostModel:
     def _cells(self, choices: Mapping[str, str]) -> list[tuple[int, int]]:
         unknown = [label for label in choices if label not in self._rows]
         if unknown:
-            raise SubnetError(f"the choice names the unknown edge {unknown[0]!r}; edges are {_few(self.labels)}.")
+            raise SubnetError(f"the choice names the unknown edge {unknown[0]!r}; edges are {_few(self.labels)}")
         cells = []
         for row, label in enumerate(self.labels):
             if label not in choices:
-                raise SubnetError(f"the choice leaves out edge {label!r}; choose one of its candidates.")
+                raise SubnetError(f"the choice leaves out edge {label!r}; choose one of its candidates")
             column = self._columns[row].get(choices[label])
             if column is None:
                 raise SubnetError(
-                    f"edge {label!r} has no candidate {choices[label]!r}; it has {', '.join(self.candidates[row])}."
+                    f"edge {label!r} has no candidate {choices[label]!r}; it has {', '.join(self.candidates[row])}"
                 )
             cells.append((row, column))
         return cells
@@ -145,6 +158,13 @@ class CostModel:
 
 class LatencyModel(CostModel):
     """Calibrated latency in ms of a space's subnets on the device of one table.
+
+    >>> from hardware.tables.shipped import open_table
+    >>> table = open_table("pixel1")
+    >>> blocks = [OpSpec("mbconv", (24, 56, 56), (24, 56, 56), kernel=k, hidden=72, residual=True) for k in (3, 7)]
+    >>> model = LatencyModel(table, fixed=[], edges={"stage1.1": dict(zip(["small", "large"], blocks))})
+    >>> round(model.latency({"stage1.1": "small"}), 3), model.unit
+    (6.273, 'ms (uncalibrated)')
 
     A subnet takes `scale * (overhead + sum) + offset` ms; without a calibration in the table `scale` is 1, `offset`
     is 0 and `calibrated` is False.
@@ -173,7 +193,7 @@ class LatencyModel(CostModel):
         self.fixed_ms = self.fixed
 
     def latency(self, choices: Mapping[str, str]) -> float:
-        """Latency of one subnet in ms; `choices` maps every edge label to a candidate's name."""
+        """Return the latency of one subnet in ms; `choices` maps every edge label to a candidate's name."""
         return self.cost(choices)
 
     def _predicted(self, op: OpSpec) -> bool:
@@ -181,28 +201,33 @@ class LatencyModel(CostModel):
 
 
 def cost_model(name: str, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
-    """The cost that needs no device, by its name: `macs`, `params` or `activation_memory`.
+    """Make the cost that needs no device, by its name: `macs`, `params` or `activation_memory`.
+
+    >>> stem = OpSpec("conv", (3, 8, 8), (8, 4, 4), kernel=3, stride=2)
+    >>> model = cost_model("params", [stem], {})
+    >>> model.cost({}), model.unit
+    (0.000232, 'M params')
 
     Raises:
         SpaceError: There is no such cost.
     """
     if name not in _MODELS:
-        raise SpaceError(f"cost {name!r} is unknown; known are {', '.join(_MODELS)}, and latency with a table.")
+        raise SpaceError(f"cost {name!r} is unknown; known are {', '.join(_MODELS)}, and latency with a table")
     return _MODELS[name](fixed, edges)
 
 
 def macs_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
-    """Multiply-accumulates in millions."""
+    """Count multiply-accumulates, in millions."""
     return CostModel(lambda op: primitives.macs(op) / 1e6, fixed=fixed, edges=edges, unit="M MACs")
 
 
 def params_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
-    """Trained parameters in millions, as an exported model has them."""
+    """Count trained parameters in millions, as an exported model has them."""
     return CostModel(lambda op: primitives.params(op) / 1e6, fixed=fixed, edges=edges, unit="M params")
 
 
 def activation_model(fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
-    """Bytes of all activations of one float32 image, in MB (1e6 bytes)."""
+    """Count the bytes of all activations of one float32 image, in MB (1e6 bytes)."""
     return CostModel(lambda op: primitives.activation_bytes(op) / 1e6, fixed=fixed, edges=edges, unit="MB")
 
 
@@ -210,7 +235,7 @@ _MODELS = {"macs": macs_model, "params": params_model, "activation_memory": acti
 
 
 def chain_report(table: LatencyTable, chain: Iterable[OpSpec]) -> LatencyReport:
-    """Where the calibrated latency of a net goes that is given by its operators.
+    """Report where the calibrated latency of a net goes that is given by its operators.
 
     Operators that the table lacks are listed by `missing()`, and `total()` then refuses to give a number.
     """

@@ -14,6 +14,12 @@ IDENTITY = "identity"
 class OpSpec:
     """One operator at fixed shapes, as a device executes it (batch norm folded into its convolution).
 
+    >>> stem = OpSpec("conv", (3, 32, 32), (16, 16, 16), kernel=3, stride=2)
+    >>> stem.key
+    'conv-in:3x32x32-out:16x16x16-k:3-s:2-res:0-act:relu6'
+    >>> OpSpec.from_key(stem.key) == stem
+    True
+
     Kinds and what they stand for (`C x H W` shapes without the batch dimension):
 
     - `conv`: convolution `kernel x kernel`, batch norm, activation.
@@ -31,7 +37,7 @@ class OpSpec:
     - `identity`: nothing runs (the candidate `skip`); its latency is 0 by definition.
 
     Attributes:
-        kind: One of the kinds above, or one that a space registers with `hardware.operators.primitives.register_kind`.
+        kind: One of the kinds above, or one that a space registers with `hardware.register_kind`.
         input_shape: `(C, H, W)`.
         output_shape: `(C, H, W)`, or `(classes,)` for `head`.
         kernel: Side of the (depthwise) kernel.
@@ -52,7 +58,7 @@ class OpSpec:
 
     @property
     def key(self) -> str:
-        """The operator's name in a latency table; equal specs have equal keys and different ones do not."""
+        """The operator's name in a latency table: equal specs have equal keys and different ones do not."""
 
         def dims(shape: tuple[int, ...]) -> str:
             return "x".join(map(str, shape))
@@ -67,7 +73,7 @@ class OpSpec:
 
     @classmethod
     def from_key(cls, key: str) -> OpSpec:
-        """The operator that has this key.
+        """Return the operator that has this key.
 
         The activation of a `head` or an `identity`, of which the key says nothing, is the default one.
 
@@ -88,9 +94,10 @@ class OpSpec:
             )
         except (KeyError, ValueError):
             op = None
+        # a key with parts in another order, or unknown ones, would be read and then written as another
         if op is None or op.key != key:
             raise TableError(
-                f"{key!r} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6."
+                f"{key!r} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6"
             )
         return op
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(progress: bool, title: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar with the time left, moved by the share (0..1) of the work that is done."""
+    """Show a progress bar with the time left; yield what moves it to the share (0..1) of the work that is done."""
     if not progress:
         yield lambda share: None
         return
+    # for people only; a run in a script or a trial needs none of it
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

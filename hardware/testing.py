@@ -1,23 +1,22 @@
-"""Conformance tests that a backend of one's own can inherit.
+"""Conformance tests that a backend of one's own can inherit, collected by pytest:
 
->>> class TestMyBackend(BackendConformance):
-...     def make_backend(self):
-...         return MyBackend()
+class TestMyBackend(BackendConformance):
+    def make_backend(self):
+        return MyBackend()
 """
 
 from __future__ import annotations
 
 import math
 
-from hardware.backends import Backend, Runnable
-from hardware.op_spec import IDENTITY, OpSpec
-
+from .backends import Backend, Runnable
 from .measuring.sampling import Plan
 from .measuring.table import build_table
+from .op_spec import IDENTITY, OpSpec
 
 
 def small_ops() -> tuple[OpSpec, ...]:
-    """One operator of each kind, forming a chain."""
+    """Return operators of the common kinds, forming a chain."""
     return (
         OpSpec("conv", (3, 16, 16), (8, 8, 8), kernel=3, stride=2),
         OpSpec("ds_conv", (8, 8, 8), (8, 8, 8), kernel=3, residual=True),
@@ -32,7 +31,7 @@ class BackendConformance:
     """What `hardware.measuring.table` expects of a backend; a pytest class to inherit from."""
 
     def make_backend(self) -> Backend:
-        """A fresh backend; override it."""
+        """Return a fresh backend; override it."""
         raise NotImplementedError("override make_backend and return your backend")
 
     def test_has_a_name_a_device_and_versions(self) -> None:

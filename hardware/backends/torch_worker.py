@@ -46,7 +46,7 @@ class Worker:
     def prepare(
         self, groups: list[list[dict[str, Any]]], shape: list[int], threads: int, options: dict[str, bool]
     ) -> int:
-        # torch sets the number of threads once a process: after the first parallel work it takes no other
+        # the number is the whole process's: what was prepared before would from now on run with another one
         if self._threads not in (0, threads):
             raise ValueError(f"this process measures with {self._threads} threads; {threads} need another one")
         if not self._threads:

@@ -1,4 +1,8 @@
-"""From raw times to calibrated ones: what surrounds an operator, and the affine fit to whole nets."""
+"""From raw times to calibrated ones: what surrounds an operator, and the affine fit to whole nets.
+
+A net takes `scale * (overhead + sum) + offset`, where the sum is over the table's entries. The two numbers are fitted
+on a few whole nets that are measured in the same rounds as the operators.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..errors import TableError
-from ..op_spec import IDENTITY, OpSpec
+from ..op_spec import OpSpec, executed
 from ..operators import primitives
 from ..tables.records import Calibration, LatencyEntry, Reference
 from ..tables.table import LatencyTable
@@ -17,7 +21,7 @@ from .nets import REFERENCES
 
 
 def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count: int) -> LatencyEntry:
-    """The entry of an operator measured alone, net of the session's overhead.
+    """Make the entry of an operator measured alone, net of the session's overhead.
 
     Raises:
         TableError: The operator took less than the empty graph.
@@ -25,13 +29,13 @@ def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count
     if ms < overhead_ms:
         raise TableError(
             f"operator {key} took {ms:.6f} ms, less than the empty graph's {overhead_ms:.6f} ms; "
-            "measure on a quieter machine or with more rounds."
+            "measure on a quieter machine or with more rounds"
         )
     return LatencyEntry(round(ms - overhead_ms, 7), round(spread, 4), count)
 
 
 def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
-    """The table of operators measured alone, as they behave inside a net, and calibrated.
+    """Correct a table of operators measured alone to how they behave inside a net, and calibrate it.
 
     Every entry becomes `ms + per_operator_ms + per_mparam_ms * params / 1e6`, so that a net still takes
     `scale * (overhead + sum) + offset`; see `hardware.measuring.statistics.context_fit`.
@@ -42,6 +46,7 @@ def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
         measured_ms: Their measured latencies.
     """
     raw = [table.raw_ms(net) for net in nets]
+    # by the number of weights, as what differs inside a net is how far away an operator's weights are
     weights = {op.key: primitives.params(op) for net in nets for op in net}
     weights |= {key: primitives.params(OpSpec.from_key(key)) for key in table.entries if key not in weights}
     fit = statistics.context_fit(
@@ -51,6 +56,7 @@ def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
         measured_ms,
         least_ms=min(entry.ms for entry in table.entries.values()),
     )
+    # the calibration multiplies the entries by `scale`, which the context's part of them must come through unchanged
     per_operator, per_param = fit.per_operator_ms / fit.scale, fit.per_param_ms / fit.scale
     entries = {
         key: dataclasses.replace(entry, ms=round(entry.ms + per_operator + per_param * weights[key], 7))
@@ -62,8 +68,8 @@ def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_m
 
 
 def alone_ms(table: LatencyTable, ops: Iterable[OpSpec]) -> float:
-    """Overhead and sum of a net's operators as they were measured alone: `table.raw_ms` without the context's part."""
-    ops = [op for op in ops if op.kind != IDENTITY]
+    """Return the sum of a net's operators as measured alone, with overhead: `table.raw_ms` less the context's part."""
+    ops = executed(ops)
     context = table.header.context
     if not context:
         return table.raw_ms(ops)
@@ -73,7 +79,7 @@ def alone_ms(table: LatencyTable, ops: Iterable[OpSpec]) -> float:
 
 
 def calibrated(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:
-    """The table with a calibration fitted on whole nets.
+    """Calibrate a table on whole nets.
 
     Args:
         table: The table; an earlier calibration is replaced.
@@ -93,9 +99,11 @@ def _with_calibration(
     offset: float,
     alone_ms: Sequence[float],
 ) -> LatencyTable:
+    """Write a calibration into a table's header, with its figures and reference nets."""
     measured = np.asarray(measured_ms, dtype=np.float64)
     predicted = [scale * table.raw_ms(net) + offset for net in nets]
     figures = statistics.raw_and_calibrated(alone_ms, predicted, measured)
+    # from the fastest to the slowest: one net's drift may be its own (it just fits a cache), that of three is not
     spread = np.argsort(measured)[np.linspace(0, len(nets) - 1, REFERENCES).round().astype(int)]
     references = tuple(Reference(float(measured[i]), tuple(op.key for op in nets[i])) for i in dict.fromkeys(spread))
     calibration = Calibration(scale=scale, offset_ms=offset, nets=len(nets), figures=figures, references=references)

@@ -6,6 +6,9 @@ tflite-runtime) and a .tflite file beside each .onnx file. Copy the whole folder
     python measure.py
 
 Then bring results.json back: `proxyless latency import results.json` makes the table.
+
+The script has a timing loop of its own, as it must run where this project is not installed, on Python 3.8. It does the
+same as `hardware/measuring/sampling.py`: rounds in shuffled order, CPU time of the one thread, a low quantile.
 """
 
 from __future__ import annotations
@@ -57,12 +60,14 @@ def main():
     calls, repeats = {}, {}
     for name in manifest["graphs"]:
         calls[name] = prepare(folder / "graphs" / name)
+        # a single run of some microseconds would measure the clock: a sample repeats it until it lasts about 0.5 ms
         single = min(timed(calls[name], clock, 1) for _ in range(4))
         repeats[name] = max(1, round(5e-4 / max(single, 5e-7)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, rng, start = list(calls), random.Random(0), time.monotonic()
     for done in range(options.rounds):
         elapsed = time.monotonic() - start
+        # a least number of rounds, as a low quantile of a handful of samples says little
         if elapsed > options.seconds and done >= 15:
             break
         rng.shuffle(order)
@@ -91,6 +96,7 @@ def main():
             for name, values in samples.items()
         },
     }
+    # an interruption while writing must not cost the measurement that is there already
     beside = options.out + ".part"
     Path(beside).write_text(json.dumps(results, indent=1))
     os.replace(beside, options.out)
@@ -98,7 +104,7 @@ def main():
 
 
 def timed(call, clock, repeats):
-    """Seconds per run, after one run that does not count."""
+    """Return seconds per run, after one run that does not count."""
     call()
     start = clock()
     for _ in range(repeats):
@@ -116,6 +122,7 @@ def onnxruntime_session(threads):
     options.inter_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
+    # threads that wait by spinning would take the cores from the graph that is measured next
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def prepare(path):

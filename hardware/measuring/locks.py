@@ -18,7 +18,7 @@ MEASURING_LOCK = "proxyless-measuring.lock"
 
 @contextmanager
 def measuring_lock(*, folder: str | Path | None = None) -> Iterator[None]:
-    """Keeps other measurements off this machine while one runs; waits for its turn and says so.
+    """Keep other measurements off this machine while one runs; wait for one's turn and say so.
 
     Args:
         folder: Where the lock file lies; None takes the system's folder for temporary files.
@@ -30,7 +30,7 @@ def measuring_lock(*, folder: str | Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def table_lock(path: str | Path, *, wait: bool = True) -> Iterator[None]:
-    """Keeps other builders off one table.
+    """Keep other builders off one table.
 
     Args:
         path: The table's file; the lock lies beside it, hidden.
@@ -46,7 +46,7 @@ def table_lock(path: str | Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def load_or_build(path: str | Path, builder: Callable[[], LatencyTable]) -> LatencyTable:
-    """The table at `path`; where there is none, whoever comes first builds and saves it, and others wait.
+    """Return the table at `path`; where there is none, the first to come builds and saves it, and others wait.
 
     Args:
         path: The table's file.
@@ -56,6 +56,7 @@ def load_or_build(path: str | Path, builder: Callable[[], LatencyTable]) -> Late
     if path.exists():
         return LatencyTable.load(path)
     with table_lock(path):
+        # whoever held the lock before may have built it
         if not path.exists():
             table = builder()
             if not path.exists():
@@ -63,14 +64,18 @@ def load_or_build(path: str | Path, builder: Callable[[], LatencyTable]) -> Late
         return LatencyTable.load(path)
 
 
+# `proxyless latency build` holds a table's lock and calls `build_table`, which takes it again. filelock counts within
+# one lock object only, and each call here makes its own: without this count a process would wait for itself.
 _depth: dict[tuple[int, Path], int] = {}
 
 
 @contextmanager
 def _held(path: Path, reason: str, *, wait: bool = True) -> Iterator[None]:
-    """Holds the lock file at `path`; a thread that holds it already may enter again."""
+    """Hold the lock file at `path`; a thread that holds it already may enter again."""
+    # slow to import, and needed when something is measured only
     import filelock
 
+    # by thread, as two threads of one process must still wait for each other
     mine = (threading.get_ident(), path)
     if _depth.get(mine):
         _depth[mine] += 1
@@ -82,10 +87,11 @@ def _held(path: Path, reason: str, *, wait: bool = True) -> Iterator[None]:
     _make_shareable(path)
     lock = filelock.FileLock(path)
     try:
+        # a moment, so that one who waits learns why
         lock.acquire(timeout=0.05)
     except filelock.Timeout:
         if not wait:
-            raise TableError(f"{reason}; wait for it, or give another file.") from None
+            raise TableError(f"{reason}; wait for it, or give another file") from None
         print(f"waiting: {reason} (lock {path})", file=sys.stderr, flush=True)
         lock.acquire()
     _depth[mine] = 1
@@ -97,7 +103,7 @@ def _held(path: Path, reason: str, *, wait: bool = True) -> Iterator[None]:
 
 
 def _make_shareable(path: Path) -> None:
-    """Lets every user of the machine take the lock."""
+    """Let every user of the machine take the lock: a file that filelock makes, its owner alone can open."""
     if not path.exists():
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))

@@ -55,6 +55,7 @@ def measure(
         plan = dataclasses.replace(plan, rounds=rounds, minimum_rounds=min(rounds, plan.minimum_rounds))
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
+    # locked while preparing too: compiling graphs would disturb whoever measures
     with open_backend(backend) as opened, measuring_lock():
         runnables = prepare_all(opened, chains, batch=batch, threads=threads, progress=progress)
         samples = sample(opened, runnables, plan=plan, seed=seed, progress=progress)
@@ -133,8 +134,8 @@ def _drift(
 ) -> float:
     """Return how much slower the machine is than then: the median over the reference nets, or 1 where there are none.
 
-    Nets drawn long after a table would differ from it by a few per cent through the machine alone (its clocks, its
-    temperature, its neighbours), as much as the table's own error.
+    A net that is timed long after a table was built differs from it through the machine alone (its clocks, its
+    temperature, its neighbours), often by more than the table's own error.
     """
     ratios = [Measurement.of(samples[name], quantile=plan.quantile).ms / ms for name, (ms, _) in references.items()]
     check_agreement(ratios, "the latency table")
@@ -183,6 +184,7 @@ def measure_nets(
             samples = sample(opened, runnables, plan=plan, seed=seed + first, progress=progress)
             now = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
             if table is None:
+                # the first group's times are the state of the machine that all are brought to
                 then = then or {name: now[name].ms for name in anchors}
                 references = {name: (then[name], runnables[name]) for name in anchors}
             drift = _drift(references, samples, plan)

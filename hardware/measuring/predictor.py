@@ -1,9 +1,9 @@
-"""A learned latency model, additive over operators (METHOD.md section 3).
+"""A learned latency model, additive over operators: the predictor `F` of ProxylessNAS (arXiv 1812.00332, 3.3.1).
 
 `net = constant + sum over operators of f(operator)`, with `f` linear in features of the operator's primitives:
-type, kernel, stride, input and output size, width. It is fitted on whole nets alone, so it needs no operator measured
-alone; as it is additive, E[LAT] stays linear in the probabilities, and `fill` gives a table the operators that it
-lacks (another width, another resolution), each marked as predicted.
+type, kernel, stride, input and output size, width. It is fitted on whole nets, so no operator has to be measured alone.
+As it is additive, E[LAT] stays linear in the probabilities. `fill` gives a table the operators that it lacks (another
+width, another resolution), each marked as predicted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import TableError
 from ..files import write_atomically
-from ..op_spec import IDENTITY, OpSpec
+from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
 from ..tables.records import Calibration, LatencyEntry, TableHeader
 from ..tables.table import LatencyTable
@@ -51,19 +51,19 @@ class LearnedModel:
     header: TableHeader = field(compare=False)
 
     def op_ms(self, op: OpSpec) -> float:
-        """Latency of one operator inside a net; 0 for `identity`."""
+        """Return the latency in ms of one operator inside a net; 0 for `identity`."""
         return math.fsum(self.weights.get(name, 0.0) * value for name, value in features(op).items())
 
     def net_ms(self, ops: Iterable[OpSpec]) -> float:
-        """Latency of a whole net."""
+        """Return the latency in ms of a whole net."""
         return self.constant_ms + math.fsum(self.op_ms(op) for op in ops)
 
     def unknown(self, op: OpSpec) -> tuple[str, ...]:
-        """Features of an operator that no net of the fit had, so that nothing is known about their cost."""
+        """Return the features of an operator that no net of the fit had, so that nothing is known about their cost."""
         return tuple(name for name, value in features(op).items() if value and name not in self.weights)
 
     def table(self, ops: Iterable[OpSpec], *, input_size: int | None = None) -> LatencyTable:
-        """A table of these operators, all predicted, calibrated by construction.
+        """Make a table of these operators, all predicted, calibrated by construction.
 
         Args:
             ops: The operators.
@@ -78,10 +78,10 @@ class LearnedModel:
             context={},
             source=f"predicted by a model learned on {self.nets} whole nets",
         )
-        return LatencyTable(header, {op.key: self._entry(op, 1.0) for op in ops if op.kind != IDENTITY})
+        return LatencyTable(header, {op.key: self._entry(op, 1.0) for op in executed(ops)})
 
     def fill(self, table: LatencyTable, ops: Iterable[OpSpec]) -> LatencyTable:
-        """A table with the operators that it lacks, predicted and marked so.
+        """Add to a table the operators that it lacks, predicted and marked so.
 
         Predictions are calibrated ms; they are divided by the table's scale, so that its calibration gives them back.
 
@@ -92,15 +92,15 @@ class LearnedModel:
             there, here = getattr(table.header, name), getattr(self.header, name)
             if there != here and (name != "place" or (there and here)):
                 raise TableError(
-                    f"the learned model is of {name} {here!r}, the table of {there!r}; fit one on that device."
+                    f"the learned model is of {name} {here!r}, the table of {there!r}; fit one on that device"
                 )
         scale = table.header.calibration.scale if table.header.calibration else 1.0
-        missing = {op.key: op for op in ops if op.kind != IDENTITY and op.key not in table.entries}
+        missing = {op.key: op for op in executed(ops) if op.key not in table.entries}
         predicted = {key: self._entry(op, scale) for key, op in missing.items()}
         return LatencyTable(table.header, {**table.entries, **predicted})
 
     def complete(self, table: LatencyTable, ops: Iterable[OpSpec], *, input_size: int) -> LatencyTable:
-        """`fill` at the table's own input size; at another one a table of predictions alone.
+        """`fill` a table at its own input size; at another one make a table of predictions alone.
 
         Raises:
             TableError: The table was measured in other settings than the model's nets.
@@ -113,13 +113,13 @@ class LearnedModel:
         return dataclasses.replace(predicted, header=dataclasses.replace(predicted.header, space=table.header.space))
 
     def save(self, path: str | Path) -> None:
-        """Writes the model as JSON, atomically."""
+        """Write the model as JSON, atomically."""
         document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         write_atomically(Path(path), json.dumps(document, indent=2))
 
     @classmethod
     def load(cls, path: str | Path) -> LearnedModel:
-        """Reads a model.
+        """Read a model.
 
         Raises:
             TableError: The file is missing or no model of this format and version.
@@ -131,20 +131,20 @@ class LearnedModel:
             document["header"] = TableHeader(**document["header"])
             return cls(**document)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TableError(f"{path} is no learned latency model ({error}); fit one again.") from None
+            raise TableError(f"{path} is no learned latency model ({error}); fit one again") from None
 
     def _entry(self, op: OpSpec, scale: float) -> LatencyEntry:
         unknown = self.unknown(op)
         if unknown:
             raise TableError(
                 f"the learned model cannot predict {op.key}: no net that it was fitted on had {unknown[0]!r}; "
-                "measure the operator."
+                "measure the operator"
             )
         return LatencyEntry(ms=self.op_ms(op) / scale, predicted=True)
 
 
 def features(op: OpSpec) -> dict[str, float]:
-    """What an operator's latency depends on: for each type of its primitives, their number, work and traffic.
+    """Return what an operator's latency depends on: for each type of primitive, their number, work and traffic.
 
     Work is in millions of multiply-accumulates, tensors and weights in millions of elements. Depthwise convolutions
     count by kernel and stride, as runtimes have other code for each.
@@ -183,7 +183,7 @@ def fit(
     test_share: float = 0.2,
     seed: int = 0,
 ) -> LearnedModel:
-    """Fits the model: relative non-negative least squares on most nets, figures on the rest.
+    """Fit the model: relative non-negative least squares on most nets, figures on the rest.
 
     Args:
         nets: Whole nets in execution order.
@@ -191,13 +191,16 @@ def fit(
         header: The device and settings of the measurement (`header_of`, or a table's header).
         test_share: Share of the nets that is kept for testing.
         seed: Seed of the split.
+
+    Raises:
+        TableError: The nets are too few, or not as many as the latencies.
     """
     from scipy.optimize import nnls
 
     if len(nets) != len(measured_ms):
-        raise TableError(f"there are {len(nets)} nets but {len(measured_ms)} latencies; give one each.")
+        raise TableError(f"there are {len(nets)} nets but {len(measured_ms)} latencies; give one each")
     if len(nets) < MINIMUM_NETS:
-        raise TableError(f"{len(nets)} nets are too few to learn from; measure {MINIMUM_NETS} or more.")
+        raise TableError(f"{len(nets)} nets are too few to learn from; measure {MINIMUM_NETS} or more")
     known = {op: features(op) for net in nets for op in net}
     names = sorted({name for values in known.values() for name in values})
     matrix = np.zeros((len(nets), len(names) + 1))
@@ -208,7 +211,10 @@ def fit(
                 matrix[row, names.index(name)] += value
     measured = np.asarray(measured_ms, dtype=np.float64)
     test, train = split(len(nets), test_share=test_share, seed=seed)
+    # each net's row over its own latency, so that an error of 1 % counts alike for a fast net and a slow one
     design = matrix[train] / measured[train, None]
+    # Features differ by orders of magnitude and are nearly collinear (a wide layer has more work and more weights). On
+    # columns of norm 1 one small ridge holds them all, and weights below 0 (a layer that saves time) are ruled out.
     norms = np.linalg.norm(design, axis=0)
     ridge = _RIDGE * np.eye(len(norms))
     solution, _ = nnls(np.vstack([design / norms, ridge]), np.concatenate([np.ones(len(train)), np.zeros(len(norms))]))
@@ -228,7 +234,7 @@ def fit(
 
 
 def split(count: int, *, test_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the nets that `fit` keeps for testing, and of those that it fits."""
+    """Return the indices of the nets that `fit` keeps for testing, and of those that it fits."""
     order = np.random.default_rng(seed).permutation(count)
     test, train = np.split(order, [round(test_share * count)])
     return test, train
@@ -237,7 +243,7 @@ def split(count: int, *, test_share: float = 0.2, seed: int = 0) -> tuple[np.nda
 def header_of(
     *, backend: str, input_size: int, device: str, batch: int = 1, threads: int = 1, space: str = "", **other: Any
 ) -> TableHeader:
-    """A header for a model's tables, where there is no measured table to take it from."""
+    """Make a header for a model's tables, where there is no measured table to take it from."""
     return TableHeader(
         device=device,
         backend=backend,

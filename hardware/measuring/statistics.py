@@ -11,7 +11,7 @@ from ..errors import TableError
 
 
 def affine_fit(raw: Sequence[float] | np.ndarray, measured: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Scale `a` and offset `b` that minimise the relative error `sum(((a * raw + b - measured) / measured)^2)`.
+    """Return scale `a` and offset `b` that minimise `sum(((a * raw + b - measured) / measured)^2)`, the relative error.
 
     Raises:
         TableError: The nets do not determine the two, or the scale is not positive.
@@ -20,13 +20,13 @@ def affine_fit(raw: Sequence[float] | np.ndarray, measured: Sequence[float] | np
     if len(x) < 3 or np.ptp(x) <= 1e-9 * np.max(np.abs(x), initial=0.0) or np.any(y <= 0):
         raise TableError(
             f"{len(x)} nets with sums from {np.min(x, initial=np.inf):.4g} to {np.max(x, initial=0.0):.4g} ms do not "
-            "determine a calibration; give nets of different depth."
+            "determine a calibration; give nets of different depth"
         )
     design = np.stack([x / y, 1.0 / y], axis=1)
     (scale, offset), *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)
     if scale <= 0:
         raise TableError(
-            f"the measured nets get faster as their sum grows (scale {scale:.3g}); measure on a quieter machine."
+            f"the measured nets get faster as their sum grows (scale {scale:.3g}); measure on a quieter machine"
         )
     return float(scale), float(offset)
 
@@ -49,7 +49,7 @@ def context_fit(
     *,
     least_ms: float,
 ) -> ContextFit:
-    """How operators differ inside a net from operators alone, from a few whole nets.
+    """Fit how operators inside a net differ from operators alone, on a few whole nets.
 
     Alone, an operator pays for taking its input and giving its output in the runtime's outer memory layout
     (`per_operator_ms`, negative, as a net pays for it once), and it finds its weights in a nearer cache than it does
@@ -66,16 +66,22 @@ def context_fit(
     Raises:
         TableError: The nets do not determine the scale.
     """
+    # slow to import, and needed only where something is calibrated
     from scipy.optimize import lsq_linear
 
+    # for its errors: nets that cannot give two numbers give no four
     affine_fit(raw, measured)
     y = np.asarray(measured, dtype=np.float64)
     columns = np.stack([np.asarray(c, dtype=np.float64) for c in (raw, operators, params, np.ones_like(y))], axis=1)
     design = columns / y[:, None]
+    # One row a number, as if it had been observed once at its neutral value, as uncertain as `_PRIORS` says against the
+    # residual of a net. Without these rows, ten nets of similar depth could give large numbers of opposite sign.
     held = np.diag(_RESIDUAL / np.array([deviation for _, deviation in _PRIORS]) * design.mean(axis=0))
     neutral = held @ np.array([value for value, _ in _PRIORS])
     stacked = np.vstack([design, held])
     norms = np.linalg.norm(stacked, axis=0)
+    # An operator pays less inside a net than alone, but it must not be free: entries of 0 or below would make the
+    # cheapest operators the choice of every search. Weights never make a net faster.
     low = np.array([0.0, -0.9 * least_ms, 0.0, -np.inf]) * norms
     solution = lsq_linear(stacked / norms, np.concatenate([np.ones_like(y), neutral]), bounds=(low, np.inf))
     return ContextFit(*(float(v) for v in solution.x / norms))
@@ -89,7 +95,8 @@ _PRIORS = ((1.0, 0.2), (0.0, 0.1), (0.0, 0.1), (0.0, 0.01))
 
 
 def figures(predicted: Sequence[float] | np.ndarray, measured: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """RMSE and bias in ms, MAPE as a fraction, and the rank correlations of Spearman and Kendall."""
+    """Return RMSE and bias in ms, MAPE as a fraction, and the rank correlations of Spearman and Kendall."""
+    # slow to import, and needed only where something is compared
     from scipy import stats
 
     p, m = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)

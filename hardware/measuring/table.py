@@ -75,10 +75,12 @@ def build_table(
     if whole:
         check_calibration_nets(whole)
     check_measured(whole, distinct)
+    # each name says all that is timed, as the samples of an interrupted build are found again by name
     chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
     chains |= {f"op {key}": (op,) for key, op in distinct.items()}
     chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
     first = next(iter(distinct.values()))
+    # two builds of one table would write one partial file; the second is refused before it measures anything
     unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
     with unshared, open_backend(backend, place) as opened, measuring_lock():
         device, versions = opened.device(), opened.versions()
@@ -121,6 +123,7 @@ def build_table(
             overhead_ms=overhead,
         )
         table = LatencyTable(header, entries)
+        # before the calibration too: a backend that gives seconds fits its own nets as well as any other
         check_units(table, f"what backend {opened.name!r} measured")
         if whole:
             measured = [figures[name].ms for name in chains if name.startswith("net ")]

@@ -31,6 +31,7 @@ from .primitives import (
 )
 from .weights import constant_weights, random_weights
 
+# older than the newest, as a kit's graphs are read by whatever ONNX Runtime a device has
 OPSET = 17
 IR_VERSION = 8
 INPUT, OUTPUT = "input", "output"
@@ -44,7 +45,7 @@ def chain_model(
     seed: int = 0,
     constant: bool = False,
 ) -> Any:
-    """The ONNX model of a chain; an empty chain gives the session's overhead, a graph that touches no data.
+    """Write a chain as an ONNX model; an empty chain gives the session's overhead, a graph that touches no data.
 
     Args:
         chain: Operators in execution order.
@@ -57,7 +58,7 @@ def chain_model(
     chain = check_chain(chain)
     shape = input_of(chain, input_shape)
     if input_shape is not None and tuple(input_shape) != tuple(shape):
-        raise BackendError(f"the chain takes {tuple(shape)}, but input_shape is {tuple(input_shape)}.")
+        raise BackendError(f"the chain takes {tuple(shape)}, but input_shape is {tuple(input_shape)}; leave it out")
     groups = [decompose(op) for op in chain]
     primitives = [primitive for group in groups for primitive in group]
     weights = constant_weights(primitives) if constant else random_weights(primitives, seed=seed)
@@ -87,6 +88,7 @@ class _Writer:
                 index += 1
         kind, dims = TensorProto.FLOAT, [self.batch, *self.shape]
         if not self.nodes:
+            # a graph needs a node; this one reads the input's shape and none of its numbers
             kind, dims = TensorProto.INT64, [len(start) + 1]
             self._node("Shape", [self.tensor], "shape")
         self.nodes[-1].output[0] = OUTPUT
@@ -204,6 +206,7 @@ class _Writer:
     def _array(self, name: str, array: np.ndarray) -> str:
         from onnx import helper, numpy_helper
 
+        # a weight that is one number (a view of zero stride) takes some bytes in the file; the runtime spreads it once
         if self.constant and array.strides == (0,) * array.ndim and array.ndim:
             value = numpy_helper.from_array(array.ravel()[:1].copy(), "value")
             shape = self._array(f"{name}.shape", np.array(array.shape, dtype=np.int64))

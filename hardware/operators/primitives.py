@@ -3,7 +3,6 @@
 Batch norm is folded into the convolution before it, as every deployed runtime does; padding is `kernel // 2` per
 side (times the dilation). Shapes are `C x H x W` without the batch dimension.
 
->>> from hardware.op_spec import OpSpec
 >>> op = OpSpec("mbconv", (24, 56, 56), (24, 56, 56), kernel=5, hidden=72, residual=True)
 >>> [type(p).__name__ for p in decompose(op)]
 ['Conv', 'Conv', 'Conv', 'Add']
@@ -69,7 +68,10 @@ class Conv:
 
     def _expect(self, shape: Shape) -> None:
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise SpaceError(f"a convolution of {self.in_channels} channels was given a {shape} feature map.")
+            raise SpaceError(
+                f"a convolution of {self.in_channels} channels was given a {shape} feature map; "
+                "correct the operator's shapes"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ class Linear:
 
     def output(self, shape: Shape) -> Shape:
         if shape != (self.in_features,):
-            raise SpaceError(f"a linear layer of {self.in_features} features was given shape {shape}.")
+            raise SpaceError(
+                f"a linear layer of {self.in_features} features was given shape {shape}; correct the operator's shapes"
+            )
         return (self.out_features,)
 
     def macs(self, shape: Shape) -> int:
@@ -177,72 +181,92 @@ Decomposition = Callable[[OpSpec], tuple[Primitive, ...]]
 
 
 def decompose(op: OpSpec) -> tuple[Primitive, ...]:
-    """The primitives of an operator in execution order; none for `identity`.
+    """Return the primitives of an operator in execution order; none for `identity`.
 
     Raises:
         SpaceError: The kind is unknown, or the primitives do not lead to the operator's output shape.
     """
-    if op.kind not in _KINDS:
-        known = ", ".join(sorted(_KINDS))
-        raise SpaceError(
-            f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.register_kind."
-        )
-    primitives = _KINDS[op.kind](op)
+    if op.kind not in KINDS:
+        known = ", ".join(sorted(KINDS))
+        raise SpaceError(f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.register_kind")
+    primitives = KINDS[op.kind](op)
     shape = op.input_shape
     for primitive in primitives:
         if isinstance(primitive, Add) and shape != op.input_shape:
-            raise SpaceError(f"operator {op.key} adds its {op.input_shape} input to a {shape} feature map.")
+            raise SpaceError(
+                f"operator {op.key} adds its {op.input_shape} input to a {shape} feature map; "
+                "declare it without the residual"
+            )
         shape = primitive.output(shape)
     if shape != op.output_shape:
-        raise SpaceError(f"operator {op.key} declares output {op.output_shape}, but its layers give {shape}.")
+        raise SpaceError(
+            f"operator {op.key} declares output {op.output_shape}, but its layers give {shape}; declare that"
+        )
     return primitives
 
 
 def register_kind(kind: str, function: Decomposition) -> None:
-    """Teaches every backend a new operator kind.
+    """Teach every backend a new operator kind.
+
+    >>> def two_convs(op):
+    ...     width = op.output_shape[0]
+    ...     return Conv(op.input_shape[0], width, op.kernel), Conv(width, width, op.kernel, activation="relu")
+    >>> register_kind("two_convs", two_convs)
+    >>> macs(OpSpec("two_convs", (3, 8, 8), (4, 8, 8), kernel=3))
+    16128
+    >>> del KINDS["two_convs"]
 
     Args:
         kind: The new kind; a known kind may only be registered again with the same function.
         function: From an `OpSpec` of that kind to its primitives in execution order.
+
+    Raises:
+        SpaceError: The name cannot be part of a key, or another function has it.
     """
     if not kind or set(kind) & set("-:"):
-        raise SpaceError(f"operator kind {kind!r} cannot be part of a table's key; leave out '-' and ':'.")
-    if _KINDS.get(kind, function) is not function:
-        raise SpaceError(f"operator kind {kind!r} is already registered; choose another name.")
-    _KINDS[kind] = function
+        raise SpaceError(f"operator kind {kind!r} cannot be part of a table's key; leave out '-' and ':'")
+    if KINDS.get(kind, function) is not function:
+        raise SpaceError(f"operator kind {kind!r} is already registered; choose another name")
+    KINDS[kind] = function
 
 
 def macs(op: OpSpec) -> int:
-    """Multiply-accumulates of one image; convolutions and linear layers only."""
+    """Count the multiply-accumulates of one image; convolutions and linear layers only.
+
+    >>> macs(OpSpec("conv", (3, 32, 32), (16, 16, 16), kernel=3, stride=2)) == 3 * 3 * 3 * 16 * 16 * 16
+    True
+    """
     return sum(primitive.macs(shape) for primitive, shape in _with_input_shapes(op))
 
 
 def params(op: OpSpec) -> int:
-    """Trained parameters: convolutions, their batch norms' scale and shift, linear layers and their biases."""
+    """Count trained parameters: convolutions, their batch norms' scale and shift, linear layers and their biases."""
     return sum(primitive.params for primitive in decompose(op))
 
 
 def activation_bytes(op: OpSpec) -> int:
-    """Bytes of all tensors that the operator writes for one float32 image (additive over a net)."""
+    """Count the bytes of all tensors that the operator writes for one float32 image (additive over a net)."""
     return 4 * sum(int(np.prod(primitive.output(shape))) for primitive, shape in _with_input_shapes(op))
 
 
 def activation_name(name: str | None) -> str | None:
-    """timm's name of an activation as the backends know it; None where there is none."""
+    """Return timm's name of an activation as the backends know it; None where there is none."""
     if name is None or name in _NO_ACTIVATION:
         return None
     name = _SYNONYMS.get(name, name)
     if name not in ACTIVATIONS:
-        raise SpaceError(f"activation {name!r} is unknown to the backends; known are {', '.join(ACTIVATIONS)}.")
+        raise SpaceError(f"activation {name!r} is unknown to the backends; known are {', '.join(ACTIVATIONS)}")
     return name
 
 
 def check_chain(chain: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
-    """The chain as a tuple, after checking that each operator takes what the one before it gives."""
+    """Return the chain as a tuple, after checking that each operator takes what the one before it gives."""
     chain = tuple(chain)
     for before, after in pairwise(chain):
         if before.output_shape != after.input_shape:
-            raise SpaceError(f"operator {after.key} cannot follow {before.key}: their shapes differ.")
+            raise SpaceError(
+                f"operator {after.key} cannot follow {before.key}: their shapes differ; correct one of them"
+            )
     return chain
 
 
@@ -261,7 +285,7 @@ def _conv(op: OpSpec) -> tuple[Primitive, ...]:
 
 def _mbconv(op: OpSpec) -> tuple[Primitive, ...]:
     if op.hidden < 1:
-        raise SpaceError(f"operator {op.key} has no hidden width; a block without expansion is a 'ds_conv'.")
+        raise SpaceError(f"operator {op.key} has no hidden width; a block without expansion is a 'ds_conv'")
     act = activation_name(op.activation)
     return _with_residual(
         op,
@@ -345,7 +369,7 @@ def _with_residual(op: OpSpec, primitives: tuple[Primitive, ...]) -> tuple[Primi
     return (*primitives, Add()) if op.residual else primitives
 
 
-_KINDS: dict[str, Decomposition] = {
+KINDS: dict[str, Decomposition] = {
     "conv": _conv,
     "mbconv": _mbconv,
     "ds_conv": _ds_conv,
@@ -361,15 +385,16 @@ _KINDS: dict[str, Decomposition] = {
     "max_pool": _max_pool,
     IDENTITY: _identity,
 }
+"""Operator kind to its decomposition; `register_kind` adds to it."""
 
 
 def input_of(chain: Sequence[OpSpec], input_shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """`(C, H, W)` of a chain's input: its first operator's, or for an empty chain the given one.
+    """Return `(C, H, W)` of a chain's input: its first operator's, or for an empty chain the given one.
 
     Raises:
         BackendError: An empty chain came without a shape.
     """
     shape = chain[0].input_shape if chain else input_shape
     if shape is None:
-        raise BackendError("an empty chain needs input_shape; give (C, H, W).")
+        raise BackendError("an empty chain needs input_shape; give (C, H, W)")
     return tuple(shape)

@@ -11,7 +11,7 @@ from .primitives import AddMap, BatchNorm, Conv, Linear, Primitive, Shape, SumHa
 
 
 def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Weights for each primitive, equal on every backend: `{}`, `{"weight"}` or `{"weight", "bias"}` (float32).
+    """Draw weights for each primitive, equal on every backend: `{}`, `{"weight"}` or `{"weight", "bias"}` (float32).
 
     Scaled so that no activation overflows or becomes denormal, either of which would change the timing: after He; less
     where no batch norm is folded in, as such convolutions stand in sums of many paths, whose norms no chain has.
@@ -52,7 +52,7 @@ def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[di
 
 
 def constant_weights(primitives: Iterable[Primitive]) -> list[dict[str, np.ndarray]]:
-    """Weights of which each tensor is one number, as views of zero stride: an average of the inputs, plus 0.1.
+    """Make weights of which each tensor is one number, as views of zero stride: an average of the inputs, plus 0.1.
 
     No two tensors have the same number, as a runtime may merge equal ones and so run a net faster than a real one.
     """

@@ -1,3 +1,1 @@
 """Latency tables: their records, the plausibility of their figures, released dialects, and the tables that ship."""
-
-from __future__ import annotations

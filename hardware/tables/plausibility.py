@@ -64,7 +64,7 @@ _BY_BACKEND = {**dict.fromkeys(("onnxruntime", "torch", "inductor", "litert", "e
 
 
 def check_units(table: LatencyTable, where: str) -> None:
-    """Raises where a table's latencies cannot be milliseconds.
+    """Check that a table's latencies can be milliseconds.
 
     Args:
         table: The table.
@@ -75,6 +75,7 @@ def check_units(table: LatencyTable, where: str) -> None:
             disagree with the header's whole nets.
     """
     header = table.header
+    # first what the table says twice itself, as that needs no limits
     _check_references(table, where)
     limits = _ANY if header.place not in ("", "cpu") else _BY_BACKEND.get(header.backend, _ANY)
     if 0 < header.overhead_ms < _LEAST_CALL_MS:
@@ -86,16 +87,18 @@ def check_units(table: LatencyTable, where: str) -> None:
     if not work:
         return
     fastest = limits.fastest * (header.threads if limits.per_thread else 1) * (1 if header.dtype == "float32" else 4)
+    # judged on the sum: a single operator may be far from its MACs, through memory or a slow path of the runtime
     total_ms = math.fsum(table.entries[key].ms for key in work)
     least_ms = math.fsum(max(limits.least_ms, 1e3 * macs / fastest) for macs in work.values())
     most_ms = math.fsum(limits.operator_ms + 1e3 * macs / limits.slowest for macs in work.values())
     if not total_ms:
-        raise TableError(f"{where} gives no operator any time; measure it again.")
+        raise TableError(f"{where} gives no operator any time; measure it again")
     said = f"{_speed(sum(work.values()), total_ms):.2g} multiply-accumulates a second on average"
     if total_ms < least_ms:
         _refuse(where, f"{said}, more than {limits.what} can do", "seconds")
     if total_ms > most_ms:
         _refuse(where, f"{said}, fewer than {limits.what} does", "microseconds")
+    # then the large ones one by one, on CPUs only, for a table of which but a few entries are in another unit
     for key, macs in work.items():
         speed = _speed(macs, table.entries[key].ms)
         judged = limits.per_thread and macs >= _LARGE_MACS and not table.entries[key].predicted
@@ -104,17 +107,20 @@ def check_units(table: LatencyTable, where: str) -> None:
 
 
 def check_agreement(ratios: Sequence[float], where: str) -> None:
-    """Raises where whole nets now take `ratios` times what a table says, too far from 1 for milliseconds.
+    """Check that whole nets, which now take `ratios` times what a table says, are near enough for milliseconds.
 
     Args:
         ratios: Latency now over latency by the table.
         where: How the error calls the table.
+
+    Raises:
+        TableError: One of them is beyond `AGREEMENT`.
     """
     for ratio in ratios:
         if not 1 / AGREEMENT <= ratio <= AGREEMENT:
             raise TableError(
                 f"whole nets take {ratio:.3g} times as long here as {where} says; its latencies are not in "
-                "milliseconds, or it is of another device or setting."
+                "milliseconds, or it is of another device or setting; build one here"
             )
 
 
@@ -128,21 +134,21 @@ def _check_references(table: LatencyTable, where: str) -> None:
         if not reference.ms / AGREEMENT <= predicted <= reference.ms * AGREEMENT:
             raise TableError(
                 f"the operators of {where} add up to {predicted:.4g} ms for a net that was measured with "
-                f"{reference.ms:.4g} ms; the two are in different units, give both in milliseconds."
+                f"{reference.ms:.4g} ms; the two are in different units, give both in milliseconds"
             )
 
 
 def _refuse(where: str, implied: str, unit: str) -> None:
-    raise TableError(f"{where} implies {implied}: its latencies seem to be in {unit}; give them in milliseconds.")
+    raise TableError(f"{where} implies {implied}: its latencies seem to be in {unit}; give them in milliseconds")
 
 
 def _speed(macs: float, ms: float) -> float:
-    """Multiply-accumulates a second."""
+    """Return multiply-accumulates a second."""
     return 1e3 * macs / ms if ms else math.inf
 
 
 def _macs(key: str) -> int | None:
-    """Multiply-accumulates of one image; None where the key names no operator that is known here."""
+    """Return the multiply-accumulates of one image; None where the key names no operator that is known here."""
     try:
         return primitives.macs(OpSpec.from_key(key))
     except (TableError, SpaceError):

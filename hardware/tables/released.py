@@ -32,7 +32,7 @@ _KEY = re.compile(
 
 
 def read_released(path: str | Path, *, device: str = "", backend: str = "tflite", source: str = "") -> LatencyTable:
-    """Reads a released table of either dialect.
+    """Read a released table of either dialect.
 
     Its header is uncalibrated, one thread and batch 1; its input size is that of the stem's key.
 
@@ -49,19 +49,19 @@ def read_released(path: str | Path, *, device: str = "", backend: str = "tflite"
     where = f"the released table {path}"
     document = load_yaml(path)
     if not isinstance(document, dict) or not document:
-        raise TableError(f"{where} is no mapping of operators (perhaps truncated); get the file again.")
+        raise TableError(f"{where} is no mapping of operators (perhaps truncated); get the file again")
     dialect = _dialect(document, where)
     entries: dict[str, LatencyEntry] = {}
     input_size = None
     for key, value in document.items():
         op = parse_released_key(key, dialect=dialect)
         if op.key in entries:
-            raise TableError(f"{where} has two entries for the operator {op.key}; remove one of them.")
+            raise TableError(f"{where} has two entries for the operator {op.key}; remove one of them")
         entries[op.key] = _entry(value, dialect, f"the entry {key} of {where}")
         if key.startswith("Conv-"):
             input_size = op.input_shape[1]
     if input_size is None:
-        raise TableError(f"{where} has no stem (a `Conv-` key), so its input size is unknown; add it.")
+        raise TableError(f"{where} has no stem (a `Conv-` key), so its input size is unknown; add it")
     header = TableHeader(
         device=device or path.stem,
         backend=backend,
@@ -79,7 +79,7 @@ def read_released(path: str | Path, *, device: str = "", backend: str = "tflite"
 
 
 def write_proxylessnas(table: LatencyTable, path: str | Path) -> None:
-    """Writes a table in ProxylessNAS's dialect; `var` is `(spread * ms)^2`, the inverse of what reading does.
+    """Write a table in ProxylessNAS's dialect; `var` is `(spread * ms)^2`, the inverse of what reading does.
 
     Raises:
         TableError: The dialect has no key for an operator.
@@ -94,12 +94,12 @@ def write_proxylessnas(table: LatencyTable, path: str | Path) -> None:
             "var": float((entry.spread * entry.ms) ** 2),
         }
     if len(document) != len(table.entries):
-        raise TableError("two operators of the table have the same key in ProxylessNAS's dialect; write them apart.")
+        raise TableError("two operators of the table have the same key in ProxylessNAS's dialect; write them apart")
     write_atomically(Path(path), yaml.safe_dump(dict(sorted(document.items())), width=1000))
 
 
 def released_key(op: OpSpec) -> str:
-    """An operator's key in ProxylessNAS's dialect.
+    """Return an operator's key in ProxylessNAS's dialect.
 
     Raises:
         TableError: The dialect has no key for it.
@@ -118,11 +118,11 @@ def released_key(op: OpSpec) -> str:
         if not rest and expand >= 1 + (op.kind == "mbconv"):
             block = f"expand:{expand}-kernel:{op.kernel}-stride:{op.stride}-idskip:{int(op.residual)}"
             return f"expanded_conv-{dims}-{block}"
-    raise TableError(f"ProxylessNAS's dialect has no key for {op.key}; write the table in this project's own format.")
+    raise TableError(f"ProxylessNAS's dialect has no key for {op.key}; write the table in this project's own format")
 
 
 def parse_released_key(key: Any, *, dialect: str) -> OpSpec:
-    """The operator that a released key names.
+    """Return the operator that a released key names.
 
     Args:
         key: The key.
@@ -142,7 +142,7 @@ def parse_released_key(key: Any, *, dialect: str) -> OpSpec:
         or (kind == "expanded_conv") != (parts["expand"] is not None)
         or (kind == "expanded_conv" and once_for_all != (parts["se"] is not None))
     ):
-        raise TableError(f"{key!r} is no key of a released table ({dialect}); such keys are of {', '.join(known)}.")
+        raise TableError(f"{key!r} is no key of a released table ({dialect}); such keys are of {', '.join(known)}")
     start, end = _shape(parts["input"]), _shape(parts["output"])
     if kind == "Logits":
         return OpSpec("head", start, end)
@@ -175,20 +175,20 @@ def _dialect(document: dict[Any, Any], where: str) -> str:
         return ONCE_FOR_ALL
     raise TableError(
         f"{where} is of no released dialect: its entries have {', '.join(sorted(map(str, fields))) or 'no fields'} "
-        "instead of count, mean and var (ProxylessNAS) or std (Once-for-all)."
+        "instead of count, mean and var (ProxylessNAS) or std (Once-for-all)"
     )
 
 
 def _entry(value: Any, dialect: str, where: str) -> LatencyEntry:
     name = "var" if dialect == PROXYLESS else "std"
     if not isinstance(value, dict) or set(value) != {"count", "mean", name}:
-        raise TableError(f"{where} is {value!r}, not a mapping of count, mean and {name}; get the file again.")
+        raise TableError(f"{where} is {value!r}, not a mapping of count, mean and {name}; get the file again")
     for field, number in value.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
-            raise TableError(f"the {field} of {where} is {number!r}; it must be a number of 0 or more.")
+            raise TableError(f"the {field} of {where} is {number!r}; it must be a number of 0 or more")
     mean, noise = float(value["mean"]), float(value[name])
     if mean == 0:
-        raise TableError(f"the mean of {where} is 0; measure it again.")
+        raise TableError(f"the mean of {where} is 0; measure it again")
     deviation = noise**0.5 if dialect == PROXYLESS else noise
     return LatencyEntry(ms=mean, spread=deviation / mean, count=int(value["count"]))
 

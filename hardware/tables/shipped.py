@@ -11,12 +11,12 @@ _FOLDER = Path(__file__).parent
 
 
 def shipped_names() -> tuple[str, ...]:
-    """Names of the shipped tables."""
+    """Return the names of the shipped tables."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yml")))
 
 
 def open_table(name_or_path: str | Path) -> LatencyTable:
-    """A shipped table by its name, or the table in a file.
+    """Open a shipped table by its name, or the table in a file.
 
     Raises:
         TableError: There is neither; the message lists the shipped names.
@@ -26,6 +26,6 @@ def open_table(name_or_path: str | Path) -> LatencyTable:
     if not Path(name_or_path).exists():
         raise TableError(
             f"there is no latency table {str(name_or_path)!r}; shipped ones are {', '.join(shipped_names())}, "
-            "others are given by the path of their file."
+            "others are given by the path of their file"
         )
     return LatencyTable.load(name_or_path)

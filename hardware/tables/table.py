@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import MissingOperatorError, TableError
 from ..files import write_atomically
-from ..op_spec import IDENTITY, OpSpec
+from ..op_spec import IDENTITY, OpSpec, executed
 from .plausibility import check_units
 from .records import Calibration, LatencyEntry, Reference, TableHeader
 
@@ -28,7 +28,22 @@ UNIT = "ms"
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Latencies of operators on one device, by `OpSpec.key`."""
+    """Latencies of operators on one device, by `OpSpec.key`.
+
+    >>> from hardware.tables.shipped import open_table
+    >>> table = open_table("pixel1")
+    >>> stem = OpSpec("conv", (3, 224, 224), (32, 112, 112), kernel=3, stride=2)
+    >>> table.header.device, round(table.latency_ms(stem), 3)
+    ('Google Pixel 1 (phone)', 4.084)
+    >>> table.latency_ms(OpSpec("conv", (3, 224, 224), (64, 112, 112), kernel=3, stride=2))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    hardware.errors.MissingOperatorError: operator conv-in:3x224x224-out:64x112x112-... is not in the latency table ...
+
+    Attributes:
+        header: Where, how and of what it was measured.
+        entries: Key of an operator to its latency.
+    """
 
     header: TableHeader
     entries: Mapping[str, LatencyEntry]
@@ -41,7 +56,7 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Reads a table.
+        """Read a table.
 
         Raises:
             TableError: The file is no table of this format and version, or a value in it is impossible.
@@ -51,12 +66,12 @@ class LatencyTable:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise TableError(
                 f"{path} is no latency table of this project (no `format: {FORMAT}`); "
-                "released tables are read with `proxyless latency convert`."
+                "released tables are read with `proxyless latency convert`"
             )
         return _parse(document, path)
 
     def save(self, path: str | Path) -> None:
-        """Writes the table atomically; `load` gives it back equal."""
+        """Write the table atomically; `load` gives it back equal."""
         import yaml
 
         header = {name: value for name, value in _plain(self.header).items() if value not in (None, "", {}, [])}
@@ -74,7 +89,7 @@ class LatencyTable:
         write_atomically(Path(path), head + body)
 
     def latency_ms(self, op: OpSpec) -> float:
-        """Uncalibrated latency of one operator in ms; 0 for `identity` by definition.
+        """Return the uncalibrated latency of one operator in ms; 0 for `identity` by definition.
 
         Raises:
             MissingOperatorError: The table has no such operator; the message names the nearest that it has.
@@ -82,24 +97,24 @@ class LatencyTable:
         return 0.0 if op.kind == IDENTITY else self.entry(op).ms
 
     def entry(self, op: OpSpec) -> LatencyEntry:
-        """The whole entry of an operator that is no `identity`."""
+        """Return the whole entry of an operator that is no `identity`."""
         try:
             return self.entries[op.key]
         except KeyError:
             nearest = ", ".join(self.nearest(op.key)) or "none, the table is empty"
             raise MissingOperatorError(
                 f"operator {op.key} is not in the latency table of {self.header.device!r} "
-                f"({self.header.backend}); nearest are: {nearest}."
+                f"({self.header.backend}); nearest are: {nearest}"
             ) from None
 
     def nearest(self, key: str, count: int = 3) -> list[str]:
-        """The `count` keys of the table that resemble `key` most, of its kind where there are any."""
+        """Return the `count` keys of the table that resemble `key` most, of its kind where there are any."""
         kind = key.split("-", 1)[0]
         of_kind = [k for k in self.entries if k.split("-", 1)[0] == kind]
         return difflib.get_close_matches(key, of_kind or list(self.entries), n=count, cutoff=0.0)
 
     def check(self, ops: Iterable[OpSpec], *, input_size: int, batch: int = 1) -> None:
-        """Raises where the table is not one of these operators at this input size and batch.
+        """Check that the table is one of these operators at this input size and batch.
 
         Raises:
             TableError: The header says another input size or batch.
@@ -109,13 +124,13 @@ class LatencyTable:
         if header.input_size != input_size:
             raise TableError(
                 f"the latency table was measured at input size {header.input_size}, not {input_size}; "
-                f"build one with input size {input_size}."
+                f"build one with input size {input_size}"
             )
         if header.batch != batch:
             raise TableError(
-                f"the latency table was measured at batch {header.batch}, not {batch}; build one with batch {batch}."
+                f"the latency table was measured at batch {header.batch}, not {batch}; build one with batch {batch}"
             )
-        wanted = {op.key: op for op in ops if op.kind != IDENTITY}
+        wanted = dict.fromkeys(op.key for op in executed(ops))
         missing = [key for key in wanted if key not in self.entries]
         if missing:
             first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -123,21 +138,21 @@ class LatencyTable:
             raise MissingOperatorError(
                 f"{len(missing)} of {len(wanted)} operators are not in the latency table (space {header.space!r}): "
                 f"{first}; nearest to the first are: {nearest}; build a table of this space, or predict them "
-                "(`proxyless latency fit`, then `fill`)."
+                "(`proxyless latency fit`, then `fill`)"
             )
 
     def calibrated_ms(self, ops: Iterable[OpSpec]) -> float:
-        """Latency of a whole net: `scale * (overhead + sum) + offset`, or `overhead + sum` without calibration."""
+        """Return the latency of a whole net: `scale * (overhead + sum) + offset`, uncalibrated `overhead + sum`."""
         raw = self.raw_ms(ops)
         return self.header.calibration(raw) if self.header.calibration else raw
 
     def raw_ms(self, ops: Iterable[OpSpec]) -> float:
-        """Uncalibrated latency of a whole net: `overhead + sum`."""
+        """Return the uncalibrated latency of a whole net: `overhead + sum`."""
         return self.header.overhead_ms + math.fsum(self.latency_ms(op) for op in ops)
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML can hold it: dataclasses and mappings as dicts, numpy numbers as Python's."""
+    """Return a value as YAML can hold it: dataclasses and mappings as dicts, numpy numbers as Python's."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -150,21 +165,24 @@ def _plain(value: Any) -> Any:
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file holds, read safely.
+    """Read what a YAML file holds, safely.
 
     Raises:
         TableError: The file is missing, no text or no YAML, or has a key twice.
     """
+    # slow to import, and needed to read and write files only
     import yaml
 
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise TableError(f"there is no latency table at {path}; build one with `proxyless latency build`.") from None
+        raise TableError(f"there is no latency table at {path}; build one with `proxyless latency build`") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"the latency table {path} cannot be read ({error}); build it again.") from None
+        raise TableError(f"the latency table {path} cannot be read ({error}); build it again") from None
+    # the C loader is several times as fast, and not in every build of PyYAML
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+    # YAML forbids a key twice; PyYAML takes the last one and says nothing
     class UniqueKeyLoader(base):
         pass
 
@@ -173,7 +191,7 @@ def load_yaml(path: Path) -> Any:
         seen: dict[Any, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise TableError(f"the latency table {path} has the key {key!r} twice; remove one of them.")
+                raise TableError(f"the latency table {path} has the key {key!r} twice; remove one of them")
             seen[key] = value
         return seen
 
@@ -184,7 +202,7 @@ def load_yaml(path: Path) -> Any:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f" at line {line + 1}" if line is not None else ""
         raise TableError(
-            f"the latency table {path} is no valid YAML{place} (perhaps truncated); build it again."
+            f"the latency table {path} is no valid YAML{place} (perhaps truncated); build it again"
         ) from None
 
 
@@ -192,21 +210,21 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     where = f"the latency table {path}"
     if document.get("version") != VERSION:
         raise TableError(
-            f"{where} has format version {document.get('version')!r}, this release reads {VERSION}; build it again."
+            f"{where} has format version {document.get('version')!r}, this release reads {VERSION}; build it again"
         )
     if document.get("unit") != UNIT:
-        raise TableError(f"{where} has unit {document.get('unit')!r}, not {UNIT!r}; convert it to milliseconds.")
+        raise TableError(f"{where} has unit {document.get('unit')!r}, not {UNIT!r}; convert it to milliseconds")
     unknown = set(document) - {"format", "version", "unit", "header", "entries"}
     if unknown:
-        raise TableError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}; remove them.")
+        raise TableError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}; remove them")
     header = _build(TableHeader, document.get("header"), f"the header of {where}")
     raw_entries = document.get("entries")
     if not isinstance(raw_entries, dict) or not raw_entries:
-        raise TableError(f"{where} has no entries (perhaps truncated); build it again.")
+        raise TableError(f"{where} has no entries (perhaps truncated); build it again")
     entries = {}
     for key, value in raw_entries.items():
         if not isinstance(key, str):
-            raise TableError(f"{where} has the key {key!r}, which is no operator; build it again.")
+            raise TableError(f"{where} has the key {key!r}, which is no operator; build it again")
         entries[key] = _build(LatencyEntry, value, f"the entry {key} of {where}")
     try:
         table = LatencyTable(header, entries)
@@ -217,72 +235,69 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
 
 
 def _build(kind: type, value: Any, where: str) -> Any:
-    """A dataclass from a mapping, refusing unknown and missing fields and values of another type."""
+    """Make a dataclass from a mapping, refusing unknown and missing fields and values of another type."""
     if not isinstance(value, dict):
-        raise TableError(f"{where} is missing or no mapping (perhaps truncated); build the table again.")
+        raise TableError(f"{where} is missing or no mapping (perhaps truncated); build the table again")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise TableError(f"{where} has an unknown field {name!r}; remove it.")
+            raise TableError(f"{where} has an unknown field {name!r}; remove it")
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in value:
-            raise TableError(f"{where} has no field {name!r} (perhaps truncated); build the table again.")
+            raise TableError(f"{where} has no field {name!r} (perhaps truncated); build the table again")
     made = {name: _convert(str(fields[name].type), v, f"the field {name!r} of {where}") for name, v in value.items()}
     return kind(**made)
 
 
 def _convert(annotation: str, value: Any, where: str) -> Any:
+    """Return a value as a field's annotation wants it, refusing what YAML has read as another type."""
     if value is None and "None" in annotation:
         return None
     if annotation.startswith("tuple"):
-        if not isinstance(value, list):
-            raise TableError(f"{where} is {value!r}, not a list.")
+        _expect(isinstance(value, list), value, "a list", where)
         if "Reference" in annotation:
             return tuple(_build(Reference, item, where) for item in value)
         return tuple(_convert("str", item, where) for item in value)
     if "Calibration" in annotation:
         return _build(Calibration, value, where)
     if annotation.startswith("Mapping"):
-        if not isinstance(value, dict):
-            raise TableError(f"{where} is {value!r}, not a mapping.")
-        return value
-    if annotation.startswith("bool"):
-        if not isinstance(value, bool):
-            raise TableError(f"{where} is {value!r}, not true or false.")
-        return value
-    if annotation.startswith("int"):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TableError(f"{where} is {value!r}, not a whole number.")
-        return value
-    if annotation.startswith("float"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TableError(f"{where} is {value!r}, not a number.")
+        _expect(isinstance(value, dict), value, "a mapping", where)
+    elif annotation.startswith("bool"):
+        _expect(isinstance(value, bool), value, "true or false", where)
+    elif annotation.startswith("int"):
+        # for Python, True is an int
+        _expect(isinstance(value, int) and not isinstance(value, bool), value, "a whole number", where)
+    elif annotation.startswith("float"):
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), value, "a number", where)
         return float(value)
-    if not isinstance(value, str):
-        return str(value) if re.match(r"\d{4}-\d{2}-\d{2}", str(value)) else _refuse_text(value, where)
+    elif not isinstance(value, str):
+        # a date that somebody wrote without quotes is read as a date
+        _expect(re.match(r"\d{4}-\d{2}-\d{2}", str(value)) is not None, value, "a text", where)
+        return str(value)
     return value
 
 
-def _refuse_text(value: Any, where: str) -> Any:
-    raise TableError(f"{where} is {value!r}, not a text.")
+def _expect(fits: bool, value: Any, what: str, where: str) -> None:
+    if not fits:
+        raise TableError(f"{where} is {value!r}, not {what}; correct it or build the table again")
 
 
 def _check_header(header: TableHeader, where: str) -> None:
     for name in ("threads", "batch", "input_size"):
         if getattr(header, name) < 1:
-            raise TableError(f"{where} has {name} {getattr(header, name)}; it must be at least 1.")
+            raise TableError(f"{where} has {name} {getattr(header, name)}; it must be at least 1")
     _check_number(header.overhead_ms, f"overhead_ms in {where}")
     calibration = header.calibration
     if calibration is not None:
         if not (math.isfinite(calibration.scale) and calibration.scale > 0):
-            raise TableError(f"the calibration's scale in {where} is {calibration.scale}; it must be positive.")
+            raise TableError(f"the calibration's scale in {where} is {calibration.scale}; it must be positive")
         if not math.isfinite(calibration.offset_ms):
-            raise TableError(f"the calibration's offset in {where} is {calibration.offset_ms}; it must be finite.")
+            raise TableError(f"the calibration's offset in {where} is {calibration.offset_ms}; it must be finite")
         for reference in calibration.references:
             _check_number(reference.ms, f"the latency of a reference net in {where}")
 
 
 def _check_number(value: float, what: str) -> None:
     if not math.isfinite(value) or value < 0:
-        raise TableError(f"{what} is {value}; a time must be finite and not negative.")
+        raise TableError(f"{what} is {value}; a time must be finite and not negative")

@@ -32,7 +32,7 @@ def mbconv(width: int, out: int, size: int, kernel: int, stride: int, expand: in
 def make_space(
     size: int, stem: int, first: int, stages: Sequence[tuple[int, int, int]], last: int, classes: int
 ) -> tuple[tuple[OpSpec, ...], dict[str, dict[str, OpSpec]]]:
-    """The MBConv space of METHOD.md section 1: its fixed operators and its searchable edges."""
+    """The MBConv space of ProxylessNAS (arXiv 1812.00332, section 4): its fixed operators and its searchable edges."""
     side = -(-size // 2)
     fixed = [
         OpSpec("conv", (3, size, size), (stem, side, side), kernel=3, stride=2),

@@ -93,7 +93,7 @@ def test_activations_agree(activation):
 
 
 def test_registered_primitives_agree(monkeypatch):
-    monkeypatch.setattr(primitives, "_KINDS", dict(primitives._KINDS))
+    monkeypatch.setattr(primitives, "KINDS", dict(primitives.KINDS))
     layers = (
         primitives.BatchNorm(8, activation="relu"),
         primitives.Conv(8, 8, 3, groups=2, dilation=2),

@@ -16,7 +16,7 @@ from tests.hardware.conftest import make_table, operator_ms
 
 def one_sentence(error) -> bool:
     text = str(error.value)
-    return "\n" not in text and text.endswith(".")
+    return "\n" not in text and not text.endswith(".")
 
 
 def test_round_trip(tiny_table, tmp_path):

@@ -1,0 +1,21 @@
+"""The examples in docstrings run, and the modules whose docstrings teach most have some."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = (
+    "hardware.model",
+    "hardware.op_spec",
+    "hardware.operators.primitives",
+    "hardware.tables.released",
+    "hardware.tables.table",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name):
+    result = doctest.testmod(import_module(name))
+    assert result.attempted, f"{name} has no example"
+    assert not result.failed
