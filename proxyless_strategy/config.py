@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hardware.errors import ConfigError
 from hardware.tables.shipped import shipped_names
+from search_spaces.user_function import search_modules_in
 
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
@@ -341,6 +342,8 @@ def load_config(
 ) -> SearchConfig:
     """Read a search config, lay one of its presets over it, and `overrides` over both.
 
+    Modules of a `module:function` that it names may lie beside it: its folder becomes the last one of `sys.path`.
+
     Args:
         path: A YAML file.
         overrides: Dotted keys, as an NNI search space names them: `{"rule": "reinforce", "search.epochs": 3}`.
@@ -373,7 +376,10 @@ def load_config(
             _lay_over(values, dotted, value)
     for dotted, value in (overrides or {}).items():
         _lay_over(values, dotted, value)
-    return parse_config(values, source=str(path))
+    config = parse_config(values, source=str(path))
+    if ":" in config.space.name or ":" in config.data.name:
+        search_modules_in(path.parent)
+    return config
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,8 @@ from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
-from hardware.errors import DataError
+from hardware.errors import ConfigError, DataError
+from search_spaces.user_function import import_function
 
 from ..config import DataConfig
 from .datasets import ItemImages, TensorImages, _labels_of, _Pictures
@@ -178,16 +178,12 @@ def _scanned(root: Path, *changed: int) -> tuple[torchvision_datasets.ImageFolde
 
 
 def _function(config: DataConfig) -> Callable[..., Any]:
-    module_name, colon, function_name = config.name.partition(":")
-    if not colon:
+    if ":" not in config.name:
         raise DataError(f"unknown data set {config.name!r}; data.name is {SOURCES}")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"cannot load the data set {config.name!r}: {error}; data.name is {SOURCES}") from error
-    if not callable(function):
-        raise DataError(f"{config.name} is {type(function).__name__}, not a function that returns data sets")
-    return function
+        return import_function(config.name)
+    except ConfigError as error:
+        raise DataError(f"cannot load the data set {config.name!r}: {error}") from error
 
 
 def _load_function(config: DataConfig, *, input_size: int) -> ImageData:
