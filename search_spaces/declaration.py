@@ -1,11 +1,20 @@
-"""`SpaceDeclaration`: what a search needs to know of any search space."""
+"""`SpaceDeclaration`: what a search needs to know of any search space; and what the shipped declarations share."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from hardware.errors import SpaceError
 
 from .costs import SpaceCosts
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @runtime_checkable
@@ -24,29 +33,133 @@ class SpaceDeclaration(Protocol):
     def timm_name(self) -> str: ...
 
     def scaled(self, width_mult: float) -> SpaceDeclaration:
-        """The same space with every width times `width_mult`."""
+        """Return the same space with every width times `width_mult`."""
         ...
 
     def candidates(self) -> dict[str, tuple[str, ...]]:
-        """Candidates' names of every edge, by label."""
+        """Return the candidates' names of every edge, by label."""
         ...
 
     def build(self, *, num_classes: int = ..., in_chans: int = ...) -> Any:
-        """The space as an NNI ModelSpace of LayerChoices with these labels and candidates."""
+        """Build the space as an NNI ModelSpace of LayerChoices with these labels and candidates."""
         ...
 
     def costs(self, input_size: int, *, num_classes: int = ..., in_chans: int = ...) -> SpaceCosts:
-        """Its operators at `input_size x input_size` pixels."""
+        """Return its operators at `input_size x input_size` pixels."""
         ...
 
     def model_args(self, choices: Mapping[str, str], *, num_classes: int = ..., in_chans: int = ...) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model(timm_name, **args)` for one choice; plain values for JSON."""
+        """Return the keyword arguments of `timm.create_model(timm_name, **args)` for one choice; plain for JSON."""
         ...
 
     def timm_names(self, weights: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
-        """The `state_dict()` of the space frozen at `choices` under timm's keys."""
+        """Return the `state_dict()` of the space frozen at `choices` under timm's keys."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         ...
+
+
+@dataclass(frozen=True)
+class ShippedDeclaration(ABC):
+    """What the shipped kinds of declaration do alike: widths, options, reading from JSON.
+
+    Attributes:
+        name: Name of the space.
+    """
+
+    name: str
+
+    kind: ClassVar[str]
+    """The kind's name in the file of a subnet."""
+
+    def check_integers(self, **least: int) -> None:
+        """Check that these fields are integers, each of its least value or more.
+
+        Raises:
+            SpaceError: One is not; the message names it and its value.
+        """
+        for field, smallest in least.items():
+            value = getattr(self, field)
+            if not isinstance(value, Integral) or int(value) < smallest:
+                raise SpaceError(
+                    f"{field} = {value!r} of the space {self.name}; it must be an integer of {smallest} or more"
+                )
+
+    def scaled(self, width_mult: float) -> Self:
+        """Return the same space with its widths times `width_mult`; its name ends in `_w` and that factor.
+
+        Raises:
+            SpaceError: `width_mult` is not a positive number.
+        """
+        if not isinstance(width_mult, Real) or not 0 < width_mult < math.inf:
+            raise SpaceError(f"width_mult = {width_mult!r} of the space {self.name}; it must be a positive number")
+        if width_mult == 1:
+            return self
+        return replace(self, name=f"{self.name}_w{width_mult:g}", **self.scaled_widths(width_mult))
+
+    @abstractmethod
+    def scaled_widths(self, width_mult: float) -> dict[str, Any]:
+        """Return the fields that change when every width is multiplied."""
+
+    @abstractmethod
+    def candidates(self) -> dict[str, tuple[str, ...]]:
+        """Return the candidates' names of every edge, by label."""
+
+    @abstractmethod
+    def timm_names(self, weights: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
+        """Return the `state_dict()` of the space frozen at `choices` under timm's keys."""
+
+    @abstractmethod
+    def edge_paths(self) -> dict[str, str]:
+        """Return the path of every edge's module in the built space, by label."""
+
+    def with_options(self, options: Mapping[str, Any]) -> Self:
+        """Replace fields by plain values, as YAML gives them.
+
+        Raises:
+            SpaceError: An option is no field, or has an impossible value.
+        """
+        known = [field.name for field in fields(self)]
+        check_options(options, known, space=self.name)
+        try:
+            return replace(self, **self.from_plain(options))
+        except (TypeError, ValueError) as error:
+            given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+            raise SpaceError(f"the space {self.name} cannot have {given}: {error}; correct the option") from error
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert values of YAML or JSON to those of the fields: lists become tuples, which a frozen dataclass needs.
+
+        Raises:
+            SpaceError: A value has another structure than its field.
+        """
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SpaceError: A field is missing or unknown.
+        """
+        try:
+            return cls(**cls.from_plain({key: value for key, value in values.items() if key != "kind"}))
+        except TypeError as error:
+            raise SpaceError(f"not a declaration of a space of kind {cls.kind}: {error}; export again") from error
+
+
+def check_options(options: Mapping[str, Any], known: list[str], *, space: str) -> None:
+    """Check the names of a space's options.
+
+    Raises:
+        SpaceError: One is unknown; the message names it, its value and the known ones.
+    """
+    for key, value in options.items():
+        if key not in known:
+            raise SpaceError(
+                f"unknown option {key} = {value!r} for the space {space}; its options are "
+                f"{', '.join(dict.fromkeys(('width_mult', *known)))}"
+            )

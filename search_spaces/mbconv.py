@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice
 from timm.layers import create_classifier, create_conv2d, get_act_layer
 from torch import nn
 
@@ -30,12 +30,18 @@ from .blocks import (
     parse_candidate,
     skip_spec,
 )
-from .costs import SpaceCosts, check_choices
+from .costs import SpaceCosts
+from .declaration import ShippedDeclaration
+from .timm_space import TimmSpace
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`depth` blocks of `width` channels; the first one has `stride`, the others 1."""
+    """`depth` blocks of `width` channels; the first one has `stride`, the others 1.
+
+    >>> Stage(width=24, depth=2, stride=2)
+    Stage(width=24, depth=2, stride=2)
+    """
 
     width: int
     depth: int
@@ -43,7 +49,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Edge:
+class SearchedBlock:
     """One searchable block: its label, where it stands, and the candidates' names in order."""
 
     label: str
@@ -54,7 +60,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class MBConvDeclaration:
+class MBConvDeclaration(ShippedDeclaration):
     """A MobileNetV2-like backbone whose blocks choose kernel and expansion, and whether they are there at all.
 
     Attributes:
@@ -69,9 +75,20 @@ class MBConvDeclaration:
         activation: timm's name of the activation.
         bn_eps: Epsilon of batch norm.
         bn_momentum: Momentum of batch norm.
+
+    Raises:
+        SpaceError: A field has a value that no network can be built with.
+
+    A block of stride 1 whose width stays may be left out, which is its last candidate, `skip`; the first block of a
+    stage mostly changes the width, and always stays then.
+
+    >>> stages = (Stage(24, depth=2, stride=2), Stage(40, depth=1, stride=2))
+    >>> space = MBConvDeclaration("mine", 16, 2, 16, stages, kernels=(3, 5), expansions=(6,))
+    >>> space.candidates()
+    {'stage1_block0': ('3x3_e6', '5x5_e6'), 'stage1_block1': ('3x3_e6', '5x5_e6', 'skip'), \
+'stage2_block0': ('3x3_e6', '5x5_e6')}
     """
 
-    name: str
     stem_width: int
     stem_stride: int
     first_width: int
@@ -83,9 +100,11 @@ class MBConvDeclaration:
     bn_eps: float = 1e-3
     bn_momentum: float = 0.1
 
-    timm_name = "proxylessnas"
+    timm_name: ClassVar[str] = "proxylessnas"
+    kind: ClassVar[str] = "mbconv"
 
     def __post_init__(self) -> None:
+        self.check_integers(stem_width=1, first_width=1, head_width=1)
         if self.stem_stride not in (1, 2):
             raise SpaceError(f"stem_stride = {self.stem_stride!r} of the space {self.name}; it must be 1 or 2")
         if not self.stages or not self.kernels or not self.expansions:
@@ -106,49 +125,43 @@ class MBConvDeclaration:
             for expansion in self.expansions:
                 check_width(edge.shape.in_width, expansion)
 
-    def scaled(self, width_mult: float) -> MBConvDeclaration:
-        """The same space with every width times `width_mult`, rounded as in the release; the last only for > 1.
+    def scaled_widths(self, width_mult: float) -> dict[str, Any]:
+        """Return every width times `width_mult`, rounded as in the release; the head never shrinks."""
+        return {
+            "stem_width": make_divisible(self.stem_width * width_mult),
+            "first_width": make_divisible(self.first_width * width_mult),
+            "stages": tuple(replace(stage, width=make_divisible(stage.width * width_mult)) for stage in self.stages),
+            "head_width": make_divisible(self.head_width * max(1.0, width_mult)),
+        }
 
-        Raises:
-            SpaceError: `width_mult` is not positive.
-        """
-        if not width_mult > 0:
-            raise SpaceError(f"width_mult = {width_mult!r} of the space {self.name}; it must be positive")
-        if width_mult == 1:
-            return self
-        return replace(
-            self,
-            name=f"{self.name}_w{width_mult:g}",
-            stem_width=make_divisible(self.stem_width * width_mult),
-            first_width=make_divisible(self.first_width * width_mult),
-            stages=tuple(replace(stage, width=make_divisible(stage.width * width_mult)) for stage in self.stages),
-            head_width=make_divisible(self.head_width * max(1.0, width_mult)),
-        )
-
-    def edges(self) -> tuple[Edge, ...]:
-        """Every searchable block from input to output; stages count from 1, as block 0's stage is fixed."""
+    def edges(self) -> tuple[SearchedBlock, ...]:
+        """Return every searchable block from input to output; stages count from 1, as block 0's stage is fixed."""
         return tuple(self._edges())
 
-    def _edges(self) -> Iterator[Edge]:
+    def _edges(self) -> Iterator[SearchedBlock]:
         names = tuple(candidate_name(k, e) for k in self.kernels for e in self.expansions)
         in_width = self.first_width
         for number, stage in enumerate(self.stages, start=1):
             for index in range(stage.depth):
                 shape = BlockShape(in_width, stage.width, stage.stride if index == 0 else 1)
                 candidates = (*names, SKIP) if shape.can_skip else names
-                yield Edge(f"stage{number}_block{index}", number, index, shape, candidates)
+                yield SearchedBlock(f"stage{number}_block{index}", number, index, shape, candidates)
                 in_width = stage.width
 
     def candidates(self) -> dict[str, tuple[str, ...]]:
-        """Candidates' names of every edge, by label."""
+        """Return the candidates' names of every edge, by label."""
         return {edge.label: edge.candidates for edge in self.edges()}
 
+    def edge_paths(self) -> dict[str, str]:
+        """Return the path of every edge's module in the built space, by label."""
+        return {edge.label: f"blocks.{edge.stage}.{edge.index}" for edge in self.edges()}
+
     def build(self, *, num_classes: int = 1000, in_chans: int = 3) -> MBConvSpace:
-        """The space as an NNI ModelSpace, ready for `ProxylessStrategy`."""
+        """Build the space as an NNI ModelSpace, ready for `ProxylessStrategy`."""
         return MBConvSpace(self, num_classes=num_classes, in_chans=in_chans)
 
     def costs(self, input_size: int, *, num_classes: int = 1000, in_chans: int = 3) -> SpaceCosts:
-        """The operators of this space at `input_size x input_size` pixels."""
+        """Return the operators of this space at `input_size x input_size` pixels."""
         size = math.ceil(input_size / self.stem_stride)
         order: list[OpSpec | str] = [
             OpSpec(
@@ -190,11 +203,21 @@ class MBConvDeclaration:
         return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges)
 
     def arch_def(self, choices: Mapping[str, str]) -> list[list[str]]:
-        """timm's arch strings: one list a stage, one string a block; skipped blocks and empty stages are left out."""
+        """Write a choice as timm's arch strings: one list a stage, one string a block.
+
+        A string names one block (`r1`) by kernel, stride, expansion and width. Skipped blocks are left out, and so is a
+        stage that loses all of its blocks: timm fails at an empty one.
+
+        >>> space = MBConvDeclaration("mine", 16, 2, 16, (Stage(24, depth=2, stride=2),))
+        >>> space.arch_def({"stage1_block0": "5x5_e6", "stage1_block1": "skip"})
+        [['ds_r1_k3_s1_c16_noskip'], ['ir_r1_k5_s2_e6_c24']]
+        """
+        # `noskip`: where stem and first block are equally wide, timm would add a shortcut, which the paper's lacks.
         stages: list[list[str]] = [[f"ds_r1_k3_s1_c{self.first_width}_noskip"]]
         for stage, _, edge in kept_blocks(self, choices):
             kernel, expansion = parse_candidate(choices[edge.label])
             shape = edge.shape
+            # `ir` with expansion 1 would keep a useless 1x1 convolution; `ds` is the block without one.
             head = (
                 f"ir_r1_k{kernel}_s{shape.stride}_e{expansion}" if expansion > 1 else f"ds_r1_k{kernel}_s{shape.stride}"
             )
@@ -204,7 +227,7 @@ class MBConvDeclaration:
         return stages
 
     def model_args(self, choices: Mapping[str, str], *, num_classes: int = 1000, in_chans: int = 3) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model('proxylessnas', **args)`."""
+        """Return the keyword arguments of `timm.create_model('proxylessnas', **args)`."""
         return {
             "arch_def": self.arch_def(choices),
             "stem_size": self.stem_width,
@@ -218,7 +241,7 @@ class MBConvDeclaration:
         }
 
     def timm_names(self, weights: Mapping[str, torch.Tensor], choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """A frozen space's weights under timm's keys: skipped blocks are gone and later ones renumbered.
+        """Return a frozen space's weights under timm's keys: skipped blocks are gone and later ones renumbered.
 
         Args:
             weights: `state_dict()` of the space frozen at `choices`.
@@ -231,42 +254,28 @@ class MBConvDeclaration:
         return renamed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
+        """Return plain values for JSON; `from_dict` reads them back."""
         return asdict(self)
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> MBConvDeclaration:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            SpaceError: A field is missing or unknown.
-        """
-        try:
-            fields = dict(values)
-            fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
-            fields["kernels"] = tuple(fields["kernels"])
-            fields["expansions"] = tuple(fields["expansions"])
-            return MBConvDeclaration(**fields)
-        except (KeyError, TypeError) as error:
-            raise SpaceError(f"not a declaration of an MBConv space: {error}; export the subnet again") from error
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert values of YAML or JSON to those of the fields; a stage is a mapping of `Stage`'s fields there."""
+        converted = super().from_plain(values)
+        if "stages" in values:
+            try:
+                converted["stages"] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in values["stages"])
+            except TypeError as error:
+                raise SpaceError(f"stages = {values['stages']!r}: each needs width, depth and stride") from error
+        return converted
 
 
-class MBConvSpace(ModelSpace):
-    """The over-parameterised network of a declaration, with timm's attribute names.
+class MBConvSpace(TimmSpace):
+    """The supernet of an MBConv declaration, with the attribute names of timm's EfficientNet; see `TimmSpace`."""
 
-    Args:
-        declaration: What can be chosen.
-        num_classes: Classes of the linear classifier.
-        in_chans: Channels of the input image.
-
-    Input `B x in_chans x H x W`, output `B x num_classes`.
-    """
+    declaration: MBConvDeclaration
 
     def __init__(self, declaration: MBConvDeclaration, num_classes: int = 1000, in_chans: int = 3):
-        super().__init__()
-        self.declaration = declaration
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        super().__init__(declaration, num_classes, in_chans)
         act = get_act_layer(declaration.activation)
         norm = norm_layer(eps=declaration.bn_eps, momentum=declaration.bn_momentum)
         self.conv_stem = create_conv2d(in_chans, declaration.stem_width, 3, stride=declaration.stem_stride)
@@ -291,7 +300,10 @@ class MBConvSpace(ModelSpace):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the release does: convolutions N(0, sqrt(2 / (k * k * out))), not divided by groups."""
+        """Initialise as the release does: convolutions N(0, sqrt(2 / (k * k * out))).
+
+        timm divides the fan-out of depthwise convolutions by their groups, which starts them with larger weights.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -307,31 +319,13 @@ class MBConvSpace(ModelSpace):
         x = self.bn2(self.conv_head(x))
         return self.classifier(self.global_pool(x))
 
-    def timm_state_dict(self, choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """The weights of one choice under timm's keys, out of the plain space or the mutated supernet.
-
-        Args:
-            choices: A candidate for every edge.
-
-        Raises:
-            SubnetError: An edge or candidate is unknown or missing.
-        """
-        check_choices(choices, self.declaration.candidates(), space=self.declaration.name)
-        weights = self.state_dict()
-        chosen = {key: value for key, value in weights.items() if not _is_searched(key)}
-        for edge in self.declaration.edges():
-            prefix = f"blocks.{edge.stage}.{edge.index}."
-            name = f"{prefix}{choices[edge.label]}."
-            chosen.update({prefix + k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})
-        return self.declaration.timm_names(chosen, choices)
-
 
 def _is_searched(key: str) -> bool:
     return key.startswith("blocks.") and not key.startswith("blocks.0.")
 
 
-def kept_blocks(declaration: MBConvDeclaration, choices: Mapping[str, str]) -> Iterator[tuple[int, int, Edge]]:
-    """Blocks that are not skipped, as `(stage, index)` in the timm network and the edge that they come from."""
+def kept_blocks(declaration: MBConvDeclaration, choices: Mapping[str, str]) -> Iterator[tuple[int, int, SearchedBlock]]:
+    """Yield every block that is not skipped: `(stage, index)` in the timm network, and the edge that it comes from."""
     stage, index, previous = 0, 0, 0
     for edge in declaration.edges():
         if choices[edge.label] == SKIP:
@@ -343,7 +337,7 @@ def kept_blocks(declaration: MBConvDeclaration, choices: Mapping[str, str]) -> I
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded to a multiple of `divisor`, never under 90 % of it, as in the release."""
+    """Round `value` to a multiple of `divisor`, never under 90 % of it, as in the release."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
@@ -372,18 +366,10 @@ SMALL_MBCONV = MBConvDeclaration(
     head_width=256,
 )
 
-CIFAR_MBCONV = MBConvDeclaration(
+CIFAR_MBCONV = replace(
+    IMAGENET_MBCONV,
     name="cifar_mbconv",
-    stem_width=32,
     stem_stride=1,
-    first_width=16,
-    stages=(
-        Stage(24, 4, 1),
-        Stage(40, 4, 2),
-        Stage(80, 4, 2),
-        Stage(96, 4, 1),
-        Stage(192, 4, 2),
-        Stage(320, 1, 1),
-    ),
+    stages=(Stage(24, 4, 1), *IMAGENET_MBCONV.stages[1:]),
 )
 """MobileNetV2's stages for images of 32 pixels: the last feature map is 4 x 4."""

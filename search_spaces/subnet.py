@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.errors import SpaceError, SubnetError
+from hardware.files import write_atomically
 
 from .blocks import SKIP
 from .costs import check_choices
@@ -18,8 +19,8 @@ from .mbconv import MBConvDeclaration
 from .tree_cell import TreeCellDeclaration
 
 FORMAT = "proxyless-subnet/1"
-KINDS: dict[str, Any] = {"mbconv": MBConvDeclaration, "tree_cell": TreeCellDeclaration}
-"""The declarations that a file may hold, by their `kind`; the first writes none."""
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (MBConvDeclaration, TreeCellDeclaration)}
+"""The declarations that a file may hold, by their `kind`; files of MBConv spaces name none."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Subnet:
 
     Raises:
         SubnetError: `choices` names an unknown edge or candidate, or leaves an edge out.
+
+    >>> from search_spaces import get_space
+    >>> space = get_space("small_mbconv")
+    >>> choices = dict.fromkeys(space.candidates(), "5x5_e3") | {"stage1_block1": "skip"}
+    >>> Subnet(space, choices).arch_def()[1]
+    ['ir_r1_k5_s2_e3_c24']
     """
 
     declaration: SpaceDeclaration
@@ -43,7 +50,7 @@ class Subnet:
         object.__setattr__(self, "choices", {label: self.choices[label] for label in edges})
 
     def arch_def(self) -> list[list[str]]:
-        """timm's arch strings of an MBConv subnet, see `MBConvDeclaration.arch_def`.
+        """Return timm's arch strings of an MBConv subnet, see `MBConvDeclaration.arch_def`.
 
         Raises:
             SubnetError: It is of another kind of space.
@@ -54,7 +61,9 @@ class Subnet:
 
     @classmethod
     def from_arch_def(cls, declaration: MBConvDeclaration, arch_def: Sequence[Sequence[str]]) -> Subnet:
-        """The subnet of a space that has these arch strings; of equal ones, that with its skips last in each stage.
+        """Find the subnet of a space that has these arch strings.
+
+        The strings do not tell which blocks of a stage are left out; in the subnet found these are its last ones.
 
         Raises:
             SubnetError: The strings do not belong to this space.
@@ -81,11 +90,11 @@ class Subnet:
 
     @property
     def timm_name(self) -> str:
-        """The timm entry point that builds it."""
+        """Name of the timm entry point that builds it."""
         return self.declaration.timm_name
 
     def model_args(self, **sizes: int) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model(subnet.timm_name, **args)`.
+        """Return the keyword arguments of `timm.create_model(subnet.timm_name, **args)`.
 
         Args:
             **sizes: `num_classes` and `in_chans`, where they are others than the space's own.
@@ -93,7 +102,7 @@ class Subnet:
         return self.declaration.model_args(self.choices, **sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"format": FORMAT, "space": self.declaration.to_dict(), "choices": dict(self.choices)}
 
     @classmethod
@@ -107,17 +116,17 @@ class Subnet:
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
             raise SubnetError(f"not a subnet of format {FORMAT}, but {found!r}; export it again")
-        kind = values["space"].get("kind", "mbconv")
+        for key in ("space", "choices"):
+            if not isinstance(values.get(key), Mapping):
+                raise SubnetError(f"a subnet with {key} = {values.get(key)!r}, which is no mapping; export it again")
+        kind = values["space"].get("kind", MBConvDeclaration.kind)
         if kind not in KINDS:
             raise SpaceError(f"the subnet's space is of kind {kind!r}; known here are {', '.join(KINDS)}")
         return cls(KINDS[kind].from_dict(values["space"]), values["choices"])
 
     def save(self, path: Path | str) -> None:
         """Write JSON; the file appears whole or not at all."""
-        path = Path(path)
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> Subnet:
@@ -136,6 +145,7 @@ class Subnet:
 
 
 def _candidate(string: str) -> str:
+    """Name the candidate of an arch string; in one of another kind a part stays unknown, and the space refuses it."""
     block, *tokens = string.split("_")
     values = {token[0]: token[1:] for token in tokens}
     expansion = values.get("e", "1") if block == "ir" else "1"

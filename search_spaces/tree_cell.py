@@ -6,22 +6,24 @@ Equations and figures: ProxylessNAS, arXiv 1812.00332, section 4.1, and its publ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice
 
 from hardware.errors import SpaceError
 from hardware.op_spec import IDENTITY, OpSpec
 
-from .costs import SpaceCosts, check_choices
+from .costs import SpaceCosts
+from .declaration import ShippedDeclaration
+from .timm_space import TimmSpace
 from .tree_cell_net import CODES, GROUPS, assemble, block_widths, candidate, cell_edges
 
 
 @dataclass(frozen=True)
-class TreeCellDeclaration:
+class TreeCellDeclaration(ShippedDeclaration):
     """Three groups of bottleneck blocks with a cell in each, whose width grows linearly from block to block.
 
     Attributes:
@@ -34,7 +36,6 @@ class TreeCellDeclaration:
         operations: Names of the candidates, of `tree_cell_net.CODES`.
     """
 
-    name: str
     blocks: int = 18
     stem_width: int = 16
     alpha: int = 84
@@ -42,15 +43,11 @@ class TreeCellDeclaration:
     cell_depth: int = 3
     operations: tuple[str, ...] = tuple(CODES)
 
-    timm_name = "proxylessnas_cifar_tree"
+    timm_name: ClassVar[str] = "proxylessnas_cifar_tree"
+    kind: ClassVar[str] = "tree_cell"
 
     def __post_init__(self) -> None:
-        for field, least in (("blocks", 1), ("stem_width", 1), ("alpha", 0), ("bottleneck", 1), ("cell_depth", 2)):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < least:
-                raise SpaceError(
-                    f"{field} = {value!r} of the space {self.name}; it must be an integer of {least} or more"
-                )
+        self.check_integers(blocks=1, stem_width=1, alpha=0, bottleneck=1, cell_depth=2)
         unknown = [name for name in self.operations if name not in CODES]
         if unknown or not self.operations or len(set(self.operations)) < len(self.operations):
             raise SpaceError(
@@ -67,33 +64,28 @@ class TreeCellDeclaration:
     def _widths(self) -> list[int]:
         return block_widths(self.blocks, self.stem_width, self.alpha)
 
-    def scaled(self, width_mult: float) -> TreeCellDeclaration:
-        """The same space with `stem_width` and `alpha` times `width_mult`, rounded.
-
-        Raises:
-            SpaceError: `width_mult` is not positive.
-        """
-        if not width_mult > 0:
-            raise SpaceError(f"width_mult = {width_mult!r} of the space {self.name}; it must be positive")
-        if width_mult == 1:
-            return self
-        return replace(
-            self,
-            name=f"{self.name}_w{width_mult:g}",
-            stem_width=round(self.stem_width * width_mult),
-            alpha=round(self.alpha * width_mult),
-        )
+    def scaled_widths(self, width_mult: float) -> dict[str, Any]:
+        """Return `stem_width` and `alpha` times `width_mult`, rounded; all other widths follow from both."""
+        return {"stem_width": round(self.stem_width * width_mult), "alpha": round(self.alpha * width_mult)}
 
     def candidates(self) -> dict[str, tuple[str, ...]]:
-        """Candidates' names of every edge, by label."""
+        """Return the candidates' names of every edge, by label."""
         return {label: self.operations for _, label, _ in cell_edges(self.blocks, self.cell_depth)}
 
+    def edge_paths(self) -> dict[str, str]:
+        """Return the path of every edge's module in the built space, by label."""
+        return {label: path for _, label, path in cell_edges(self.blocks, self.cell_depth)}
+
+    def shape(self) -> dict[str, Any]:
+        """Return what the network is made of beside its choices, by the arguments of `tree_cell_net.assemble`."""
+        return {name: getattr(self, name) for name in ("blocks", "stem_width", "alpha", "bottleneck", "cell_depth")}
+
     def build(self, *, num_classes: int = 10, in_chans: int = 3) -> TreeCellSpace:
-        """The space as an NNI ModelSpace, ready for `ProxylessStrategy`."""
+        """Build the space as an NNI ModelSpace, ready for `ProxylessStrategy`."""
         return TreeCellSpace(self, num_classes=num_classes, in_chans=in_chans)
 
     def costs(self, input_size: int, *, num_classes: int = 10, in_chans: int = 3) -> SpaceCosts:
-        """The operators of this space at `input_size x input_size` pixels.
+        """Return the operators of this space at `input_size x input_size` pixels.
 
         A chain has a cell's operators one after another: what the tree adds is in it as `add_map` and `sum_halves`, and
         the pools of the two shortcuts that shrink stand beside it.
@@ -136,109 +128,50 @@ class TreeCellDeclaration:
         return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges, tuple(beside))
 
     def arch(self, choices: Mapping[str, str]) -> str:
-        """The letters of a choice: one word a cell."""
+        """Write a choice in the letters of `tree_cell_net.CODES`: one word a cell."""
         words = [""] * (GROUPS * self.blocks)
         for number, label, _ in cell_edges(self.blocks, self.cell_depth):
             words[number] += CODES[choices[label]]
         return " ".join(words)
 
     def model_args(self, choices: Mapping[str, str], *, num_classes: int = 10, in_chans: int = 3) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model('proxylessnas_cifar_tree', **args)`."""
+        """Return the keyword arguments of `timm.create_model('proxylessnas_cifar_tree', **args)`."""
         return {
             "arch": self.arch(choices),
-            "blocks": self.blocks,
-            "stem_width": self.stem_width,
-            "alpha": self.alpha,
-            "bottleneck": self.bottleneck,
-            "cell_depth": self.cell_depth,
+            **self.shape(),
             "num_classes": num_classes,
             "in_chans": in_chans,
         }
 
     def timm_names(self, weights: Mapping[str, torch.Tensor], choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """A frozen space's weights under timm's keys, which are the same."""
+        """Return a frozen space's weights under timm's keys, which are the same."""
         return dict(weights)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        return {"kind": "tree_cell", **asdict(self)}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> TreeCellDeclaration:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            SpaceError: A field is missing or unknown.
-        """
-        try:
-            fields = {key: value for key, value in values.items() if key != "kind"}
-            return TreeCellDeclaration(**{**fields, "operations": tuple(fields["operations"])})
-        except (KeyError, TypeError) as error:
-            raise SpaceError(f"not a declaration of a tree-cell space: {error}; export the subnet again") from error
+        """Return plain values for JSON; `from_dict` reads them back."""
+        return {"kind": self.kind, **asdict(self)}
 
 
-class TreeCellSpace(ModelSpace):
-    """The over-parameterised network of a declaration, with the module names of `TreeCellNet`.
+class TreeCellSpace(TimmSpace):
+    """The supernet of a tree-cell declaration, with the module names of `TreeCellNet`; see `TimmSpace`."""
 
-    Args:
-        declaration: What can be chosen.
-        num_classes: Classes of the linear classifier.
-        in_chans: Channels of the input image.
-
-    Input `B x in_chans x H x W`, output `B x num_classes`.
-    """
+    declaration: TreeCellDeclaration
 
     def __init__(self, declaration: TreeCellDeclaration, num_classes: int = 10, in_chans: int = 3):
-        super().__init__()
-        self.declaration = declaration
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        super().__init__(declaration, num_classes, in_chans)
 
         def edge(label: str, width: int) -> LayerChoice:
             return LayerChoice({name: candidate(name, width) for name in declaration.operations}, label=label)
 
-        assemble(
-            self,
-            edge,
-            blocks=declaration.blocks,
-            stem_width=declaration.stem_width,
-            alpha=declaration.alpha,
-            bottleneck=declaration.bottleneck,
-            cell_depth=declaration.cell_depth,
-            num_classes=num_classes,
-            in_chans=in_chans,
-        )
+        assemble(self, edge, **declaration.shape(), num_classes=num_classes, in_chans=in_chans)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.stages(self.bn1(self.conv_stem(x))))
         return self.classifier(self.global_pool(x))
 
-    def timm_state_dict(self, choices: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """The weights of one choice under timm's keys, out of the plain space or the mutated supernet.
-
-        Args:
-            choices: A candidate for every edge.
-
-        Raises:
-            SubnetError: An edge or candidate is unknown or missing.
-        """
-        declaration = self.declaration
-        check_choices(choices, declaration.candidates(), space=declaration.name)
-        edges = list(cell_edges(declaration.blocks, declaration.cell_depth))
-        chosen = {path: choices[label] for _, label, path in edges}
-        kept: dict[str, torch.Tensor] = {}
-        for key, value in self.state_dict().items():
-            parts = key.split(".")
-            where = next((end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in chosen), None)
-            if where is None:
-                kept[key] = value
-            elif parts[where] == chosen[".".join(parts[:where])]:
-                kept[".".join(parts[:where] + parts[where + 1 :])] = value
-        return kept
-
 
 def operation_spec(name: str, shape: tuple[int, int, int]) -> OpSpec:
-    """The OpSpec of `tree_cell_net.candidate`."""
+    """Return the OpSpec of `tree_cell_net.candidate` on a map of this shape."""
     if name == "identity":
         return OpSpec(IDENTITY, shape, shape)
     if name in ("avg_pool_3x3", "max_pool_3x3"):
