@@ -31,15 +31,22 @@ class BlockShape:
 
 
 def candidate_name(kernel: int, expansion: int) -> str:
-    """`5x5_e3` for MBConv with a 5x5 kernel and expansion 3."""
+    """Name an MBConv candidate.
+
+    >>> candidate_name(kernel=5, expansion=3)
+    '5x5_e3'
+    """
     return f"{kernel}x{kernel}_e{expansion}"
 
 
 def parse_candidate(name: str) -> tuple[int, int]:
-    """Kernel and expansion of a candidate's name.
+    """Return kernel and expansion of a candidate's name.
 
     Raises:
         SubnetError: The name is not of the form `5x5_e3`.
+
+    >>> parse_candidate("5x5_e3")
+    (5, 3)
     """
     kernel, _, expansion = name.partition("_e")
     side, _, other = kernel.partition("x")
@@ -49,17 +56,17 @@ def parse_candidate(name: str) -> tuple[int, int]:
 
 
 def hidden_width(in_width: int, expansion: int) -> int:
-    """Channels of the depthwise convolution: `in_width * expansion`."""
+    """Return the channels of the depthwise convolution: `in_width * expansion`."""
     return in_width * expansion
 
 
 def norm_layer(*, eps: float, momentum: float) -> partial[BatchNormAct2d]:
-    """timm's fused batch norm and activation with this space's eps and momentum."""
+    """Return timm's fused batch norm and activation with this space's eps and momentum."""
     return partial(BatchNormAct2d, eps=eps, momentum=momentum)
 
 
 def mbconv(shape: BlockShape, kernel: int, expansion: int, *, activation: str, norm: partial) -> nn.Module:
-    """timm's InvertedResidual, or DepthwiseSeparableConv at expansion 1; with its shortcut where it fits."""
+    """Build timm's InvertedResidual, or DepthwiseSeparableConv at expansion 1; with its shortcut where it fits."""
     shared = {
         "in_chs": shape.in_width,
         "out_chs": shape.out_width,
@@ -74,7 +81,7 @@ def mbconv(shape: BlockShape, kernel: int, expansion: int, *, activation: str, n
 
 
 def first_block(shape: BlockShape, *, activation: str, norm: partial) -> nn.Module:
-    """The fixed block after the stem: depthwise-separable 3x3, never with a shortcut."""
+    """Build the fixed block after the stem: depthwise-separable 3x3, never with a shortcut."""
     return DepthwiseSeparableConv(
         shape.in_width,
         shape.out_width,
@@ -95,7 +102,7 @@ def mbconv_spec(
     activation: str,
     residual: bool | None = None,
 ) -> OpSpec:
-    """The OpSpec of `mbconv` on a `size x size` feature map."""
+    """Return the OpSpec of `mbconv` on a `size x size` feature map."""
     out_size = math.ceil(size / shape.stride)
     return OpSpec(
         kind="mbconv" if expansion > 1 else "ds_conv",
@@ -110,7 +117,7 @@ def mbconv_spec(
 
 
 def skip_spec(shape: BlockShape, size: int) -> OpSpec:
-    """The OpSpec of the identity."""
+    """Return the OpSpec of the identity on a `size x size` feature map."""
     dims = (shape.in_width, size, size)
     return OpSpec(kind=IDENTITY, input_shape=dims, output_shape=dims)
 
@@ -121,6 +128,7 @@ def check_width(width: int, expansion: int) -> None:
     Raises:
         SpaceError: `width * expansion` is not divisible by 8.
     """
+    # timm rounds hidden widths to multiples of 8 (`make_divisible`), so the network would be another than its OpSpec.
     if width < 8 or (expansion > 1 and hidden_width(width, expansion) % 8):
         raise SpaceError(
             f"width {width} at expansion {expansion} gives {width * expansion} hidden channels; "

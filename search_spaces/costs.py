@@ -42,14 +42,14 @@ class SpaceCosts:
         return (self.in_chans, self.input_size, self.input_size)
 
     def distinct(self) -> tuple[OpSpec, ...]:
-        """Every operator that needs an entry in a latency table, each once, in order of appearance."""
+        """Return every operator that needs an entry in a latency table, each once, in order of appearance."""
         ops: list[OpSpec] = []
         for item in self.order:
             ops += [item] if isinstance(item, OpSpec) else list(self.edges[item].values())
         return tuple(dict.fromkeys(op for op in [*ops, *self.beside] if op.kind != IDENTITY))
 
     def chain(self, choices: Mapping[str, str]) -> tuple[OpSpec, ...]:
-        """The whole network of one choice in execution order, without identities and without what is beside.
+        """Return the network of one choice in execution order, without identities and without what is beside.
 
         Raises:
             SubnetError: `choices` names an unknown edge or candidate, or leaves an edge out.

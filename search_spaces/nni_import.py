@@ -15,15 +15,16 @@ FALSE_ALARMS = (
 
 
 def silence_false_alarms() -> None:
-    """Ignores `FALSE_ALARMS` from now on; for the entry points of a process, which own its warnings."""
+    """Ignore `FALSE_ALARMS` from now on; for the entry points of a process, which own its warnings."""
     for message in FALSE_ALARMS:
         warnings.filterwarnings("ignore", message=message, category=RuntimeWarning)
 
 
 def import_nni() -> ModuleType:
-    """Returns `nni.nas.nn.pytorch`, imported without `FALSE_ALARMS`; the filters are as before afterwards."""
+    """Import and return `nni.nas.nn.pytorch` without `FALSE_ALARMS`; the filters are as before afterwards."""
     with warnings.catch_warnings():
         silence_false_alarms()
-        # Imported after nni.nas.oneshot, NNI's public strategies become stubs that fail (a circular import of its own).
+        # First, as it and nni.nas.oneshot import each other: where the other one comes first, NNI's public strategies
+        # become stubs that fail when they are called.
         importlib.import_module("nni.nas.strategy")
         return importlib.import_module("nni.nas.nn.pytorch")

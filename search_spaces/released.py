@@ -44,11 +44,11 @@ class ReleasedNetwork:
     input_size: int
 
     def model_args(self) -> dict[str, Any]:
-        """Keyword arguments of `timm.create_model('proxylessnas', **args)`."""
+        """Return the keyword arguments of `timm.create_model('proxylessnas', **args)`."""
         return self.subnet.model_args(num_classes=self.num_classes, in_chans=self.in_chans)
 
     def key_map(self) -> dict[str, str]:
-        """The checkpoint's key of every tensor, and timm's."""
+        """Map the checkpoint's key of every tensor to timm's."""
         keys = _conv_norm("first_conv", "conv_stem", "bn1")
         keys |= _block_keys(0, "blocks.0.0", expanded=False)
         declaration = self.subnet.declaration
@@ -62,7 +62,7 @@ class ReleasedNetwork:
 
 
 def read_config(path: Path | str) -> ReleasedNetwork:
-    """Reads a released config.
+    """Read a released config.
 
     Raises:
         SubnetError: The file cannot be read, is no JSON, or describes another network.
@@ -82,7 +82,7 @@ def read_config(path: Path | str) -> ReleasedNetwork:
 
 
 def read_checkpoint(path: Path | str, network: ReleasedNetwork, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Reads a released checkpoint, weights only, into timm's keys; every tensor must find its place.
+    """Read a released checkpoint, weights only, into timm's keys; every tensor must find its place.
 
     Counters of batches, which early checkpoints lack, are 0 where missing.
 
@@ -138,7 +138,7 @@ class _Node:
         return value
 
     def expect(self, **wanted: Any) -> None:
-        """Checks settings; one that the config leaves out is as wanted."""
+        """Check settings; one that the config leaves out is as wanted."""
         for key, value in wanted.items():
             found = self.values.get(key, value)
             if found != value:
@@ -230,7 +230,7 @@ def _input_size(root: _Node, name: str) -> int:
 
 
 def _first_block(node: _Node, stem_width: int, activation: str) -> int:
-    """Checks the fixed block 0; returns its width."""
+    """Check the fixed block 0, and return its width."""
     node.named(BLOCK)
     conv = node.part("mobile_inverted_conv")
     conv.named(MBCONV)
@@ -280,7 +280,7 @@ def _check_conv(conv: _Node, width: int, activation: str) -> None:
 
 
 def _stages(blocks: Sequence[_Block], first_width: int) -> tuple[tuple[Stage, ...], dict[str, str]]:
-    """Stages (a new one wherever stride or width changes), and each edge's candidate by its label."""
+    """Group blocks into stages, a new one wherever stride or width changes; return them and each edge's candidate."""
     groups: list[list[_Block]] = []
     for block in blocks:
         changes = block.candidate != SKIP and (block.stride != 1 or block.in_width != block.out_width)

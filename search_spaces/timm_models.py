@@ -36,8 +36,7 @@ _GPU_WIDTHS = (40, 24, 32, 56, 112, 128, 256, 432, 1728)
 _MOBILE_WIDTHS = (32, 16, 32, 40, 80, 96, 192, 320, 1280)
 _MOBILE_14_WIDTHS = (48, 24, 40, 56, 112, 136, 256, 448, 1792)
 
-# The published CIFAR-10 network, cell by cell, in the letters of `tree_cell_net.CODES`; re-typed from its release.
-_CIFAR_TREE = (
+CIFAR_TREE_ARCH = (
     "7dim7m555d77 aaai3imdi7dd 73ai5a33add5 a5d53dd737i7 a5did577amim 77mm35ad37ii dimm777537ii d57d57maa537 "
     "75mdiim3amad 53ii37357i57 775a35dadid3 5a5d33a775d3 m73m7d3a5m7i 3md77d5i3d73 dm3adda5ii5i 5d5iaad55573 "
     "7555d3im7d37 miid3i757mid d5ama7573aam 7i7di7d37mm5 ma3didmm5mia d73aa337iadd dmam7i7didam 7m75mimadim7 "
@@ -46,6 +45,7 @@ _CIFAR_TREE = (
     "ia7ii7ia5ma7 d5iim57d75id miamamdi5a3i 75777ad3m77a ddmad37iddm5 aamd3md7diai ma7m335aidi3 57ddimm357mi "
     "73m7dammm55m mia5d3573377 ia5377i7773a 553mai5am55i 3d3mmaimd733 73m75i5m3m37"
 )
+"""The published CIFAR-10 network, cell by cell, in the letters of `tree_cell_net.CODES`; re-typed from its release."""
 
 
 def _arch_def(stages: Sequence[str], first_width: int, widths: Sequence[int]) -> list[list[str]]:
@@ -84,6 +84,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(**_CIFAR) if "cifar" in name el
 
 
 def _set_stem_stride(model: Any, stem_stride: int) -> None:
+    """Change the stem's stride after building: timm's EfficientNet has no argument for it, and counts from 2."""
     model.conv_stem.stride = (stem_stride, stem_stride)
     infos = model.feature_info
     for info in infos if isinstance(infos, list) else infos.info:
@@ -91,6 +92,7 @@ def _set_stem_stride(model: Any, stem_stride: int) -> None:
 
 
 def _feature_count(strings: Sequence[Sequence[str]]) -> int:
+    """Count the resolutions; timm's default, five, fails in a network that halves its map fewer times."""
     return 1 + sum("_s2" in stage[0] for stage in strings)
 
 
@@ -107,11 +109,14 @@ def _gen_proxylessnas(
     bn_momentum: float = 0.1,
     **kwargs: Any,
 ) -> nn.Module:
+    # Lists of their own: `decode_arch_def` refuses tuples, and strings stay what they are, while the builder takes keys
+    # out of the dicts that it is given, so that a second network of the same dicts would fail.
     strings = [list(stage) for stage in arch_def]
     for number, stage in enumerate(strings):
         if not stage:
             raise SubnetError(f"stage {number} of arch_def is empty; leave it out")
         for string in stage[1:]:
+            # timm builds such a block with stride 1 and says nothing, as it says nothing of a token it does not know.
             if "_s2" in string:
                 raise SubnetError(f"{string!r} strides inside stage {number}; only the first block of a stage may")
     if stem_stride not in (1, 2):
@@ -125,6 +130,7 @@ def _gen_proxylessnas(
         stem_size=stem_size,
         fix_stem=True,
         num_features=num_features,
+        # With its default multiplier, 1.0, timm would round every width to a multiple of 8.
         round_chs_fn=partial(round_channels, multiplier=None),
         act_layer=act_layer,
         norm_layer=partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum),
@@ -225,8 +231,8 @@ def proxylessnas_cifar_tree(
 
     Args:
         pretrained: Load weights (of a `local-dir:` folder).
-        arch: One word of letters a cell, in one string or as a list, as `Subnet.arch()` gives them; None is the
-            published network's, which has 54 cells of depth 3.
+        arch: One word of letters a cell, in one string or as a list, as `TreeCellDeclaration.arch` writes them; None is
+            the published network's, which has 54 cells of depth 3.
         blocks: Blocks in each of the three groups.
         cell_depth: Depth of a cell's tree.
         **kwargs: Whatever else `TreeCellNet` takes (`stem_width`, `alpha`, `num_classes`, `drop_path_rate`, ...), and
@@ -246,10 +252,11 @@ def proxylessnas_cifar_tree(
             "proxylessnas_cifar_tree",
             pretrained,
             feature_cfg={"out_indices": tuple(range(GROUPS)), "flatten_sequential": True},
-            arch=_CIFAR_TREE if arch is None else arch,
+            arch=CIFAR_TREE_ARCH if arch is None else arch,
             blocks=blocks,
             cell_depth=cell_depth,
             **kwargs,
         )
+    # `TreeCellNet` travels with exported networks, where this project's errors are not there to be raised.
     except ValueError as error:
         raise SubnetError(f"{error}") from error

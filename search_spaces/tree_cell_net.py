@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates, create_classifier
+from timm.models import checkpoint_seq
 from torch import nn
 from torch.nn import functional
 
@@ -29,7 +30,7 @@ EdgeFactory = Callable[[str, int], nn.Module]
 
 
 def candidate(name: str, width: int) -> nn.Module:
-    """The operation `name` of `CODES`: `B x width x H x W` to the same shape."""
+    """Build the operation `name` of `CODES`: `B x width x H x W` to the same shape."""
     if name == "identity":
         return nn.Identity()
     if name == "avg_pool_3x3":
@@ -41,14 +42,14 @@ def candidate(name: str, width: int) -> nn.Module:
 
 
 def block_widths(blocks: int, stem_width: int, alpha: int) -> list[int]:
-    """Channels in the cell of each block: from `stem_width` linearly up to `stem_width + alpha`, rounded, made even."""
+    """Return the channels in each block's cell: linearly up to `stem_width + alpha`, rounded, made even."""
     count = GROUPS * blocks
     rounded = [int(stem_width + alpha * number / count + 0.5) for number in range(1, count + 1)]
     return [width - width % 2 for width in rounded]
 
 
 def tree_edges(label: str, path: str, levels: int) -> Iterator[tuple[str, str]]:
-    """Label and module path of every edge under a node, an edge before those that its output feeds."""
+    """Yield label and module path of every edge under a node, an edge before those that its output feeds."""
     for index in range(2):
         below = f"{label}_{index + 1}"
         yield below, f"{path}.edges.{index}"
@@ -57,7 +58,7 @@ def tree_edges(label: str, path: str, levels: int) -> Iterator[tuple[str, str]]:
 
 
 def cell_edges(blocks: int, cell_depth: int) -> Iterator[tuple[int, str, str]]:
-    """Every edge of a network in order: its cell (from 0), its label (`cell1_1_2_1`) and its module path."""
+    """Yield every edge of a network in order: its cell (from 0), its label (`cell1_1_2_1`) and its module path."""
     for number in range(GROUPS * blocks):
         group, block = divmod(number, blocks)
         for half in range(2):
@@ -67,7 +68,7 @@ def cell_edges(blocks: int, cell_depth: int) -> Iterator[tuple[int, str, str]]:
 
 
 def parse_arch(arch: str | Sequence[str], blocks: int, cell_depth: int) -> dict[str, str]:
-    """The candidate of every edge's label.
+    """Return the candidate of every edge, by label.
 
     Args:
         arch: One word of `CODES`' letters a cell, in one string or as a list.
@@ -185,7 +186,7 @@ def assemble(
     global_pool: str = "avg",
     drop_path_rate: float = 0.0,
 ) -> int:
-    """Gives `network` its layers, `edge(label, width)` at each edge, and returns the number of its features."""
+    """Give `network` its layers, `edge(label, width)` at each edge, and return the number of its features."""
     network.conv_stem = nn.Conv2d(in_chans, stem_width, 3, padding=1, bias=False)
     network.bn1 = nn.BatchNorm2d(stem_width)
     rates: list[Any] = calculate_drop_path_rates(drop_path_rate, GROUPS * blocks)
@@ -288,7 +289,7 @@ class TreeCellNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for layer-wise learning rates: the stem, then each block (or group, if coarse)."""
+        """Return layers for layer-wise learning rates: the stem, then each block (or group, if coarse)."""
         block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {"stem": r"^conv_stem|^bn1", "blocks": [(block, None), (r"^norm", (99999,))]}
 
@@ -305,11 +306,9 @@ class TreeCellNet(nn.Module):
         self.global_pool, self.classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """`B x num_features x H/4 x W/4`."""
+        """Return the map before pooling, `B x num_features x H/4 x W/4`."""
         x = self.bn1(self.conv_stem(x))
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            from timm.models import checkpoint_seq
-
             groups: Any = self.stages
             x = checkpoint_seq([block for group in groups for block in group], x)
         else:
@@ -317,7 +316,7 @@ class TreeCellNet(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pooling, dropout and classifier."""
+        """Apply pooling, dropout and classifier."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = functional.dropout(x, self.drop_rate, self.training)
