@@ -1,66 +1,135 @@
-"""The named search spaces, and users' own."""
+"""Search spaces by name: those that ship, those that a user registered, and a user's own function."""
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import replace
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hardware.errors import SpaceError
+from hardware.errors import ConfigError, ProxylessError, SpaceError
 
-from .declaration import SpaceDeclaration
-from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV, Stage
+from .declaration import ShippedDeclaration, SpaceDeclaration, check_options
+from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV
 from .tree_cell import CIFAR_TREE
+from .user_function import import_function
 
-_NAMED: tuple[Any, ...] = (IMAGENET_MBCONV, SMALL_MBCONV, CIFAR_MBCONV, CIFAR_TREE)
-SPACES: dict[str, Any] = {space.name: space for space in _NAMED}
+SpaceFactory = Callable[..., SpaceDeclaration]
+"""From options, as keyword arguments, to a declaration."""
+
+_SHIPPED: tuple[ShippedDeclaration, ...] = (IMAGENET_MBCONV, SMALL_MBCONV, CIFAR_MBCONV, CIFAR_TREE)
+SPACES: dict[str, Any] = {space.name: space for space in _SHIPPED}
+"""The spaces that ship, by name."""
+_registered: dict[str, SpaceFactory] = {}
 
 
-def get_space(name: str, *, width_mult: float = 1.0, **options: Any) -> Any:
-    """A named search space, or the user's own.
+def known_spaces() -> tuple[str, ...]:
+    """Return the names that `get_space` knows: of spaces that ship, then of those that `register` added."""
+    return tuple(dict.fromkeys((*SPACES, *_registered)))
+
+
+def register(name: str, factory: SpaceFactory, *, replace: bool = False) -> None:
+    """Give a search space of your own a name, for `get_space` and for `space: NAME` in a search config.
+
+    It holds in this process: whatever runs a search by this name must import the module that registers it first.
 
     Args:
-        name: One of `SPACES`, or `module:function` where the function returns a `SpaceDeclaration`.
-        width_mult: Multiplies every width, as in the release.
-        **options: Fields of the declaration to replace (`stem_stride=1`, `kernels=[3, 5]`, ...), or arguments of
-            the user's function.
+        name: Letters, digits, `_`, `-` and `.`, a letter first.
+        factory: Returns the space's declaration; its arguments are the space's options.
+        replace: Take the name even if another space has it.
 
     Raises:
-        SpaceError: The space or an option is unknown, or an option impossible.
+        SpaceError: The name is malformed or taken, or the factory cannot be called.
+
+    >>> from search_spaces import MBConvDeclaration, Stage
+    >>> def two_stages(width=16):
+    ...     stages = (Stage(width, depth=2, stride=2), Stage(2 * width, depth=2, stride=2))
+    ...     return MBConvDeclaration("two_stages", stem_width=8, stem_stride=2, first_width=8, stages=stages)
+    >>> register("two_stages", two_stages)
+    >>> get_space("two_stages", width=24).stages[1]
+    Stage(width=48, depth=2, stride=2)
     """
-    if ":" in name:
-        return _users_space(name, options).scaled(width_mult)
-    if name not in SPACES:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise SpaceError(f"{name!r} cannot name a space; use letters, digits, _, - and ., a letter first")
+    if not callable(factory):
         raise SpaceError(
-            f"unknown search space {name!r}; known are {', '.join(SPACES)}, or give your own as module:function"
+            f"the space {name} was registered with {type(factory).__name__}, which cannot be called; give a function "
+            "that returns a declaration"
         )
-    fields = {key: _plain(key, value) for key, value in options.items()}
+    # A notebook's cell that runs again, or a module that is reloaded, puts its new function in place of its old one.
+    again = name in _registered and _origin(_registered[name]) == _origin(factory)
+    if name in known_spaces() and not again and not replace:
+        owner = "a space that ships" if name not in _registered else "another space"
+        raise SpaceError(f"the name {name} is taken by {owner}; choose another one, or register with replace=True")
+    _registered[name] = factory
+
+
+def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
+    """Return a search space by name, or the user's own.
+
+    Args:
+        name: One of `known_spaces()`, or `module:function` where the function returns a `SpaceDeclaration`; its module
+            may lie in the current folder.
+        width_mult: Multiplies every width, as in the release.
+        **options: Of a space that ships, fields of its declaration to replace (`stem_stride=1`, `kernels=[3, 5]`,
+            ...); of others, arguments of the function.
+
+    Raises:
+        SpaceError: The space or an option is unknown, an option impossible, or the function fails.
+
+    >>> space = get_space("small_mbconv", kernels=[3, 5])
+    >>> list(space.candidates().items())[1]
+    ('stage1_block1', ('3x3_e3', '3x3_e6', '5x5_e3', '5x5_e6', 'skip'))
+    >>> get_space("imagenet_mbconv", width_mult=1.4).stem_width
+    48
+    """
+    if name in _registered:
+        return _made(name, _registered[name], options).scaled(width_mult)
+    if name in SPACES:
+        return SPACES[name].with_options(options).scaled(width_mult)
+    if ":" not in name:
+        raise SpaceError(
+            f"unknown search space {name!r}; known are {', '.join(known_spaces())}, or give your own as module:function"
+        )
     try:
-        return replace(SPACES[name], **fields).scaled(width_mult)
-    except TypeError as error:
-        known = ", ".join(SPACES[name].__dataclass_fields__)
-        raise SpaceError(f"unknown option for the space {name}: {error}; options are width_mult, {known}") from error
+        function = import_function(name)
+    except ConfigError as error:
+        raise SpaceError(f"cannot load the search space {name!r}: {error}") from error
+    return _made(name, function, options).scaled(width_mult)
 
 
-def _plain(key: str, value: Any) -> Any:
-    if key == "stages":
-        try:
-            return tuple(stage if isinstance(stage, Stage) else Stage(**stage) for stage in value)
-        except TypeError as error:
-            raise SpaceError(f"stages = {value!r}: each needs width, depth and stride") from error
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _users_space(name: str, options: dict[str, Any]) -> SpaceDeclaration:
-    module_name, _, function_name = name.partition(":")
+def _made(name: str, factory: SpaceFactory, options: Mapping[str, Any]) -> SpaceDeclaration:
+    _check_arguments(name, factory, options)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise SpaceError(f"cannot load the search space {name!r}: {error}; write module:function") from error
-    space = function(**options)
+        space = factory(**options)
+    except ProxylessError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in options.items()) or "no options"
+        raise SpaceError(
+            f"the space {name} with {given} raised {type(error).__name__}: {error}; mend its function or the options"
+        ) from error
     if not isinstance(space, SpaceDeclaration):
         raise SpaceError(
-            f"{name} returned {type(space).__name__}, not a SpaceDeclaration such as MBConvDeclaration or "
+            f"{name} returned {type(space).__name__}, not a SpaceDeclaration; return one such as MBConvDeclaration or "
             "TreeCellDeclaration"
         )
     return space
+
+
+def _check_arguments(name: str, factory: SpaceFactory, options: Mapping[str, Any]) -> None:
+    """Check options against the factory's signature: by its TypeError alone, a fault inside it would look the same."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some callables that are written in C have none
+        return
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        check_options(options, [p.name for p in named], space=name)
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if missing:
+        raise SpaceError(f"the space {name} needs the option {missing[0]}; give it in space.options")
+
+
+def _origin(factory: SpaceFactory) -> tuple[Any, Any]:
+    return getattr(factory, "__module__", None), getattr(factory, "__qualname__", factory)

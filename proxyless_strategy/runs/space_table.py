@@ -43,10 +43,10 @@ def _space_costs(
 
 def _own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
     """The space that a table's header names, and its options; None where it names none that is known."""
-    from search_spaces import SPACES
+    from search_spaces.registry import known_spaces
 
     name, *options = table.header.space.split(" ")
-    known = name in SPACES or ":" in name
+    known = name in known_spaces() or ":" in name
     return (name, options) if known and all("=" in option for option in options) else None
 
 

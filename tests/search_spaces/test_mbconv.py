@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 
-from hardware.errors import SpaceError, SubnetError
 from hardware.operators import primitives
 from search_spaces import SPACES, Stage, Subnet, get_space
 from search_spaces.mbconv import MBConvDeclaration, make_divisible
@@ -111,20 +110,6 @@ def test_distinct_operators_are_counted_once():
     assert len(IMAGENET.costs(224).distinct()) == 70
 
 
-@pytest.mark.parametrize("name", MBCONV)
-def test_subnet_round_trips(name, tmp_path):
-    space = get_space(name)
-    for choices in space.costs(32).random_choices(10, seed=2):
-        subnet = Subnet(space, choices)
-        subnet.save(tmp_path / "subnet.json")
-        assert Subnet.load(tmp_path / "subnet.json") == subnet
-        again = Subnet.from_arch_def(space, subnet.arch_def())
-        assert again.arch_def() == subnet.arch_def()
-        assert len([c for c in again.choices.values() if c == "skip"]) == len(
-            [c for c in choices.values() if c == "skip"]
-        )
-
-
 def test_a_stage_that_is_skipped_as_a_whole_is_left_out():
     space = MBConvDeclaration("thin", 16, 2, 16, (Stage(16, 2, 1), Stage(24, 1, 2)), head_width=64)
     choices = {"stage1_block0": "skip", "stage1_block1": "skip", "stage2_block0": "5x5_e6"}
@@ -136,66 +121,6 @@ def test_a_stage_that_is_skipped_as_a_whole_is_left_out():
     model.load_state_dict(network.timm_state_dict(choices))
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(model(x), network.freeze(choices).eval()(x))
-
-
-def test_arch_strings_of_another_space_are_refused():
-    small = get_space("small_mbconv")
-    with pytest.raises(SubnetError, match="no subnet of imagenet_mbconv"):
-        Subnet.from_arch_def(IMAGENET, Subnet(small, smallest(small)).arch_def())
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"stage9_block0": "3x3_e3"}, "unknown edge 'stage9_block0'"),
-        ({"stage1_block0": "9x9_e3"}, "unknown candidate '9x9_e3' at edge stage1_block0"),
-        ({"stage1_block0": "skip"}, "unknown candidate 'skip'"),
-        ({"stage1_block0": None}, "no candidate given for stage1_block0"),
-    ],
-)
-def test_wrong_choices_are_refused_by_name(change, words):
-    choices = {**uniform(IMAGENET, "3x3_e3"), **change}
-    choices = {label: name for label, name in choices.items() if name is not None}
-    with pytest.raises(SubnetError, match=words):
-        Subnet(IMAGENET, choices)
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"format": "other/1"}', "[1]"])
-def test_files_that_hold_no_subnet_are_refused(text, tmp_path):
-    path = tmp_path / "subnet.json"
-    path.write_text(text)
-    with pytest.raises(SubnetError):
-        Subnet.load(path)
-    with pytest.raises(SubnetError, match=r"subnet\.json"):
-        Subnet.load(tmp_path / "missing" / "subnet.json")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "words"),
-    [
-        ("mobile", {}, "unknown search space 'mobile'"),
-        ("small_mbconv", {"depth": 3}, "unknown option"),
-        ("small_mbconv", {"stem_stride": 3}, "stem_stride = 3"),
-        ("small_mbconv", {"kernels": [4]}, "kernel 4"),
-        ("small_mbconv", {"activation": "nothing"}, "'nothing'"),
-        ("small_mbconv", {"first_width": 10}, "multiple of 8"),
-        ("small_mbconv", {"stages": [{"width": 8}]}, "width, depth and stride"),
-        ("small_mbconv", {"width_mult": 0}, "width_mult = 0"),
-        ("no.such:thing", {}, "no.such:thing"),
-    ],
-)
-def test_impossible_spaces_are_refused(name, options, words):
-    with pytest.raises(SpaceError, match=words):
-        get_space(name, **options)
-
-
-def own_space(width=24):
-    return MBConvDeclaration("own", 16, 2, 16, (Stage(width, 2, 2),), head_width=64)
-
-
-def test_a_users_own_space():
-    space = get_space(f"{__name__}:own_space", width=32)
-    assert space.stages[0].width == 32
 
 
 def test_supernet_initialisation_is_not_divided_by_groups():

@@ -49,7 +49,7 @@ def test_the_default_cells_are_the_published_ones():
         assert int(number) == len(words) + 1
         widths.append(int(width.removeprefix("w")))
         words.append("".join(short[name] for name in re.findall(r"[a-z]+\d?", cell)))
-    assert timm_models._CIFAR_TREE.split() == words
+    assert timm_models.CIFAR_TREE_ARCH.split() == words
     assert block_widths(18, 16, 84) == widths
 
 
@@ -136,12 +136,12 @@ def test_cifar_tree_is_the_papers_space():
     assert set(candidates.values()) == {tuple(CODES)}
     assert len(CODES) == 7
     costs = space.costs(32)
-    published = parse_arch(timm_models._CIFAR_TREE, 18, 3)
+    published = parse_arch(timm_models.CIFAR_TREE_ARCH, 18, 3)
     chain = costs.chain(published)
     assert sum(primitives.params(op) for op in chain) == 5_731_530
     assert sum(primitives.macs(op) for op in chain) == 1_213_155_872
     assert all(a.output_shape == b.input_shape for a, b in itertools.pairwise(chain))
-    assert Subnet(space, published).model_args()["arch"] == timm_models._CIFAR_TREE
+    assert Subnet(space, published).model_args()["arch"] == timm_models.CIFAR_TREE_ARCH
     assert [op.output_shape for op in costs.beside] == [(176, 16, 16), (288, 8, 8)]
 
 
