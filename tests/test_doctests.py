@@ -11,6 +11,11 @@ MODULES = (
     "hardware.operators.primitives",
     "hardware.tables.released",
     "hardware.tables.table",
+    "search_spaces.blocks",
+    "search_spaces.mbconv",
+    "search_spaces.registry",
+    "search_spaces.subnet",
+    "search_spaces.user_function",
 )
 
 
