@@ -51,7 +51,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 
 
 def evaluator(size: int = 32, *, batches: int = 1) -> Classification:
-    """NNI's own classification evaluator on random images, one epoch of `batches` batches of 2."""
+    """Build NNI's own classification evaluator on random images, one epoch of `batches` batches of 2."""
 
     def loader(seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def evaluator(size: int = 32, *, batches: int = 1) -> Classification:
 
 
 def search(space: Any, strategy: Any, *, size: int = 32) -> Any:
-    """Search `space` in place for two steps; returns the frozen net's output on one image."""
+    """Search `space` in place for two steps; return the frozen net's output on one image."""
     network = strategy.mutate_model(space)
     wrapped = strategy.mutate_evaluator(evaluator(size))
     wrapped.evaluate(network)
@@ -88,7 +88,7 @@ def search(space: Any, strategy: Any, *, size: int = 32) -> Any:
 
 
 def attempt(make_space: Callable[[], Any], make_strategy: Callable[[], Any]) -> str:
-    """`ok`, or the reason in one line."""
+    """Try one search; return `ok`, or the reason in one line."""
     torch.manual_seed(0)
     try:
         search(make_space(), make_strategy())
@@ -98,14 +98,14 @@ def attempt(make_space: Callable[[], Any], make_strategy: Callable[[], Any]) -> 
 
 
 def compare(make_space: Callable[[], Any]) -> dict[str, str]:
-    """Result of NNI's own strategy, and of both rules of ours."""
+    """Return the result of NNI's own strategy, and of both rules of ours."""
     found = {name: attempt(make_space, make) for name, make in STRATEGIES.items()}
     ours = next((found[rule] for rule in ("gradient", "reinforce") if found[rule] != "ok"), "ok")
     return {"stock": found["stock"], "ours": ours}
 
 
 def main() -> None:
-    """Command line of the benchmark."""
+    """Run the command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spaces", nargs="*", metavar="SPACE", help=f"default: all of {', '.join(SPACES)}")
     names = parser.parse_args().spaces or list(SPACES)

@@ -17,13 +17,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
-from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measuring.table import build_table
 from hardware.model import LatencyModel
@@ -45,6 +42,8 @@ from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.retraining.trainer import retrain
 from search_spaces import Subnet
 from search_spaces.mbconv import MBConvDeclaration, Stage
+
+from .pool import origin, run_jobs
 
 DATA = Path(__file__).with_name("data")
 TRUTH = DATA / "enumerated_truth.json"
@@ -59,7 +58,7 @@ FRACTIONS = (0.25, 0.5, 0.75)
 
 
 def parts(root: Path, held_out: int = HELD_OUT) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
-    """Weight, architecture and held-out images, all of Fashion-MNIST's training file."""
+    """Return weight, architecture and held-out images, all of Fashion-MNIST's training file."""
     whole = load_data(DataConfig(name="torchvision:FashionMNIST", root=root), input_size=INPUT_SIZE, seed=0)
     pixels, labels = (getattr(whole.training, name) for name in ("images", "labels"))
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels)))
@@ -73,30 +72,30 @@ def parts(root: Path, held_out: int = HELD_OUT) -> tuple[TensorDataset, TensorDa
 
 @cache
 def data(root: Path) -> ImageData:
-    """The same, as a search's data; its test part is the held-out one."""
+    """Return the same as a search's data; its test part is the held-out one."""
     config = DataConfig(name=f"{__name__ if __name__ != '__main__' else 'tests.benchmarks.enumerated_truth'}:parts")
     return load_data(config.model_copy(update={"root": root}), input_size=INPUT_SIZE, seed=0)
 
 
 def subnets() -> Iterator[Subnet]:
-    """All of them, in the order of the candidates."""
+    """Yield all subnets, in the order of the candidates."""
     candidates = SPACE.candidates()
     for choice in itertools.product(*candidates.values()):
         yield Subnet(SPACE, dict(zip(candidates, choice, strict=True)))
 
 
 def name_of(choices: dict[str, str]) -> str:
-    """A subnet's name in the truth."""
+    """Return a subnet's name in the truth."""
     return " ".join(choices[label] for label in SPACE.candidates())
 
 
 def subnet_of(name: str) -> Subnet:
-    """The subnet of a name in the truth."""
+    """Return the subnet of a name in the truth."""
     return Subnet(SPACE, dict(zip(SPACE.candidates(), name.split(), strict=True)))
 
 
 def latency_model(table: Path = TABLE) -> LatencyModel:
-    """Calibrated latency of the space's choices."""
+    """Return the calibrated latency of the space's choices."""
     costs = SPACE.costs(INPUT_SIZE, num_classes=10, in_chans=1)
     return LatencyModel(LatencyTable.load(table), fixed=costs.fixed, edges=costs.edges)
 
@@ -109,7 +108,7 @@ def measure_table(out: Path) -> None:
 
 
 def train(subnet: Subnet, root: Path, seed: int) -> tuple[float, float]:
-    """Held-out accuracy in 0..1 and CPU seconds of one stand-alone training on one thread."""
+    """Train a subnet stand-alone on one thread; return its held-out accuracy in 0..1 and the CPU seconds."""
     start = time.process_time()
     result = retrain(
         lambda: timm.create_model("proxylessnas", **subnet.model_args(num_classes=10, in_chans=1)),
@@ -122,7 +121,6 @@ def train(subnet: Subnet, root: Path, seed: int) -> tuple[float, float]:
 
 
 def _job(arguments: tuple[str, Path, int]) -> tuple[str, int, float, float]:
-    torch.set_num_threads(1)
     name, root, seed = arguments
     accuracy, seconds = train(subnet_of(name), root, seed)
     return name, seed, accuracy, seconds
@@ -132,19 +130,16 @@ def fill(rows: dict[str, dict[str, Any]], wanted: list[tuple[str, int]], root: P
     """Train what is missing, and keep each result as it comes."""
     missing = [(name, root, seed) for name, seed in wanted if str(seed) not in rows[name]["accuracies"]]
     print(f"{len(missing)} of {len(wanted)} trainings to do", flush=True)
-    start = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for done, (name, seed, accuracy, seconds) in enumerate(pool.imap_unordered(_job, missing), start=1):
-            rows[name]["accuracies"][str(seed)] = round(accuracy, 6)
-            rows[name]["cpu_seconds"] = round(seconds, 2)
-            if done % 10 == 0 or done == len(missing):
-                save(rows, out)
-                left = (time.monotonic() - start) / done * (len(missing) - done)
-                print(f"{done} of {len(missing)}, {left / 60:.1f} minutes left", flush=True)
+    for done, ((name, seed, accuracy, seconds), progress) in enumerate(run_jobs(_job, missing, jobs), start=1):
+        rows[name]["accuracies"][str(seed)] = round(accuracy, 6)
+        rows[name]["cpu_seconds"] = round(seconds, 2)
+        if done % 10 == 0 or done == len(missing):
+            save(rows, out)
+            print(progress, flush=True)
 
 
 def targets(latencies: Iterable[float]) -> list[float]:
-    """Latency targets in ms, from those of all subnets."""
+    """Return latency targets in ms, from the latencies of all subnets."""
     values = list(latencies)
     low, high = min(values), max(values)
     return [round(low + fraction * (high - low), 6) for fraction in FRACTIONS]
@@ -153,9 +148,7 @@ def targets(latencies: Iterable[float]) -> list[float]:
 def save(rows: dict[str, dict[str, Any]], out: Path) -> None:
     """Write the truth so far."""
     record = {
-        "command": "python -m tests.benchmarks.enumerated_truth --data ROOT",
-        "date": date.today().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        **origin("python -m tests.benchmarks.enumerated_truth --data ROOT"),
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "recipe": RECIPE.model_dump(),
         "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE, "held_out": HELD_OUT},
@@ -166,13 +159,13 @@ def save(rows: dict[str, dict[str, Any]], out: Path) -> None:
 
 
 def noise(rows: dict[str, dict[str, Any]]) -> float:
-    """Seed-to-seed standard deviation of a subnet's accuracy, pooled over subnets: `sqrt(mean of variances)`."""
+    """Return the seed-to-seed standard deviation of an accuracy, pooled over subnets: `sqrt(mean of variances)`."""
     values = [list(row["accuracies"].values()) for row in rows.values() if len(row["accuracies"]) > 1]
     return round(statistics.fmean(statistics.variance(v) for v in values) ** 0.5, 6) if values else float("nan")
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the truth looks like."""
+    """Summarise what the truth looks like."""
     means = {name: statistics.fmean(row["accuracies"].values()) for name, row in rows.items()}
     ms = np.array([rows[name]["table_ms"] for name in means])
     accuracy = np.array(list(means.values()))

@@ -15,9 +15,7 @@ ROOT holds Fashion-MNIST's four idx files (torchvision's download, or /usr/share
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import multiprocessing
 import os
 import statistics
 import time
@@ -26,9 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
-from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from hardware.measuring.nets import measure_nets
 from hardware.model import CostModel, LatencyModel, macs_model, params_model
@@ -40,21 +36,23 @@ from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.strategy.derivation import SLACK
 from search_spaces import Subnet, get_space
 
+from .pool import origin, run_jobs
+from .search_quality import UNIFORM
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_search.yml"
 RESULT = Path(__file__).with_name("data") / "fashion_mnist.json"
-UNIFORM = ("3x3_e3", "3x3_e6", "5x5_e6")
 SEEDS = 3
 """Trainings of a found subnet."""
 
 
 def example(root: Path, rule: str, out: Path) -> SearchConfig:
-    """The example with its images here, and a table of its own."""
+    """Read the example with its images here, and a table of its own."""
     values = {"data.root": str(root), "data.options": {"download": False}, "rule": rule}
     return load_config(EXAMPLE, {**values, "out": str(out / rule), "hardware.table": str(out / "table.yml")})
 
 
 def searched(config: SearchConfig, out: Path) -> dict[str, Any]:
-    """The search's own row; it is run once."""
+    """Return the search's own row; it is run once."""
     kept = out / f"{config.rule}.json"
     if not kept.exists():
         start = time.monotonic()
@@ -71,7 +69,7 @@ def searched(config: SearchConfig, out: Path) -> dict[str, Any]:
 
 
 def equals(model: CostModel, target: float, count: int, *, seed: int = 1) -> list[dict[str, str]]:
-    """Subnets drawn uniformly from those within the target that leave no more than the slack of it unused."""
+    """Draw subnets uniformly from those within the target that leave no more than the slack of it unused."""
     costs = get_space("small_mbconv").costs(28, num_classes=10, in_chans=1)
     found: list[dict[str, str]] = []
     for choices in costs.random_choices(5_000, seed=seed, vary_depth=False):
@@ -90,7 +88,6 @@ def _data(root: Path) -> Any:
 
 def _train(job: tuple[Path, dict[str, str], int]) -> tuple[dict[str, str], int, float]:
     root, choices, seed = job
-    torch.set_num_threads(1)
     config = example(root, "gradient", Path("."))
     subnet = Subnet(get_space("small_mbconv"), choices)
     assert config.retrain is not None
@@ -105,25 +102,23 @@ def _train(job: tuple[Path, dict[str, str], int]) -> tuple[dict[str, str], int, 
 
 
 def trained(nets: list[tuple[dict[str, str], int]], root: Path, jobs: int, kept: Path) -> dict[str, dict[str, float]]:
-    """Test accuracy in 0..1 of each subnet, by its candidates and its seed."""
+    """Train what is not kept yet; return test accuracies in 0..1 by a subnet's candidates and by seed."""
     done: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     missing = [(root, choices, seed) for choices, seed in nets if str(seed) not in done.get(key_of(choices), {})]
-    if missing:
-        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-            for count, (choices, seed, accuracy) in enumerate(pool.imap_unordered(_train, missing), start=1):
-                done.setdefault(key_of(choices), {})[str(seed)] = accuracy
-                write_atomically(kept, json.dumps(done))
-                print(f"{count} of {len(missing)}: {key_of(choices)}, seed {seed}: {accuracy:.4f}", flush=True)
+    for (choices, seed, accuracy), progress in run_jobs(_train, missing, jobs):
+        done.setdefault(key_of(choices), {})[str(seed)] = accuracy
+        write_atomically(kept, json.dumps(done))
+        print(f"{progress}: {key_of(choices)}, seed {seed}: {accuracy:.4f}", flush=True)
     return done
 
 
 def key_of(choices: dict[str, str]) -> str:
-    """A subnet's candidates in order."""
+    """Return a subnet's candidates in order."""
     return " ".join(choices.values())
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the found networks, by the mean of their seeds, stand among the random ones of one seed each.
+    """Compare the found networks, by the mean of their seeds, with the random ones of one seed each.
 
     `error` is the standard error of the difference: `sqrt(s_random^2 / n + s_found^2 / m)`.
     """
@@ -197,9 +192,7 @@ def main() -> None:
     config = example(root, "gradient", out)
     assert config.retrain is not None
     result = {
-        "command": f"python -m tests.benchmarks.fashion_mnist --data ROOT --rules {' '.join(arguments.rules)}",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        **origin(f"python -m tests.benchmarks.fashion_mnist --data ROOT --rules {' '.join(arguments.rules)}"),
         "target_ms": round(target, 5),
         "minutes": {rule: row["minutes"] for rule, row in searches.items()},
         "epochs": [config.search.warmup_epochs, config.search.epochs, config.retrain.epochs],

@@ -29,7 +29,8 @@ from proxyless_strategy.config import SearchConfig, read_config
 from proxyless_strategy.export.summary import model_summary
 from proxyless_strategy.runs.forecast import schedule
 from search_spaces import Subnet, get_space
-from tests.benchmarks.step_cost import imagenet
+
+from .step_cost import imagenet
 
 CONFIG = Path(__file__).parents[2] / "examples" / "imagenet_search.yml"
 TRAINING_IMAGES, CLASSES = 1_281_167, 1000
@@ -70,7 +71,7 @@ class Measured:
 
 
 def predict(config: SearchConfig, measured: Measured, images_per_second: float) -> dict[str, Any]:
-    """GPU hours of both rules and of DARTS with as many steps, and memory at the config's batch."""
+    """Predict GPU hours of both rules and of DARTS with as many steps, and memory at the config's batch."""
     settings = config.search
     images = TRAINING_IMAGES - CLASSES * (config.data.architecture_per_class or 0)
     per_epoch = images // settings.batch_size
@@ -101,7 +102,7 @@ def predict(config: SearchConfig, measured: Measured, images_per_second: float) 
 
 
 def measure(config: SearchConfig, *, choices: int, batch: int) -> tuple[Measured, dict[str, Any]]:
-    """Step ratios, saved bytes and relative cost; and the figures that they come from."""
+    """Measure step ratios, saved bytes and relative cost; return them and the figures that they come from."""
     ratios = imagenet(choices, config.input_size, batch, 2)
     space = get_space(config.space.name, **config.space.options)
     x = torch.randn(batch, 3, config.input_size, config.input_size)
@@ -138,7 +139,7 @@ def measure(config: SearchConfig, *, choices: int, batch: int) -> tuple[Measured
 
 
 def saved_bytes(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Distinct bytes per image that autograd keeps for the backward pass of a training step, parameters left out."""
+    """Count distinct bytes per image that autograd keeps for a training step's backward pass, without parameters."""
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
 

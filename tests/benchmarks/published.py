@@ -21,7 +21,7 @@ PUBLISHED = {
 
 
 def sizes(name: str) -> dict[str, Any]:
-    """Counted and published size of a network, and whether they are equal to the last published digit."""
+    """Return counted and published size of a network, and whether they are equal to the last published digit."""
     summary = model_summary(timm.create_model(name), (3, 224, 224))
     params, macs = PUBLISHED[name]
     found = (f"{summary.params / 1e6:.3f}", f"{summary.macs / 1e6:.1f}")
@@ -37,7 +37,7 @@ def sizes(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line of the check."""
+    """Run the command line of the check."""
     rows = {name: sizes(name) for name in PUBLISHED}
     print(json.dumps(rows))
     sys.exit(not all(row["equal"] for row in rows.values()))

@@ -15,7 +15,7 @@ term for each edge's candidate) stand beside.
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT [--quick] [--jobs 2] [--seeds 10] [--out FILE]
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --ablation --seeds 3
     .venv/bin/python -m tests.benchmarks.search_quality --data ROOT --budget 16 --seeds 1
-    .venv/bin/python -m tests.benchmarks.search_quality --table [--ablation]  prints the committed result for the README
+    .venv/bin/python -m tests.benchmarks.search_quality --table [--ablation]  prints the table of ./README.md
     .venv/bin/python -m tests.benchmarks.search_quality --judge [--ablation]  judges the committed runs anew
 """
 
@@ -25,12 +25,10 @@ import argparse
 import dataclasses
 import json
 import logging
-import multiprocessing
 import os
 import statistics
 import time
 import warnings
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,13 +38,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from scipy.stats import kendalltau
 
-from hardware.backends.base import cpu_name
 from hardware.files import write_atomically
 from proxyless_strategy.config import SearchSettings
 from proxyless_strategy.strategy.derivation import CHOICES, SLACK, Derived
 
 from .enumerated_truth import ARCHITECTURE, DATA, SPACE, TRUTH, WEIGHTS, data, latency_model, name_of, subnets, train
 from .enumerated_truth import targets as targets_of
+from .pool import one_thread, origin, run_jobs
 
 RESULT = DATA / "search_quality.json"
 ABLATION = DATA / "search_quality_ablation.json"
@@ -109,15 +107,15 @@ class Truth:
         )
 
     def feasible(self, target: float) -> list[str]:
-        """Subnets within a target."""
+        """Return the subnets within a target."""
         return [name for name, ms in self.ms.items() if ms <= target * (1 + 1e-9)]
 
     def mean(self, name: str) -> float:
-        """Mean accuracy over both halves."""
+        """Return the mean accuracy over both halves."""
         return statistics.fmean(self.halves[name])
 
     def regret(self, name: str, target: float, *, judged_by: int | None = None) -> float | None:
-        """Points of accuracy that the best subnet within the target has over this one; None where it is over it.
+        """Return the points of accuracy that the best subnet within the target has over this one; None over the target.
 
         Args:
             name: The subnet.
@@ -134,15 +132,15 @@ class Truth:
         return statistics.fmean(found)
 
     def smooth_regret(self, name: str, target: float) -> float:
-        """Points that the best subnet within the target has over this one by the additive fit, which has less noise."""
+        """Return the regret by the additive fit, which has less noise."""
         return 100 * (max(self.smooth[other] for other in self.feasible(target)) - self.smooth[name])
 
     def smooth_beats(self, name: str, target: float) -> float:
-        """As `beats_random`, by the additive fit."""
+        """Return what `beats_random` does, by the additive fit."""
         return _share_below(self.smooth[name], [self.smooth[n] for n in self.feasible(target) if n != name])
 
     def beats_random(self, name: str, target: float, *, judged_by: int | None = None) -> float:
-        """Probability that this subnet is more accurate than another one drawn within the target; a tie counts half.
+        """Return the probability that this subnet beats another one drawn within the target; a tie counts half.
 
         Args:
             name: The subnet.
@@ -157,13 +155,13 @@ class Truth:
 
 
 def _share_below(mine: float, others: list[float]) -> float:
-    """Share of the others that are below, a tie counting half; 0.5 without any."""
+    """Return the share of the others that are below, a tie counting half; 0.5 without any."""
     values = np.array(others)
     return float((values < mine).mean() + 0.5 * (values == mine).mean()) if len(values) else 0.5
 
 
 def additive(trainings: dict[str, list[float]]) -> dict[str, float]:
-    """Least squares of all trainings on one term for each edge's candidate; what it gives for each subnet."""
+    """Fit all trainings by one term for each edge's candidate (least squares); return the fit of each subnet."""
     terms = {term: column for column, term in enumerate(sorted({t for name in trainings for t in _terms(name)}))}
     design = np.zeros((len(trainings), len(terms)))
     for row, name in enumerate(trainings):
@@ -179,7 +177,7 @@ def _terms(name: str) -> list[tuple[int, str]]:
 
 
 def bootstrap(groups: list[list[float]], *, seed: int = 0, draws: int = 10_000) -> list[float]:
-    """95 % percentile interval of the mean, drawing whole groups, as runs of one seed are not independent."""
+    """Return the 95 % percentile interval of the mean, drawing whole groups: runs of one seed are not independent."""
     generator = np.random.default_rng(seed)
     sums, counts = (np.array([f(group) for group in groups], dtype=float) for f in (sum, len))
     drawn = generator.integers(len(groups), size=(draws, len(groups)))
@@ -187,7 +185,7 @@ def bootstrap(groups: list[list[float]], *, seed: int = 0, draws: int = 10_000) 
 
 
 def judged(truth: Truth, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A method's figures over its runs, each with `subnet` and `target_ms`.
+    """Return a method's figures over its runs, each with `subnet` and `target_ms`.
 
     Regrets are in points of accuracy, over the runs within their target.
     """
@@ -222,7 +220,7 @@ def judged(truth: Truth, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def without_search(truth: Truth, targets: list[float], trainings: int, repeats: int = 200) -> dict[str, list[dict]]:
-    """Random search with the budget of `trainings`, the uniform nets, and those that only ask for size.
+    """Choose by random search with the budget of `trainings`, uniform nets, and those that only ask for size.
 
     `best_of_other_half` is what regrets are measured from: how surely it beats a random subnet is as much as the
     truth's noise lets any method reach. `any_on_target` is every subnet that an export could have been: within the
@@ -306,7 +304,7 @@ def _network(seed: int) -> Any:
 
 
 def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: int, options: dict[str, Any]) -> dict:
-    """One search of ours; see `SearchSettings` for the options of the weights, `ProxylessStrategy` for the others."""
+    """Run one search of ours; weights take options of `SearchSettings`, all others are those of `ProxylessStrategy`."""
     from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 
     options = {"steps_per_update": 2, **options}
@@ -347,7 +345,7 @@ WEIGHTS_DEFAULTS: dict[str, Any] = {"learning_rate": 0.1, "label_smoothing": 0.0
 
 
 def stock(root: Path, method: str, seed: int, epochs: int) -> dict:
-    """One search of NNI's own, as it is; it knows no latency."""
+    """Run one search of NNI's own, as it is; it knows no latency."""
     from nni.nas.strategy import DARTS, Proxyless
 
     from proxyless_strategy.seeds import seed_everything
@@ -365,7 +363,7 @@ def stock(root: Path, method: str, seed: int, epochs: int) -> dict:
 
 
 def kendall(root: Path, truth: Truth, seed: int, warmup: int) -> dict[str, float]:
-    """Kendall's tau of inherited-weight accuracy and loss on architecture images against the truth.
+    """Return Kendall's tau of inherited-weight accuracy and loss on architecture images against the truth.
 
     The supernet is trained on uniform paths; each subnet's BN statistics are estimated anew.
     """
@@ -404,7 +402,7 @@ def kendall(root: Path, truth: Truth, seed: int, warmup: int) -> dict[str, float
 
 
 def _quiet() -> None:
-    torch.set_num_threads(1)
+    one_thread()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero", "nni"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -416,7 +414,7 @@ def _truth(path: Path) -> Truth:
 
 
 def epochs_within(seconds: float, weight_epoch: float, search_epoch: float, share: float) -> tuple[int, int]:
-    """Warm-up and search epochs whose CPU time adds up to `seconds` at most.
+    """Return warm-up and search epochs whose CPU time adds up to `seconds` at most.
 
     Args:
         seconds: The budget.
@@ -431,7 +429,7 @@ def epochs_within(seconds: float, weight_epoch: float, search_epoch: float, shar
 
 
 def calibrate(root: Path, method: str, options: dict[str, Any]) -> tuple[float, float, float]:
-    """CPU seconds of an epoch of weight steps, of one with architecture steps too, and of what follows the last epoch.
+    """Time an epoch of weight steps, one with architecture steps too, and what follows the last epoch, in CPU seconds.
 
     Of a training or of a strategy of NNI, all that it takes (an epoch of it) is the first and the second.
     """
@@ -451,18 +449,16 @@ def calibrate(root: Path, method: str, options: dict[str, Any]) -> tuple[float, 
 
 
 def middle() -> float:
-    """The middle of the space's latencies in ms."""
+    """Return the middle of the space's latencies in ms."""
     model = latency_model()
     return (model.minimum()[0] + model.maximum()[0]) / 2
 
 
 def _calibrate_job(arguments: tuple[Path, str, dict[str, Any]]) -> tuple[float, float, float]:
-    _quiet()
     return calibrate(*arguments)
 
 
 def _job(job: dict[str, Any]) -> dict[str, Any]:
-    _quiet()
     root, method = Path(job["root"]), job["method"]
     start = time.process_time()
     if method == "kendall":
@@ -476,7 +472,7 @@ def _job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def key_of(job: dict[str, Any]) -> str:
-    """What makes a run the same run."""
+    """Return what makes a run the same run."""
     parts = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "options")
     return json.dumps({name: job.get(name) for name in parts}, sort_keys=True)
 
@@ -485,16 +481,12 @@ def run_all(jobs: list[dict[str, Any]], processes: int, kept: Path) -> list[dict
     """Run what is not kept yet, and keep every run as it ends."""
     done = {key_of(run): run for run in json.loads(kept.read_text())} if kept.exists() else {}
     missing = [job for job in jobs if key_of(job) not in done]
-    start = time.monotonic()
     print(f"{len(missing)} of {len(jobs)} runs to do", flush=True)
-    if missing:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for count, run in enumerate(pool.imap_unordered(_job, missing), start=1):
-                done[key_of(run)] = run
-                write_atomically(kept, json.dumps(list(done.values())))
-                left = (time.monotonic() - start) / count * (len(missing) - count)
-                shown = {k: run.get(k) for k in ("method", "seed", "target_ms", "subnet", "kendall", "cpu_seconds")}
-                print(f"{count} of {len(missing)}, {left / 60:.1f} minutes left: {shown}", flush=True)
+    for run, progress in run_jobs(_job, missing, processes, prepare=_quiet):
+        done[key_of(run)] = run
+        write_atomically(kept, json.dumps(list(done.values())))
+        shown = {k: run.get(k) for k in ("method", "seed", "target_ms", "subnet", "kendall", "cpu_seconds")}
+        print(f"{progress}: {shown}", flush=True)
     return [done[key_of(job)] for job in jobs]
 
 
@@ -507,7 +499,7 @@ def searches(
     trainings: int,
     processes: int,
 ) -> tuple[list[dict[str, Any]], float]:
-    """The runs to do, and the budget of each in CPU seconds.
+    """Plan the runs to do, and the budget of each in CPU seconds.
 
     The budget and every method's epochs are timed now, together, so that the machine's state counts for all alike.
 
@@ -521,9 +513,9 @@ def searches(
         processes: Runs at a time.
     """
     names = list(methods)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        timed = [(root, "training", {}), *((root, methods[n][0], methods[n][1]) for n in names)]
-        (training, *_), *costs = pool.map(_calibrate_job, timed, chunksize=1)
+    timed = [(root, "training", {}), *((root, methods[n][0], methods[n][1]) for n in names)]
+    measured = run_jobs(_calibrate_job, timed, processes, prepare=_quiet, in_order=True)
+    (training, *_), *costs = (seconds for seconds, _ in measured)
     seconds = trainings * training
     jobs = []
     for name, (weight_epoch, search_epoch, after) in zip(names, costs, strict=True):
@@ -542,13 +534,13 @@ def searches(
 
 
 def committed_epochs(rule: str) -> tuple[int, int]:
-    """Warm-up and search epochs of a rule's runs in the committed result."""
+    """Return warm-up and search epochs of a rule's runs in the committed result."""
     run = next(run for run in json.loads(RESULT.read_text())["runs"] if run["variant"] == rule)
     return run["warmup"], run["epochs"]
 
 
 def figures(truth: Truth, runs: list[dict[str, Any]], targets: list[float]) -> dict[str, Any]:
-    """Figures of each variant, and of what it would have exported with one finalist."""
+    """Return the figures of each variant, and of what it would have exported with one finalist."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run["method"] in STOCK:
@@ -628,13 +620,13 @@ def main() -> None:
     runs = run_all(jobs, arguments.jobs, kept)
     own = ("variant", "method", "seed", "target_ms", "warmup", "epochs", "cpu_seconds", "subnet", "most_probable")
     result = {
-        "command": "python -m tests.benchmarks.search_quality --data ROOT"
-        + (" --quick" if arguments.quick else "")
-        + (" --ablation" if arguments.ablation else "")
-        + (f" --seeds {seeds}" if not arguments.quick and seeds != SEEDS else "")
-        + (f" --budget {trainings}" if not arguments.quick and trainings != BUDGET else ""),
-        "date": date.today().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        **origin(
+            "python -m tests.benchmarks.search_quality --data ROOT"
+            + (" --quick" if arguments.quick else "")
+            + (" --ablation" if arguments.ablation else "")
+            + (f" --seeds {seeds}" if not arguments.quick and seeds != SEEDS else "")
+            + (f" --budget {trainings}" if not arguments.quick and trainings != BUDGET else "")
+        ),
         "budget": {"trainings": trainings, "cpu_seconds": round(seconds, 1)},
         "images": {"weights": WEIGHTS, "architecture": ARCHITECTURE},
         "targets_ms": targets,
@@ -653,7 +645,7 @@ def main() -> None:
 
 
 def verdict(truth: Truth, result: dict[str, Any], *, plain: bool) -> dict[str, Any]:
-    """What a result says, from its runs alone.
+    """Return what a result says, from its runs alone.
 
     Args:
         truth: What they are judged by.
@@ -688,7 +680,7 @@ of the budget for the warm-up; None where a step costs what the plain rule's doe
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The README's table."""
+    """Write the table of tests/benchmarks/README.md."""
     lines = [
         "| method | regret, points | 95 % interval | by additive fit | within noise | over target "
         "| beats a random feasible one | by additive fit |",
@@ -707,7 +699,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def ablation_markdown(result: dict[str, Any]) -> str:
-    """The README's table of the ablation: the best of the finalists, and the most probable subnet, of each variant."""
+    """Write that file's table of the ablation: each variant's best finalist, and its most probable subnet."""
     lines = [
         "| variant | epochs | regret, points | 95 % interval | by additive fit | with one finalist | by additive fit |",
         "|---|---|---|---|---|---|---|",

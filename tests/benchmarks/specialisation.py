@@ -57,7 +57,7 @@ PUBLISHED = {
 
 
 def own_table(path: Path, space: MBConvDeclaration) -> LatencyTable:
-    """This machine's table, measured if it is not there yet."""
+    """Return this machine's table, measured if it is not there yet."""
     costs = space.costs(SIZE)
 
     def build() -> LatencyTable:
@@ -69,7 +69,7 @@ def own_table(path: Path, space: MBConvDeclaration) -> LatencyTable:
 
 
 def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, band: float = BAND) -> dict[str, str]:
-    """The subnet of least latency whose MACs are within `band` of `target`, in millions.
+    """Find the subnet of least latency whose MACs are within `band` of `target`, in millions.
 
     Raises:
         TargetError: There is none.
@@ -89,7 +89,7 @@ def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, ba
 
 
 def character(space: MBConvDeclaration, choices: Mapping[str, str]) -> dict[str, Any]:
-    """What a subnet is like: blocks, mean kernel and expansion, and how the first block of its stages compares.
+    """Describe a subnet: blocks, mean kernel and expansion, and how the first block of its stages compares.
 
     Of every stage that keeps several blocks it is counted whether the first one's expansion and kernel are larger than
     the mean of the others, equal or smaller.
@@ -117,7 +117,7 @@ def character(space: MBConvDeclaration, choices: Mapping[str, str]) -> dict[str,
 
 
 def published_subnet(name: str) -> Subnet:
-    """A published network as a subnet of a space of its own widths, read off the registered model; it skips nothing."""
+    """Read a published network off the registered model, as a subnet of a space of its own widths; it skips nothing."""
     with torch.device("meta"):
         model = timm.create_model(name)
     arch, stages = [["ds_r1_k3_s1_c" + str(model.blocks[0][0].conv_pw.out_channels) + "_noskip"]], []
@@ -135,7 +135,7 @@ def published_subnet(name: str) -> Subnet:
 
 
 def parse_tables(given: list[str]) -> dict[str, LatencyTable]:
-    """`NAME=FILE` to tables.
+    """Load tables given as `NAME=FILE`.
 
     Raises:
         ConfigError: One of them is something else, or two have the same name.
@@ -152,7 +152,7 @@ def parse_tables(given: list[str]) -> dict[str, LatencyTable]:
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:
-    """Whether what the table is of can be measured here: its backend is installed and names the same device."""
+    """Tell whether what the table is of can be measured here: its backend is installed and names the same device."""
     try:
         with get_backend(table.header.backend, table.header.place) as backend:
             return backend.device() == table.header.device
@@ -163,7 +163,7 @@ def is_of_this_machine(table: LatencyTable) -> bool:
 def measured_ms(
     tables: Mapping[str, LatencyTable], chains: Sequence[Sequence[OpSpec]], *, plan: Plan | None = None
 ) -> dict[str, list[float]]:
-    """Whole networks on every device that exists here, in the state of the machine in which its table was built."""
+    """Measure whole networks on every device that exists here, as the machine was when its table was built."""
     figures = {}
     for name, table in tables.items():
         if is_of_this_machine(table):
@@ -184,7 +184,7 @@ def run(
     size: int = SIZE,
     plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """The cross table: `rows` of one network each with `ms_by_table` and `ms_measured`, both by device.
+    """Make the cross table: `rows` of one network each with `ms_by_table` and `ms_measured`, both by device.
 
     Args:
         tables: By the device's name.
@@ -235,14 +235,14 @@ def run(
 
 
 def _slower(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, float]]:
-    """By device and network, how many times as slow the network is there as the device's own."""
+    """Return by device and network how many times as slow the network is there as the device's own."""
     own = {row["specialised_for"]: row[key] for row in rows}
     devices = next(iter(own.values()))
     return {device: {name: round(own[name][device] / own[device][device], 3) for name in own} for device in devices}
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Prints the cross table, then the published networks, then what was counted."""
+    """Print the cross table, then the published networks, then what was counted."""
     from rich.console import Console
     from rich.table import Table
 
@@ -281,7 +281,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """How many times as slow each network is on each device as the device's own network."""
+    """Draw how many times as slow each network is on each device as the device's own network."""
     import matplotlib
 
     matplotlib.use("Agg")

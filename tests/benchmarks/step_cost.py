@@ -36,8 +36,9 @@ from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import Subnet, get_space
 
 
-def sgd(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=4e-5)
+def sgd(network: nn.Module, *, weight_decay: float = 4e-5) -> torch.optim.Optimizer:
+    """Build the optimiser of the weights; its rate is so low that timed steps hardly change the network."""
+    return torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 class Bench:
@@ -69,7 +70,7 @@ class Bench:
         self.times.setdefault(key, []).append(time.perf_counter() - start)
 
     def ratio(self, name: str, count: int, base: str = "base") -> dict[str, float]:
-        """Median ratio over the choices, of the fastest of each one's rounds."""
+        """Return the median ratio over the choices, of the fastest of each one's rounds."""
         times = [min(self.times[name, k]) / min(self.times[base, k]) for k in range(count)]
         saved = [self.saved[name, k] / self.saved[base, k] for k in range(count)]
         return {"time": round(statistics.median(times), 3), "saved": round(statistics.median(saved), 3)}
@@ -80,7 +81,7 @@ def storages(*networks: nn.Module) -> set[int]:
 
 
 def stock_step(network: nn.Module, choices: dict[str, str], x: torch.Tensor, y: torch.Tensor) -> None:
-    """One step of a stock strategy: it resamples (Proxyless) or mixes (DARTS), and runs forward and backward."""
+    """Take one step of a stock strategy: it resamples (Proxyless) or mixes (DARTS), and runs forward and backward."""
     network.zero_grad(set_to_none=True)
     for module in network.modules():
         if isinstance(module, BaseSuperNetModule):
@@ -89,7 +90,7 @@ def stock_step(network: nn.Module, choices: dict[str, str], x: torch.Tensor, y: 
 
 
 def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """The main table, on `imagenet_mbconv`."""
+    """Measure the main table, on `imagenet_mbconv`."""
     from nni.nas.oneshot.pytorch.strategy import DARTS, Proxyless
 
     torch.manual_seed(0)
@@ -201,7 +202,7 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
 
 @contextmanager
 def watched(supernet: Any, plans: list[Any]):
-    """Keeps the plans of the runs inside."""
+    """Keep the plans of the runs inside."""
     running = supernet.running
 
     @contextmanager
@@ -234,7 +235,7 @@ class Wide(ModelSpace):
 
 
 def candidates_ratio(rounds: int) -> float:
-    """Step time (one weight and one architecture step) at 12 candidates over that at 3."""
+    """Return the step time (one weight and one architecture step) at 12 candidates over that at 3."""
     x = torch.randn(8, 16, 32, 32)
     steps = {}
     for candidates in (3, 12):
@@ -295,7 +296,7 @@ class Synchronisations(TorchDispatchMode):
 
 
 def synchronisations() -> dict[str, dict[str, int]]:
-    """Host synchronisations of one architecture step, for 21 and 6 edges."""
+    """Count host synchronisations of one architecture step, for 21 and 6 edges."""
     found: dict[str, dict[str, int]] = {}
     for name, size in (("imagenet_mbconv", 32), ("small_mbconv", 32)):
         space = get_space(name)

@@ -66,7 +66,7 @@ class Synthetic(ModelSpace):
 
 
 def synthetic_costs(edges, seed: int) -> dict[str, dict[str, float]]:
-    """Loss of each candidate: a larger operator is better, with diminishing returns and an edge's own importance."""
+    """Draw the loss of each candidate: a larger operator is better, with diminishing returns; edges differ."""
     generator = np.random.default_rng(seed)
     costs = {}
     for label, options in edges.items():
@@ -81,7 +81,7 @@ def synthetic_costs(edges, seed: int) -> dict[str, dict[str, float]]:
 
 
 def search(strategy: ProxylessStrategy, network: nn.Module, rule: str, steps: int, estimator: str) -> Problem:
-    """Architecture steps alone; alpha's rate as a search derives it."""
+    """Take architecture steps alone; alpha's rate is as a search derives it."""
     costs, fixed = strategy.cost_matrix()
     architecture = strategy.architecture
     problem = Problem(
@@ -105,7 +105,7 @@ def search(strategy: ProxylessStrategy, network: nn.Module, rule: str, steps: in
 
 
 def run(rules: list[str], steps: int, estimator: str, seed: int) -> list[dict]:
-    """One row per rule and target."""
+    """Return one row per rule and target."""
     table = LatencyTable.load("hardware/tables/pixel1.yml")
     space = get_space("imagenet_mbconv").costs(224)
     latency = LatencyModel(table, fixed=space.fixed, edges=space.edges)

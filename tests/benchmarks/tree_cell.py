@@ -56,14 +56,17 @@ from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import Subnet, TreeCellDeclaration, get_space
 from search_spaces.tree_cell_net import assemble, candidate
 
+from .step_cost import sgd
+
 RESULT = Path(__file__).with_name("tree_cell_fashion_mnist.json")
 SPACE = {"blocks": 2, "stem_width": 4, "alpha": 8, "bottleneck": 2}
 TRAIN, TEST, SIZE = 2000, 2000, 32
 RANDOM_CELLS = 5
+WEIGHT_DECAY = 1e-4
 
 
 def fashion_mnist(root: Path) -> ImageData:
-    """The first `TRAIN` and `TEST` images at 32 px with 3 channels; a third of the training images moves alpha."""
+    """Load the first `TRAIN` and `TEST` images at 32 px with 3 channels; a third of the training images moves alpha."""
     config = DataConfig(name="torchvision:FashionMNIST", root=root, options={"channels": 3}, augment="crop_flip")
     data = load_data(config, input_size=SIZE, seed=0)
     parts: dict[str, Any] = {}
@@ -75,7 +78,7 @@ def fashion_mnist(root: Path) -> ImageData:
 
 
 def fashion_config(root: Path, out: Path) -> SearchConfig:
-    """The search: gradient rule, on the mean cost of the space."""
+    """Return the search: gradient rule, on the mean cost of the space."""
     costs = get_space("cifar_tree", **SPACE).costs(SIZE)
     model = macs_model(costs.fixed, costs.edges)
     mean = model.expected(np.full(model.costs.shape, 1 / model.costs.shape[1]))
@@ -91,14 +94,14 @@ def fashion_config(root: Path, out: Path) -> SearchConfig:
                 "epochs": 7,
                 "steps_per_update": 1,
                 "learning_rate": 0.1,
-                "weight_decay": 1e-4,
+                "weight_decay": WEIGHT_DECAY,
                 "label_smoothing": 0.0,
                 "channels_last": True,
             },
             "retrain": {
                 "epochs": 6,
                 "learning_rate": 0.1,
-                "weight_decay": 1e-4,
+                "weight_decay": WEIGHT_DECAY,
                 "label_smoothing": 0.0,
                 "ema_decay": None,
                 "channels_last": True,
@@ -109,7 +112,7 @@ def fashion_config(root: Path, out: Path) -> SearchConfig:
 
 
 def random_cells(derived: Subnet, count: int, *, seed: int = 1, macs: float = 0.02, params: float = 0.04) -> list[Any]:
-    """Uniformly drawn subnets whose MACs and parameters are within these shares of the derived one's."""
+    """Draw subnets whose MACs and parameters are within these shares of the derived one's."""
     costs = derived.declaration.costs(SIZE)
     limits = [(macs_model(costs.fixed, costs.edges), macs), (params_model(costs.fixed, costs.edges), params)]
     found: list[Any] = []
@@ -122,7 +125,7 @@ def random_cells(derived: Subnet, count: int, *, seed: int = 1, macs: float = 0.
 
 
 def run_fashion_mnist(root: Path) -> dict[str, Any]:
-    """Search, derive, retrain; then the random cells by the same retraining."""
+    """Search, derive, retrain; then retrain the random cells alike."""
     started, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,26 +208,19 @@ class PairNet(nn.Module):
         self, space: TreeCellDeclaration, active: dict[str, str], other: dict[str, str], *, products: bool = False
     ):
         super().__init__()
-        fields = ("blocks", "stem_width", "alpha", "bottleneck", "cell_depth")
         assemble(
             self,
             lambda label, width: Pair(active[label], other[label], width, products),
-            **{name: getattr(space, name) for name in fields},
+            **space.shape(),
             num_classes=10,
             in_chans=3,
         )
-        for module in self.train().modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.track_running_stats = False
+        quieten(self.train())
         self.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bn1(self.conv_stem(x)).requires_grad_()
         return self.classifier(self.global_pool(self.norm(self.stages(x))))
-
-
-def sgd(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
 
 class Steps:
@@ -248,7 +244,7 @@ class Steps:
         costs, fixed = self.strategy.cost_matrix()
         self.supernet = self.strategy.paths_of_space
         self.problem = Problem(self.supernet, self.architecture, costs, fixed, AccuracyOnly(), seed)
-        self.weights = sgd(self.network)
+        self.weights = sgd(self.network, weight_decay=WEIGHT_DECAY)
         self.alpha = alpha_optimizer(self.architecture, 1e-6)
         self.mode = ArchitectureStepMode(self.network)
         self.rules: dict[str, Any] = {"gradient": GradientUpdate(), "reinforce": ReinforceUpdate(samples=samples)}
@@ -263,7 +259,7 @@ class Steps:
         return {label: str(name) for label, name in self.architecture.export(indices).items()}
 
     def draw(self, number: int) -> torch.Tensor:
-        """The path of weight step `number`."""
+        """Return the path of weight step `number`."""
         shape = tuple(self.architecture.alpha.shape)
         u = gates.uniforms(self.problem.seed, gates.Phase.WEIGHTS, number, shape)
         return gates.sample_paths(self.architecture.host_alpha(), self.architecture.host_mask, u)
@@ -286,10 +282,10 @@ class Steps:
         apply_outcome(self.architecture, self.alpha, outcome)
 
     def all_steps(self, number: int) -> dict[str, Callable[[], Any]]:
-        """Each kind of step with what it computes without the search, for one draw."""
+        """Return each kind of step with what it computes without the search, for one draw."""
         architecture, shape = self.architecture, tuple(self.architecture.alpha.shape)
         alone = self.standalone(self.named(self.draw(number)))
-        optimizer = sgd(alone)
+        optimizer = sgd(alone, weight_decay=WEIGHT_DECAY)
         pairs = gates.sample_pairs(
             architecture.host_alpha(),
             architecture.host_mask,
@@ -327,14 +323,14 @@ class Steps:
 
 
 def quieten(model: nn.Module) -> None:
-    """Batch norm by batch statistics that are not kept, as in an architecture step."""
+    """Normalise by batch statistics that are not kept, as in an architecture step."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
 
 
 def overhead(*, size: int, batch: int, choices: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Machinery of each kind of step: as a share of the step without it, and in milliseconds of processor time."""
+    """Time the machinery of each kind of step: as a share of the step without it, and in ms of processor time."""
     bench = Steps(size=size, batch=batch)
     steps = [bench.all_steps(number) for number in range(choices)]
     times: dict[tuple[str, int], list[float]] = {}

@@ -1,0 +1,44 @@
+"""The loop over a pool of processes, on threads."""
+
+from __future__ import annotations
+
+import multiprocessing.dummy
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("timm")
+
+from tests.benchmarks import pool
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch):
+    """Threads take the place of processes, which would import torch anew."""
+    monkeypatch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda method: multiprocessing.dummy))
+
+
+def waited(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def test_results_come_as_they_end_or_in_order():
+    jobs = [0.3, 0.0, 0.1]
+    assert [result for result, _ in pool.run_jobs(waited, jobs, 3)] == sorted(jobs)
+    assert [result for result, _ in pool.run_jobs(waited, jobs, 3, in_order=True)] == jobs
+
+
+def test_every_process_is_prepared_and_progress_is_told():
+    prepared = []
+    found = list(pool.run_jobs(str, [1, 2, 3], 2, prepare=lambda: prepared.append(True)))
+    assert sorted(result for result, _ in found) == ["1", "2", "3"]
+    assert [progress.split(",")[0] for _, progress in found] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert found[-1][1] == "3 of 3, 0.0 minutes left"
+    assert len(prepared) == 2
+
+
+def test_without_jobs_no_process_starts(monkeypatch):
+    monkeypatch.setattr(pool, "multiprocessing", None)
+    assert list(pool.run_jobs(str, [], 2)) == []
