@@ -185,8 +185,8 @@ def _search(
     settings = config.search
     strategy = ProxylessStrategy(
         rule=config.rule,
-        latency=prepared.cost,
-        target_ms=prepared.target,
+        cost=prepared.cost,
+        target=prepared.target,
         objective=config.objective,
         objective_options=config.objective_options,
         warmup_epochs=settings.warmup_epochs,

@@ -1,4 +1,4 @@
-"""From path probabilities to one subnet: argmax, or the most probable subnet within a latency budget."""
+"""From path probabilities to one subnet: argmax, or the most probable subnet within a target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hardware.errors import TargetError
 from .architecture import Edge
 
 SLACK = 0.02
-"""Share of a budget that a subnet derived for it may leave unused, unless told otherwise."""
+"""Share of a target that a subnet derived for it may leave unused, unless told otherwise."""
 CHOICES = 4
 """Subnets that the slack must leave to choose from. In a small space it may leave one, and then that one would be taken
 however improbable it is (`tests/benchmarks/search_quality.py`)."""
@@ -65,67 +65,67 @@ class Deriver:
         """The most probable subnet of all; with nested edges not always the `argmax`."""
         return self.finalists(1)[0] if self._nested else self.argmax()
 
-    def fastest(self) -> Derived:
+    def cheapest(self) -> Derived:
         """The subnet of least cost."""
         return self._extreme(-self.costs)
 
-    def slowest(self) -> Derived:
+    def dearest(self) -> Derived:
         """The subnet of greatest cost."""
         return self._extreme(self.costs)
 
-    def within(self, budget: float, *, slack: float | None = None, leaving: int = CHOICES) -> Derived:
-        """The most probable subnet whose cost is at most `budget`: a multiple-choice knapsack, solved exactly.
+    def within(self, target: float, *, slack: float | None = None, leaving: int = CHOICES) -> Derived:
+        """The most probable subnet whose cost is at most `target`: a multiple-choice knapsack, solved exactly.
 
         Args:
-            budget: Greatest cost.
-            slack: Share of the budget that may stay unused: the subnet costs at least `(1 - slack) budget`. Where fewer
+            target: Greatest cost.
+            slack: Share of the target that may stay unused: the subnet costs at least `(1 - slack) target`. Where fewer
                 than `leaving` subnets do, the slack is doubled until so many do. None asks for no least cost.
             leaving: Subnets that the slack must leave to choose from.
 
         Raises:
-            TargetError: No subnet is within the budget.
+            TargetError: No subnet is within the target.
         """
         argmax = self.argmax()
-        least = 0.0 if slack is None else (1 - slack) * budget
-        if not self._nested and least <= argmax.cost <= budget:
+        least = 0.0 if slack is None else (1 - slack) * target
+        if not self._nested and least <= argmax.cost <= target:
             return argmax
-        return self.finalists(1, budget, slack=slack, leaving=leaving)[0]
+        return self.finalists(1, target, slack=slack, leaving=leaving)[0]
 
     def finalists(
-        self, count: int, budget: float | None = None, *, slack: float | None = None, leaving: int = CHOICES
+        self, count: int, target: float | None = None, *, slack: float | None = None, leaving: int = CHOICES
     ) -> list[Derived]:
-        """The most probable subnets within a budget, the most probable first.
+        """The most probable subnets within a target, the most probable first.
 
         Args:
             count: Greatest number of them; fewer where there are no more.
-            budget: Greatest cost; None: any.
+            target: Greatest cost; None: any.
             slack: See `within`.
             leaving: See `within`.
 
         Raises:
-            TargetError: No subnet is within the budget.
+            TargetError: No subnet is within the target.
         """
         gain = self._flat(np.maximum(self.log_p, _LOG_FLOOR))
-        if budget is None:
+        if target is None:
             return self._several(count, gain, -math.inf, math.inf)
-        fastest = self.fastest()
-        if fastest.cost > budget:
+        cheapest = self.cheapest()
+        if cheapest.cost > target:
             raise TargetError(
-                f"no subnet is within {budget:.6g}: the fastest takes {fastest.cost:.6g}; raise the target"
+                f"no subnet is within {target:.6g}: the cheapest costs {cheapest.cost:.6g}; raise the target"
             )
         while slack is not None and slack < 1:
-            found = self._several(max(count, leaving), gain, (1 - slack) * budget, budget)
+            found = self._several(max(count, leaving), gain, (1 - slack) * target, target)
             if len(found) >= leaving:
                 return found[:count]
             slack = 2 * slack if slack else 0.001
-        return self._several(count, gain, -math.inf, budget) or [fastest]
+        return self._several(count, gain, -math.inf, target) or [cheapest]
 
     def curve(self, points: int = 20) -> list[Derived]:
-        """The trade-off of one search: the most probable subnet at `points` budgets from fastest to most probable."""
-        low, high = self.fastest().cost, self.argmax().cost
+        """The trade-off of one search: the most probable subnet at `points` targets from cheapest to most probable."""
+        low, high = self.cheapest().cost, self.argmax().cost
         found: dict[tuple[int, ...], Derived] = {}
-        for budget in np.linspace(low, max(low, high), points):
-            derived = self.within(float(budget) * (1 + 1e-12))
+        for target in np.linspace(low, max(low, high), points):
+            derived = self.within(float(target) * (1 + 1e-12))
             found[derived.choice] = derived
         return sorted(found.values(), key=lambda derived: derived.cost)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,41 +18,7 @@ from hardware.errors import ConfigError
 from .gates import scalar
 
 
-@runtime_checkable
-class LatencyLoss(Protocol):
-    """An objective for the gradient rule."""
-
-    needs_task_loss: bool
-
-    def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
-        """`(dL/dCE, dL/dE)` at the present point."""
-        ...
-
-    def update(self, expected: float) -> None:
-        """Called once after each architecture step with the step's `E`."""
-        ...
-
-
-@runtime_checkable
-class LatencyReward(Protocol):
-    """An objective for REINFORCE."""
-
-    def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
-        """Reward of each of `M` subnets, shape `M`; without the latency term where `reward_slope` gives it."""
-        ...
-
-    def reward_slope(self, expected: float) -> float:
-        """`-dE[R]/dE[LAT]` of a latency term that is linear in `LAT`, whose gradient is then exact; 0 without one."""
-        ...
-
-    def update(self, expected: float) -> None:
-        """Called once after each architecture step with the step's `E`."""
-        ...
-
-
 class _Stateless:
-    needs_task_loss = False
-
     def plan(self, steps: int) -> None:
         """The number of steps does not matter."""
 
@@ -111,7 +77,6 @@ class MulLog(_Stateless):
     target: float
     alpha: float = 0.2
     beta: float = 0.3
-    needs_task_loss = True
 
     def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
         ratio = math.log(expected) / math.log(self.target)
@@ -168,8 +133,6 @@ class TargetController:
         eta: Rate of the multiplier.
         approach: Share of the planned steps over which `T_t` reaches `T`; 0 sets `T_t = T` throughout.
     """
-
-    needs_task_loss = False
 
     def __init__(self, target: float, *, rho: float = 10.0, eta: float = 0.05, approach: float = 0.5):
         self.target = target

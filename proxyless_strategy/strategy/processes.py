@@ -10,10 +10,10 @@ import torch
 from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_BUFFERS = next(
+BUFFERS_OPTION = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
@@ -36,9 +36,25 @@ def prepare(strategy: Any) -> None:
         return
     options = strategy._ddp_kwargs
     options.pop("broadcast_buffers", None)
-    options.update({"find_unused_parameters": True, "static_graph": False, _BUFFERS: False})
+    options.update({"find_unused_parameters": True, "static_graph": False, BUFFERS_OPTION: False})
     if isinstance(strategy._layer_sync, TorchSyncBatchNorm):
         strategy._layer_sync = TimmSyncBatchNorm()
+
+
+def averaged(value: Tensor, trainer: Any) -> Tensor:
+    """Return the mean of a tensor over all processes, on the tensor's own device.
+
+    Args:
+        value: Of the same shape on every process.
+        trainer: Lightning's.
+    """
+    if trainer.world_size == 1:
+        return value
+    # NCCL exchanges tensors on the GPU alone. It is the strategy that knows the GPU: after a fit, when finalists are
+    # compared, Lightning has moved the module to the host.
+    shared = value.to(trainer.strategy.root_device)
+    torch.distributed.all_reduce(shared)
+    return (shared / trainer.world_size).to(value.device)
 
 
 def is_first_process() -> bool:

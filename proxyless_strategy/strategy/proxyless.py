@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
@@ -16,36 +17,44 @@ from nni.nas.space import RawFormatModelSpace
 from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
 
-from . import gates
 from .architecture import ArchitectureParameters
-from .derivation import SLACK, Derived, Deriver
-from .gates import Estimator
+from .derivation import Derived, Deriver
+from .gates import Estimator, WarmupPaths, WeightPaths
 from .loaders import ArchitectureBatches, SeededLoader
 from .module import SearchModule
 from .objectives import make_objective
-from .processes import prepare
-from .rules import Baseline, GradientUpdate, Problem, ReinforceUpdate
+from .options import Rule, SearchOptions, renamed
+from .processes import averaged, prepare
+from .rules import Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
 from .supernet.space import Supernet, check_mutables, refuse
 
 
 class ProxylessStrategy(OneShotStrategy):
     """Hardware-aware ProxylessNAS: one path in memory, alpha moved by two-path gradients or REINFORCE.
 
-    Use it wherever NNI takes a one-shot strategy:
+    Use it wherever NNI takes a one-shot strategy, `NasExperiment(space, evaluator, strategy).run()`, or call `search`
+    where there is no experiment. The evaluator is any of NNI's Lightning evaluators; its validation loader gives the
+    architecture steps' batches.
 
-        NasExperiment(space, evaluator, ProxylessStrategy(latency=model, target_ms=4.2)).run()
-
-    The evaluator is any of NNI's Lightning evaluators; its validation loader gives the architecture steps' batches.
+    >>> from hardware.model import macs_model
+    >>> from search_spaces import get_space
+    >>> space = get_space("small_mbconv")
+    >>> costs = space.costs(32, num_classes=10, in_chans=1)
+    >>> strategy = ProxylessStrategy(cost=macs_model(costs.fixed, costs.edges), target_share=0.5, warmup_epochs=10)
+    >>> network = strategy.mutate_model(space.build(num_classes=10, in_chans=1))
+    >>> print(f"{strategy.target:.3f} {strategy.cost.unit}, {len(strategy.architecture.edges)} edges")
+    XXX
 
     Args:
         rule: `gradient` (Proxyless-G) or `reinforce` (Proxyless-R).
-        latency: Costs of the space's choices, usually a `hardware.model.LatencyModel`; labels must be the space's.
-        target_ms: Latency target in the model's unit (calibrated ms); the export is within it, guaranteed.
-        target: The target as a fraction of the way from the space's fastest to its slowest subnet.
-        objective: How latency enters, see `objectives.make_objective`; `target` lands on the target untuned.
+        cost: Costs of the space's choices, usually a `hardware.model.LatencyModel`; labels must be the space's.
+        target: Greatest cost, in the cost's unit (calibrated ms of a `LatencyModel`); the export is within it,
+            guaranteed.
+        target_share: The target as a share of the way from the space's cheapest to its dearest subnet, in 0..1.
+        objective: How the cost enters, see `objectives.make_objective`; `target` lands on the target untuned.
         objective_options: Its coefficients.
-        slack: Share of the target that the export may leave unused, doubled until it leaves a choice
-            (`derivation.CHOICES`); None asks only that the export be within the target, however fast it is.
+        slack: The export costs at least `(1 - slack) target`. Slack doubles until enough subnets qualify
+            (`derivation.CHOICES`). None asks only that the export be within the target, however cheap it is.
         warmup_epochs: Epochs in which only weights are trained, on uniform paths.
         steps_per_update: Weight steps between two architecture steps.
         estimator: `paper` or `unbiased`, see `gates.pair_weight` (gradient rule).
@@ -55,7 +64,7 @@ class ProxylessStrategy(OneShotStrategy):
         baseline_decay: Decay of the moving baseline (REINFORCE).
         warmup_paths: How the warm-up draws its paths: `uniform`, or `fair`, see `gates.fair_paths`.
         weight_paths: How later weight steps draw theirs: `sampled` from the probabilities (the paper's), or `uniform`,
-            which trains what is improbable as long as the rest, so that losses of subnets stay comparable.
+            which trains improbable candidates as long as the others, so that losses of subnets stay comparable.
         finalists: The most probable subnets on the target, up to so many, are compared by their loss on the first 32
             validation batches after the search (shuffle them); 1 exports the most probable one, uncompared.
         learning_rate: Adam's rate for alpha; None derives it from the planned number of architecture steps.
@@ -66,6 +75,14 @@ class ProxylessStrategy(OneShotStrategy):
         inputs: From a batch to the network's input; None takes a batch's first item.
         seed: Seed of gates, alpha and data order.
         mutation_hooks: Further NNI mutation hooks, run before this strategy's.
+        latency: Former name of `cost`.
+        target_ms: Former name of `target`.
+
+    Attributes:
+        options: What was given, checked.
+        target: The greatest cost; with `target_share`, None until the space is known.
+        paths_of_space: The space's paths, empty until the space is known.
+        architecture: Alpha; None until the space is known.
 
     Raises:
         ConfigError: An option is impossible.
@@ -74,86 +91,93 @@ class ProxylessStrategy(OneShotStrategy):
     def __init__(
         self,
         *,
-        rule: Literal["gradient", "reinforce"] = "gradient",
-        latency: CostModel | None = None,
-        target_ms: float | None = None,
+        rule: Rule = SearchOptions.rule,
+        cost: CostModel | None = None,
         target: float | None = None,
-        objective: str = "target",
-        objective_options: dict[str, float] | None = None,
-        slack: float | None = SLACK,
-        warmup_epochs: int = 0,
-        steps_per_update: int = 5,
-        estimator: Estimator = "paper",
-        paths: Literal["two", "all"] = "two",
-        samples: int = 10,
-        baseline: Baseline = "leave_one_out",
-        baseline_decay: float = 0.9,
-        warmup_paths: gates.WarmupPaths = "uniform",
-        weight_paths: gates.WeightPaths = "uniform",
-        finalists: int = 8,
+        target_share: float | None = None,
+        objective: str = SearchOptions.objective,
+        objective_options: Mapping[str, float] | None = None,
+        slack: float | None = SearchOptions.slack,
+        warmup_epochs: int = SearchOptions.warmup_epochs,
+        steps_per_update: int = SearchOptions.steps_per_update,
+        estimator: Estimator = SearchOptions.estimator,
+        paths: GradientPaths = SearchOptions.paths,
+        samples: int = SearchOptions.samples,
+        baseline: Baseline = SearchOptions.baseline,
+        baseline_decay: float = SearchOptions.baseline_decay,
+        warmup_paths: WarmupPaths = SearchOptions.warmup_paths,
+        weight_paths: WeightPaths = SearchOptions.weight_paths,
+        finalists: int = SearchOptions.finalists,
         learning_rate: float | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
-        accumulate_grad_batches: int = 1,
-        calibration_batches: int = 10,
+        accumulate_grad_batches: int = SearchOptions.accumulate_grad_batches,
+        calibration_batches: int = SearchOptions.calibration_batches,
         inputs: Callable[[Any], Any] | None = None,
-        seed: int = 0,
+        seed: int = SearchOptions.seed,
         mutation_hooks: list[Any] | None = None,
+        latency: CostModel | None = None,
+        target_ms: float | None = None,
     ):
         super().__init__(mutation_hooks=mutation_hooks)
-        for name, value, allowed in (
-            ("rule", rule, ("gradient", "reinforce")),
-            ("estimator", estimator, ("paper", "unbiased")),
-            ("paths", paths, ("two", "all")),
-            ("baseline", baseline, get_args(Baseline)),
-            ("warmup_paths", warmup_paths, get_args(gates.WarmupPaths)),
-            ("weight_paths", weight_paths, get_args(gates.WeightPaths)),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"{name} = {value!r}; it must be one of {', '.join(allowed)}")
-        for name, number, least in (
-            ("warmup_epochs", warmup_epochs, 0),
-            ("steps_per_update", steps_per_update, 1),
-            ("samples", samples, 2),
-            ("finalists", finalists, 1),
-            ("accumulate_grad_batches", accumulate_grad_batches, 1),
-            ("seed", seed, 0),
-        ):
-            if number < least:
-                raise ConfigError(f"{name} = {number!r}; it must be at least {least}")
-        if target is not None and target_ms is not None:
-            raise ConfigError(f"target ({target}) and target_ms ({target_ms}) are both given; keep one of them")
-        if slack is not None and not 0 <= slack < 1:
-            raise ConfigError(f"slack = {slack!r}; it must be in [0, 1), or None")
-        if latency is None and (target is not None or target_ms is not None):
-            raise ConfigError("a latency target needs costs; give latency=LatencyModel(table, fixed=..., edges=...)")
-        self.rule = rule
-        self.latency = latency
-        self.objective = objective
-        self.objective_options = objective_options or {}
-        self.slack = slack
-        self.warmup_epochs = warmup_epochs
-        self.steps_per_update = steps_per_update
-        self.estimator: Estimator = estimator
-        self.paths: Literal["two", "all"] = paths
-        self.samples = samples
-        self.baseline: Baseline = baseline
-        self.baseline_decay = baseline_decay
-        self.warmup_paths: gates.WarmupPaths = warmup_paths
-        self.weight_paths: gates.WeightPaths = weight_paths
-        self.finalists = finalists
-        self.learning_rate = learning_rate
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.accumulate_grad_batches = accumulate_grad_batches
-        self.calibration_batches = calibration_batches
-        self.inputs = inputs
-        self.seed = seed
-        self._target, self._target_ms = target, target_ms
+        self.options = SearchOptions(
+            rule=rule,
+            cost=renamed("latency", latency, "cost", cost),
+            target=renamed("target_ms", target_ms, "target", target),
+            target_share=target_share,
+            objective=objective,
+            objective_options=dict(objective_options or {}),
+            slack=slack,
+            warmup_epochs=warmup_epochs,
+            steps_per_update=steps_per_update,
+            estimator=estimator,
+            paths=paths,
+            samples=samples,
+            baseline=baseline,
+            baseline_decay=baseline_decay,
+            warmup_paths=warmup_paths,
+            weight_paths=weight_paths,
+            finalists=finalists,
+            learning_rate=learning_rate,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_grad_batches=accumulate_grad_batches,
+            calibration_batches=calibration_batches,
+            inputs=inputs,
+            seed=seed,
+        )
+        self.target = self.options.target
         self.paths_of_space = Supernet()
         self.architecture: ArchitectureParameters | None = None
+        self._minimum: float | None = None  # cost of the cheapest subnet, once the space is known
         self._trainer: Any = None
         self._module: SearchModule | None = None
+
+    @property
+    def cost(self) -> CostModel | None:
+        """Costs of the space's choices."""
+        return self.options.cost
+
+    @property
+    def latency(self) -> CostModel | None:
+        """Former name of `cost`."""
+        return self.cost
+
+    @property
+    def target_ms(self) -> float | None:
+        """Former name of `target`."""
+        return self.target
+
+    @property
+    def searched(self) -> SearchModule:
+        """The module of the search.
+
+        Raises:
+            RuntimeError: Nothing was searched yet.
+        """
+        if self._module is None:
+            raise RuntimeError("nothing was searched yet; run the experiment first")
+        return self._module
 
     # ---- the space ---------------------------------------------------------------------------------------------
 
@@ -175,27 +199,36 @@ class ProxylessStrategy(OneShotStrategy):
         edges = self.paths_of_space.edges
         if not edges:
             raise UnsupportedSpaceError(f"{type(model).__name__} has nothing to choose; add a LayerChoice")
-        self.architecture = ArchitectureParameters(edges, seed=self.seed)
-        self._check_costs(self.architecture)
+        self.architecture = ArchitectureParameters(edges, seed=self.options.seed)
+        self._resolve_target(self.architecture)
         return mutated
 
-    def _check_costs(self, architecture: ArchitectureParameters) -> None:
+    def _resolve_target(self, architecture: ArchitectureParameters) -> None:
+        """Check the costs, and turn the target into an absolute one that some subnet meets."""
         costs, fixed = self.cost_matrix()
-        deriver = Deriver(architecture.edges, torch.zeros_like(costs).numpy(), costs.numpy(), fixed)
-        if self.latency is None:
-            self.target_ms: float | None = None
+        if self.cost is None:
             return
-        fastest, slowest = deriver.fastest(), deriver.slowest()
-        if self._target is not None:
-            self.target_ms = fastest.cost + self._target * (slowest.cost - fastest.cost)
-        else:
-            self.target_ms = self._target_ms
-        if self.target_ms is not None and self.target_ms < fastest.cost:
+        deriver = Deriver(architecture.edges, torch.zeros_like(costs).numpy(), costs.numpy(), fixed)
+        cheapest, dearest = deriver.cheapest(), deriver.dearest()
+        self._minimum = cheapest.cost
+        share, unit = self.options.target_share, self.cost.unit
+        if share is not None:
+            self.target = cheapest.cost + share * (dearest.cost - cheapest.cost)
+        if self.target is None:
+            return
+        hint = ""
+        if share is None and 0 <= self.target <= 1:  # `target` meant a share before `target_share` did
+            hint = f"; a share of the range from the cheapest to the dearest is given as target_share={self.target:.6g}"
+            if self.target > dearest.cost:
+                warnings.warn(
+                    f"target {self.target:.6g} {unit} is above the dearest subnet's {dearest.cost:.6g}, so that every "
+                    f"subnet is within it{hint}"
+                )
+        if self.target < cheapest.cost:
             raise TargetError(
-                f"target {self.target_ms:.6g} {self.latency.unit} is below the fastest subnet's {fastest.cost:.6g} "
-                f"({_described(architecture, fastest)}); raise the target or change the space"
+                f"target {self.target:.6g} {unit} is below the cheapest subnet's {cheapest.cost:.6g} "
+                f"({_described(architecture, cheapest)}); raise the target or change the space{hint}"
             )
-        self.minimum_ms = fastest.cost
 
     def cost_matrix(self) -> tuple[torch.Tensor, float]:
         """Own cost of each candidate, `L x N` float64 in the matrix's order, and the fixed part.
@@ -206,11 +239,11 @@ class ProxylessStrategy(OneShotStrategy):
         architecture = self.architecture
         assert architecture is not None
         costs = torch.zeros(tuple(architecture.alpha.shape), dtype=torch.float64)
-        if self.latency is None:
+        if self.cost is None:
             return costs, 0.0
         known = {
-            label: {name: float(self.latency.costs[row, column]) for column, name in enumerate(names)}
-            for row, (label, names) in enumerate(zip(self.latency.labels, self.latency.candidates, strict=True))
+            label: {name: float(self.cost.costs[row, column]) for column, name in enumerate(names)}
+            for row, (label, names) in enumerate(zip(self.cost.labels, self.cost.candidates, strict=True))
         }
         for row, edge in enumerate(architecture.edges):
             options = known.get(edge.label)
@@ -224,7 +257,7 @@ class ProxylessStrategy(OneShotStrategy):
                         f"the latency model has no candidate {candidate!r} at {edge.label}; it has {', '.join(options)}"
                     )
                 costs[row, column] = options[str(candidate)]
-        return costs, float(self.latency.fixed)
+        return costs, float(self.cost.fixed)
 
     # ---- the evaluator -----------------------------------------------------------------------------------------
 
@@ -232,51 +265,37 @@ class ProxylessStrategy(OneShotStrategy):
         """Wrap the evaluator's module."""
         if self.architecture is None:
             raise RuntimeError("mutate_model must run before configure_oneshot_module")
-        costs, fixed = self.cost_matrix()
-        minimum = getattr(self, "minimum_ms", None)
+        options = replace(self.options, target=self.target, target_share=None)
         objective = make_objective(
-            self.objective, rule=self.rule, target=self.target_ms, minimum=minimum, **self.objective_options
+            options.objective,
+            rule=options.rule,
+            target=options.target,
+            minimum=self._minimum,
+            **options.objective_options,
         )
         update = (
-            GradientUpdate(estimator=self.estimator, paths=self.paths)
-            if self.rule == "gradient"
-            else ReinforceUpdate(samples=self.samples, baseline=self.baseline, baseline_decay=self.baseline_decay)
+            GradientUpdate(estimator=options.estimator, paths=options.paths)
+            if options.rule == "gradient"
+            else ReinforceUpdate(
+                samples=options.samples, baseline=options.baseline, baseline_decay=options.baseline_decay
+            )
         )
-        problem = Problem(self.paths_of_space, self.architecture, costs, fixed, objective, self.seed)
-        self._module = SearchModule(
-            training_module,
+        costs, fixed = self.cost_matrix()
+        problem = Problem(
             supernet=self.paths_of_space,
             architecture=self.architecture,
-            problem=problem,
-            update=update,
-            warmup_epochs=self.warmup_epochs,
-            warmup_paths=self.warmup_paths,
-            weight_paths=self.weight_paths,
-            steps_per_update=self.steps_per_update,
-            learning_rate=self.learning_rate,
-            gradient_clip_val=self.gradient_clip_val,
-            gradient_clip_algorithm=self.gradient_clip_algorithm,
-            accumulate_grad_batches=self.accumulate_grad_batches,
-            budget=self.target_ms,
-            slack=self.slack,
-            finalists=self.finalists,
-            calibration_batches=self.calibration_batches,
-            inputs=self.inputs,
+            costs=costs,
+            fixed=fixed,
+            objective=objective,
+            seed=options.seed,
+            reduce=lambda value: averaged(value, self._trainer),
         )
-        self._module.problem = replace(problem, reduce=self._reduce)
+        self._module = SearchModule(training_module, problem=problem, update=update, options=options)
         return self._module
-
-    def _reduce(self, value: torch.Tensor) -> torch.Tensor:
-        module = cast(SearchModule, self._module)
-        world = module.trainer.world_size
-        if world == 1:
-            return value
-        shared = value.to(module.trainer.strategy.root_device)  # after a fit the module itself is on the host
-        torch.distributed.all_reduce(shared)
-        return (shared / world).to(value.device)
 
     def mutate_evaluator(self, evaluator: Any) -> Any:
         """Wrap the evaluator's module and loaders, and set up its processes (see `processes.prepare`)."""
+        # NNI's base class calls `configure_oneshot_module` and the loaders' hooks from here, without the trainer.
         self._trainer = evaluator.trainer
         prepare(evaluator.trainer.strategy)
         return super().mutate_evaluator(evaluator)
@@ -289,7 +308,7 @@ class ProxylessStrategy(OneShotStrategy):
         module = cast(SearchModule, self._module)
 
         def seeded(factory: Callable[[], Any], stream: int) -> SeededLoader:
-            return SeededLoader(factory(), seed=self.seed, stream=stream, process=self._process)
+            return SeededLoader(factory(), seed=self.options.seed, stream=stream, process=self._process)
 
         module.train_batches = seeded(train_dataloader_fn, 0)
         module.architecture_batches = ArchitectureBatches(lambda: seeded(val_dataloader_fn, 1))
@@ -315,29 +334,32 @@ class ProxylessStrategy(OneShotStrategy):
         if ckpt_path is not None:
             wrapped.fit_kwargs = {**wrapped.fit_kwargs, "ckpt_path": str(ckpt_path)}
         wrapped.evaluate(supernet)
-        module = self._searched()
+        module = self.searched
         module.choose()  # a checkpoint of the last epoch leaves nothing to train
         return module
 
     # ---- results -----------------------------------------------------------------------------------------------
 
-    def derive(self, budget_ms: float | None = None) -> Derived:
-        """The most probable subnet within any budget; without one, what is exported (see `SearchModule.choose`)."""
-        module = self._searched()
-        return module.derive() if budget_ms is None else module.deriver().within(budget_ms)
+    def derive(self, target: float | None = None, *, budget_ms: float | None = None) -> Derived:
+        """Return the most probable subnet within any target; without one, what is exported.
+
+        Args:
+            target: Greatest cost, in the cost's unit; None: see `SearchModule.derive`.
+            budget_ms: Former name of `target`.
+
+        Raises:
+            TargetError: No subnet is within the target.
+        """
+        target = renamed("budget_ms", budget_ms, "target", target)
+        return self.searched.derive() if target is None else self.searched.deriver().within(target)
 
     def derive_curve(self, points: int = 20) -> list[Derived]:
         """The whole trade-off between cost and probability that one search found, fastest first."""
-        return self._searched().deriver().curve(points)
+        return self.searched.deriver().curve(points)
 
     def export(self) -> dict[str, Any]:
         """NNI's sample of the derived subnet; two exports of one search are equal."""
-        return self._searched().export()
-
-    def _searched(self) -> SearchModule:
-        if self._module is None:
-            raise RuntimeError("nothing was searched yet; run the experiment first")
-        return self._module
+        return self.searched.export()
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
         """The derived subnet, frozen; with the supernet's weights where `freezing_keeps_weights`."""

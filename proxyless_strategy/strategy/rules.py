@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from hardware.errors import UnsupportedSpaceError
 from . import gates
 from .architecture import ArchitectureParameters
 from .objectives import LeaveOneOutBaseline, MovingBaseline
-from .supernet.gate import CHANGED_IN_PLACE
+from .supernet.gate import CHANGED_IN_PLACE, Passed
 from .supernet.space import Supernet
 
 Baseline = Literal["leave_one_out", "moving"]
+GradientPaths = Literal["two", "all"]
 
 
 @dataclass(frozen=True)
@@ -63,28 +64,19 @@ class Outcome:
     task: float
 
 
-class Update(Protocol):
-    """A rule that gives alpha's gradient from one validation batch."""
+def run_task(task: Callable[[], Tensor]) -> Tensor:
+    """Run a measured forward pass.
 
-    def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
-        """One architecture step's gradient.
-
-        Args:
-            problem: What to work on.
-            task: Runs the network on the step's batch under the plan in force: the task loss (gradient rule) or the
-                accuracy in 0..1 (REINFORCE), a scalar tensor.
-            step: Number of the architecture step.
-            scale: Loss scale of mixed precision, a scalar on the device; None where there is none.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        ...
+    Raises:
+        UnsupportedSpaceError: It changes in place what a measured choice passes on.
+    """
+    try:
+        return task()
+    except RuntimeError as error:
+        # Autograd itself refuses the change, but by the name of a function that no user has written.
+        if Passed.__name__ in str(error):
+            raise UnsupportedSpaceError(CHANGED_IN_PLACE) from error
+        raise
 
 
 class GradientUpdate:
@@ -95,14 +87,23 @@ class GradientUpdate:
         paths: `two`, or `all`: one active path and all others measured.
     """
 
-    metric = "loss"
-
-    def __init__(self, *, estimator: gates.Estimator = "paper", paths: Literal["two", "all"] = "two"):
+    def __init__(self, *, estimator: gates.Estimator = "paper", paths: GradientPaths = "two"):
         self.estimator: gates.Estimator = estimator
         self.paths = paths
 
     def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
-        """See `Update.compute`."""
+        """Return one architecture step's gradient of alpha, from one validation batch.
+
+        Args:
+            problem: What to work on.
+            task: Runs the network on the step's batch under the plan in force and returns the task loss, a scalar
+                tensor.
+            step: Number of the architecture step.
+            scale: Loss scale of mixed precision, a scalar on the device; None where there is none.
+
+        Raises:
+            UnsupportedSpaceError: The network changes in place what a measured choice passes on.
+        """
         architecture, objective = problem.architecture, problem.objective
         alpha, mask = architecture.host_alpha(), architecture.host_mask
         p = gates.probabilities(alpha, mask)
@@ -124,7 +125,7 @@ class GradientUpdate:
                 for edge, a in zip(architecture.edges, active.tolist(), strict=True)
             ]
         with problem.supernet.running(pairs.active.tolist(), others) as plan:
-            loss = self._loss(task)
+            loss = run_task(task)
             (loss if scale is None else loss * scale).backward()
         measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
         entropy = gates.scalar(gates.entropy(p).mean())
@@ -139,15 +140,6 @@ class GradientUpdate:
         finite = bool(np.isfinite(gradient.numpy()).all() and np.isfinite(measured.numpy()).all())
         rescaled = pairs if self.paths == "two" and self.estimator == "paper" else None
         return Outcome(gradient if finite else None, expected, entropy, rescaled, task_loss)
-
-    @staticmethod
-    def _loss(task: Callable[[], Tensor]) -> Tensor:
-        try:
-            return task()
-        except RuntimeError as error:
-            if "_Passed" in str(error):  # autograd's own check
-                raise UnsupportedSpaceError(CHANGED_IN_PLACE) from error
-            raise
 
     def _transfer(
         self,
@@ -227,14 +219,15 @@ class ReinforceUpdate:
         baseline_decay: Decay of the moving one.
     """
 
-    metric = "accuracy"
-
     def __init__(self, *, samples: int = 10, baseline: Baseline = "leave_one_out", baseline_decay: float = 0.9):
         self.samples = samples
         self.baseline = LeaveOneOutBaseline() if baseline == "leave_one_out" else MovingBaseline(baseline_decay)
 
     def compute(self, problem: Problem, task: Callable[[], Tensor], step: int, *, scale: Tensor | None) -> Outcome:
-        """See `Update.compute`."""
+        """Return one architecture step's gradient of alpha, as `GradientUpdate.compute` does.
+
+        Here `task` returns the accuracy in 0..1, a scalar tensor; nothing runs backwards, so `scale` has no effect.
+        """
         architecture, objective = problem.architecture, problem.objective
         alpha, mask = architecture.host_alpha(), architecture.host_mask
         p = gates.probabilities(alpha, mask)

@@ -318,7 +318,7 @@ def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: i
     )
     clock = Clock()
     strategy = ProxylessStrategy(
-        rule=rule, latency=latency_model(), target_ms=target, warmup_epochs=warmup, seed=seed, **options
+        rule=rule, cost=latency_model(), target=target, warmup_epochs=warmup, seed=seed, **options
     )
     module = strategy.search(_network(seed), _evaluator(root, seed, settings, _trainer(warmup + epochs, clock)))
     after = time.process_time() - clock.ends[-1]
@@ -329,7 +329,7 @@ def ours(root: Path, rule: str, seed: int, target: float, warmup: int, epochs: i
 
     return {
         "subnet": named(module.derive()),
-        "most_probable": named(module.deriver().within(target, slack=module.slack)),
+        "most_probable": named(module.deriver().within(target, slack=module.options.slack)),
         "target_ms": target,
         "expected_ms": module.problem.fixed + module.architecture.expected_cost(p, module.problem.costs),
         "entropy": float(-(p * p.clamp(min=1e-12).log()).sum(-1).mean()),

@@ -78,7 +78,7 @@ def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, ba
     gain = np.where(latency.mask, -latency.costs, -np.inf)
     deriver = Deriver(edges, gain, macs.costs, macs.fixed)
     least, most = target * (1 - band), target * (1 + band)
-    if deriver.fastest().cost <= most and deriver.slowest().cost >= least:
+    if deriver.cheapest().cost <= most and deriver.dearest().cost >= least:
         derived = deriver.within(most, slack=1 - least / most, leaving=1)
         if derived.cost >= least:
             return {e.label: str(e.candidates[i]) for e, i in zip(edges, derived.choice, strict=True)}

@@ -85,7 +85,7 @@ def search(strategy: ProxylessStrategy, network: nn.Module, rule: str, steps: in
     costs, fixed = strategy.cost_matrix()
     architecture = strategy.architecture
     problem = Problem(
-        strategy.paths_of_space, architecture, costs, fixed, TargetController(strategy.target_ms), strategy.seed
+        strategy.paths_of_space, architecture, costs, fixed, TargetController(strategy.target), strategy.options.seed
     )
     update = GradientUpdate(estimator=estimator) if rule == "gradient" else ReinforceUpdate(samples=10)
     dense = rule == "gradient" and estimator == "unbiased"
@@ -119,7 +119,7 @@ def run(rules: list[str], steps: int, estimator: str, seed: int) -> list[dict]:
     rows = []
     for rule in rules:
         for fraction in FRACTIONS:
-            strategy = ProxylessStrategy(rule=rule, latency=latency, target=fraction, seed=seed)
+            strategy = ProxylessStrategy(rule=rule, cost=latency, target_share=fraction, seed=seed)
             network = strategy.mutate_model(Synthetic(costs))
             start = time.process_time()
             problem = search(strategy, network, rule, steps, estimator)
@@ -127,19 +127,19 @@ def run(rules: list[str], steps: int, estimator: str, seed: int) -> list[dict]:
             expected = problem.fixed + problem.architecture.expected_cost(p, problem.costs)
             log_p = np.log(np.where(latency.mask, p.numpy(), 1.0).clip(1e-300))
             deriver = Deriver(edges, np.where(latency.mask, log_p, -np.inf), latency.costs, latency.fixed)
-            derived = deriver.within(strategy.target_ms, slack=strategy.slack)
-            plain = deriver.within(strategy.target_ms)
-            optimum = -best.within(strategy.target_ms).log_probability
+            derived = deriver.within(strategy.target, slack=strategy.options.slack)
+            plain = deriver.within(strategy.target)
+            optimum = -best.within(strategy.target).log_probability
             of = {name: sum(loss[r, c] for r, c in enumerate(d.choice)) for name, d in (("d", derived), ("p", plain))}
             rows.append(
                 {
                     "rule": rule,
-                    "target_ms": round(strategy.target_ms, 4),
+                    "target_ms": round(strategy.target, 4),
                     "expected_ms": round(expected, 4),
                     "table_ms": round(derived.cost, 4),
                     "loss_gap": round(float(of["d"] - optimum) / span, 5),
                     "loss_gap_no_slack": round(float(of["p"] - optimum) / span, 5),
-                    "off": round(expected / strategy.target_ms - 1, 5),
+                    "off": round(expected / strategy.target - 1, 5),
                     "seconds": round(time.process_time() - start, 2),
                 }
             )

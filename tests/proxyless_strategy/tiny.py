@@ -3,12 +3,16 @@
 import torch
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from pytorch_lightning import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from hardware.model import CostModel
 from hardware.op_spec import OpSpec
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+
+STEPS = 6  # in an epoch: 96 images in batches of 16
+RULES = ("gradient", "reinforce")
 
 
 class Conv(nn.Module):
@@ -139,8 +143,8 @@ def evaluator(*, module=None, epochs=4, callbacks=(), batch_size=16, **trainer):
 
 def searched(*, space=None, ckpt_path=None, seed=0, module=None, epochs=4, callbacks=(), trainer=None, **options):
     """Runs a search on what the factory `space` makes under the seed; returns the strategy."""
-    options.setdefault("latency", costs())
-    options.setdefault("target_ms", 8.0)
+    options.setdefault("cost", costs())
+    options.setdefault("target", 8.0)
     options.setdefault("warmup_epochs", 1)
     options.setdefault("steps_per_update", 2)
     torch.manual_seed(seed)
@@ -148,3 +152,33 @@ def searched(*, space=None, ckpt_path=None, seed=0, module=None, epochs=4, callb
     made = evaluator(module=module, epochs=epochs, callbacks=callbacks, **(trainer or {}))
     strategy.search((space or TinySpace)(), made, ckpt_path=ckpt_path)
     return strategy
+
+
+def final_state(strategy):
+    """What two searches must agree on to be the same."""
+    module = strategy.searched
+    weights = {k: v.clone() for k, v in module.state_dict().items()}
+    return weights, strategy.export(), dict(module.counters), module.finalists
+
+
+def assert_equal_states(first, second):
+    """Two `final_state`, bit for bit."""
+    assert first[1:] == second[1:]
+    assert set(first[0]) == set(second[0])
+    different = [name for name in first[0] if not torch.equal(first[0][name], second[0][name])]
+    assert different == []
+
+
+class Stopped(Exception):
+    """Raised by `StopAt`."""
+
+
+class StopAt(Callback):
+    """Ends training after a number of batches."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step >= self.batches:
+            raise Stopped

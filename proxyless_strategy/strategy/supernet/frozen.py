@@ -34,6 +34,23 @@ class OnePath(nn.Module):
             return self.network(*args, **kwargs)
 
 
+def one_path_copy(network: nn.Module, supernet: Supernet, choice: Sequence[int], sample: dict[str, Any]) -> nn.Module:
+    """Return a copy of one subnet with the supernet's weights.
+
+    Where NNI freezes a space or its layers by making them anew (its NDS family, its `MutableConv2d`), it is a copy of
+    the supernet on the subnet's path: NNI's own would have fresh weights.
+
+    Args:
+        network: A mutated space.
+        supernet: Its paths.
+        choice: Candidate index per edge.
+        sample: NNI's sample of the same subnet.
+    """
+    if freezing_keeps_weights(network):
+        return frozen_copy(network, sample)
+    return OnePath(copy.deepcopy(network), supernet, choice)
+
+
 def freezing_keeps_weights(network: nn.Module) -> bool:
     """Whether NNI's `freeze` leaves the weights as they are, in every module of a mutated space."""
     keeping = [kind.freeze for kind in (MutableModule, LayerChoice, InputChoice, Repeat, BinaryGateCell)]

@@ -119,7 +119,7 @@ def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
     return torch.dot(gradient.reshape(-1), difference.reshape(-1))
 
 
-class _Passed(torch.autograd.Function):
+class Passed(torch.autograd.Function):
     """An input that a candidate passes on as its output, with a gradient of its own; in-place changes are refused."""
 
     @staticmethod
@@ -212,7 +212,7 @@ def gated(
         if not tensor.requires_grad:
             tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
         elif tensor._is_view() or tensor.is_leaf or any(tensor is item for item in given):
-            tapped = cast(Tensor, _Passed.apply(tensor))
+            tapped = cast(Tensor, Passed.apply(tensor))
         else:
             tapped = tensor
         tapped.register_hook(tap.hook(position))

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from .gate import PathSelector, RunPlan, gated
 
 
-class _GatedModule(BaseSuperNetModule):
+class GatedModule(BaseSuperNetModule):
     """What the gated forms of NNI's choices share."""
 
-    def _attach(self, edge: int, selector: PathSelector) -> None:
+    def attach(self, edge: int, selector: PathSelector) -> None:
         self.edge = edge
-        self._selector = selector
+        self.selector = selector
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Nothing: paths are given by `Supernet.running`, never drawn by a layer."""
@@ -37,15 +37,15 @@ class _GatedModule(BaseSuperNetModule):
         return {}
 
 
-class BinaryGateLayer(LayerChoice, _GatedModule):
+class BinaryGateLayer(LayerChoice, GatedModule):
     """A LayerChoice that runs the path it is told to, and measures others beside it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        plan = self._selector.current(self.label)
+        plan = self.selector.current(self.label)
 
         def run(candidate: int) -> Any:
             module = cast(nn.Module, self._modules[str(self.names[candidate])])
-            mode = self._selector.mode
+            mode = self.selector.mode
             if mode is None:
                 return module(*args, **kwargs)
             with mode.quiet(module):
@@ -54,15 +54,15 @@ class BinaryGateLayer(LayerChoice, _GatedModule):
         return gated(plan, self.edge, run, inputs=(args, kwargs))
 
 
-class BinaryGateInput(InputChoice, _GatedModule):
+class BinaryGateInput(InputChoice, GatedModule):
     """An InputChoice of one input that passes on the input it is told to."""
 
     def forward(self, candidate_inputs: list[Tensor]) -> Tensor:
-        plan = self._selector.current(self.label)
+        plan = self.selector.current(self.label)
         return gated(plan, self.edge, lambda candidate: candidate_inputs[candidate], inputs=candidate_inputs)
 
 
-class BinaryGateRepeat(Repeat, _GatedModule):
+class BinaryGateRepeat(Repeat, GatedModule):
     """A Repeat whose depth is one choice: block `d` runs exactly where the depth is greater than `d`.
 
     Args:
@@ -76,13 +76,13 @@ class BinaryGateRepeat(Repeat, _GatedModule):
         super().__init__(blocks, depth)
         self.first_cell_transformation = first
         self._choice_label = choice.label
-        self._depths = [int(depth.freeze({choice.label: value})) for value in choice.values]
+        self.depths = [int(depth.freeze({choice.label: value})) for value in choice.values]
 
     def forward(self, x: Any) -> Any:
-        plan = self._selector.current(self._choice_label)
+        plan = self.selector.current(self._choice_label)
 
         def run(candidate: int) -> Any:
-            y, depth = x, self._depths[candidate]
+            y, depth = x, self.depths[candidate]
             for block in list(self.blocks)[:depth]:
                 y = block(y)
             if depth == 1 and self.first_cell_transformation is not None:
@@ -92,7 +92,7 @@ class BinaryGateRepeat(Repeat, _GatedModule):
         return gated(plan, self.edge, run, inputs=x)
 
 
-class BinaryGateCell(_GatedModule):
+class BinaryGateCell(GatedModule):
     """A Cell of operators made by factories: one operator for each combination of choice and input.
 
     A factory may make another operator for another input (a stride where it comes from outside a reduction cell), so
@@ -117,12 +117,12 @@ class BinaryGateCell(_GatedModule):
                 self.add_mutable(source.choice)
         self._edges: list[tuple[int, int]] = []
 
-    def _attach_all(self, edges: list[tuple[int, int]], selector: PathSelector) -> None:
-        self._edges, self._selector = edges, selector
+    def attach_all(self, edges: list[tuple[int, int]], selector: PathSelector) -> None:
+        self._edges, self.selector = edges, selector
 
     def forward(self, *inputs: Any) -> Any:
         cell = self._cell[0]
-        plan = self._selector.current(cell.label)
+        plan = self.selector.current(cell.label)
         predecessors = preprocess_cell_inputs(cell.num_predecessors, *inputs)
         states = list(self.preprocessor(predecessors))
         for start in range(0, len(self.layers), cell.num_ops_per_node):

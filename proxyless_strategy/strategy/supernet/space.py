@@ -17,7 +17,7 @@ from hardware.errors import UnsupportedSpaceError
 
 from ..architecture import Edge
 from .gate import PathSelector, RunPlan
-from .layers import BinaryGateCell, BinaryGateInput, BinaryGateLayer, BinaryGateRepeat, _GatedModule
+from .layers import BinaryGateCell, BinaryGateInput, BinaryGateLayer, BinaryGateRepeat, GatedModule
 
 
 class Supernet:
@@ -75,7 +75,7 @@ class Supernet:
 
     def hook(self, module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
         """NNI mutation hook: replaces a choice by its gated form."""
-        if isinstance(module, _GatedModule):
+        if isinstance(module, GatedModule):
             return True
         if type(module) is LayerChoice:
             return self._layer(module, name)
@@ -90,7 +90,7 @@ class Supernet:
     def _layer(self, module: LayerChoice, name: str) -> BinaryGateLayer:
         gated_layer = BinaryGateLayer(module.candidates, label=module.label)
         edge = self.add_edge(module.label, module.names, name)
-        gated_layer._attach(edge, self.selector)
+        gated_layer.attach(edge, self.selector)
         for index, candidate in enumerate(module.names):
             self.add_path(f"{name}.{candidate}", edge, [index])
         return gated_layer
@@ -107,7 +107,7 @@ class Supernet:
             )
         gated_input = BinaryGateInput(module.n_candidates, module.n_chosen, module.reduction, label=module.label)
         edge = self.add_edge(module.label, range(module.n_candidates), name, as_list=True)
-        gated_input._attach(edge, self.selector)
+        gated_input.attach(edge, self.selector)
         return gated_input
 
     def _repeat(self, module: Repeat, name: str) -> BinaryGateRepeat:
@@ -121,9 +121,9 @@ class Supernet:
         first = module.first_cell_transformation_factory() if isinstance(module, NDSStage) else None
         gated_repeat = BinaryGateRepeat(list(module.blocks), depth, choice, first)
         edge = self.add_edge(choice.label, choice.values, name)
-        gated_repeat._attach(edge, self.selector)
+        gated_repeat.attach(edge, self.selector)
         for block in range(module.min_depth, module.max_depth):
-            longer = [index for index, value in enumerate(gated_repeat._depths) if value > block]
+            longer = [index for index, value in enumerate(gated_repeat.depths) if value > block]
             self.add_path(f"{name}.blocks.{block}", edge, longer)
         return gated_repeat
 
@@ -136,7 +136,7 @@ class Supernet:
             for index, candidate in enumerate(operator.names):
                 for j in range(source.n_candidates):
                     self.add_path(f"{name}.layers.{position}.{j}.{candidate}", operator_edge, [index])
-        gated_cell._attach_all(edges, self.selector)
+        gated_cell.attach_all(edges, self.selector)
         return gated_cell
 
     @contextmanager

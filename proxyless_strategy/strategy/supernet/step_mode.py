@@ -95,7 +95,7 @@ class ArchitectureStepMode:
     def __init__(self, module: nn.Module):
         self._always = _Quiet(_outside_candidates(module))
         layers = [child for child in module.modules() if isinstance(child, BinaryGateLayer)]
-        self._selectors = {layer._selector for layer in layers}
+        self._selectors = {layer.selector for layer in layers}
         candidates = {candidate for layer in layers for candidate in layer.children()}
         self._candidates = {candidate: _Quiet(_outside_candidates(candidate)) for candidate in candidates}
 

@@ -4,7 +4,6 @@ Lightning starts the second process by running this module again; each writes wh
 """
 
 import contextlib
-import copy
 import json
 import os
 import sqlite3
@@ -13,24 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import yaml
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from proxyless_strategy.strategy import module as search_module
-from proxyless_strategy.strategy import processes
-from proxyless_strategy.strategy.processes import TimmSyncBatchNorm
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from search_spaces import get_space
 from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.runs.test_search import SPACE
-from tests.proxyless_strategy.strategy.test_module import StopAt, Stopped
+from tests.proxyless_strategy.tiny import StopAt, Stopped
 
 WORLD = 2
 BATCH = 16
@@ -68,7 +63,7 @@ class Recorder(tiny.Module):
 
 def search(*, devices, norm="batch", shuffle=True, epochs=3, ckpt_path=None, callbacks=(), counts=None, **options):
     """One search; returns what can be compared between processes."""
-    options = {"latency": tiny.costs(), "target_ms": 8.0, "warmup_epochs": 1, "steps_per_update": 2, **options}
+    options = {"cost": tiny.costs(), "target": 8.0, "warmup_epochs": 1, "steps_per_update": 2, **options}
     torch.manual_seed(0)
     space = tiny.TinySpace(norm=norm != "none")
     module = Recorder(frozen=norm == "frozen")
@@ -103,8 +98,8 @@ def search(*, devices, norm="batch", shuffle=True, epochs=3, ckpt_path=None, cal
         "weights": {name: value.clone() for name, value in space.named_parameters()},
         "alpha": strategy.architecture.alpha.detach().clone(),
         "export": strategy.export(),
-        "finalists": strategy._searched().finalists,
-        "counters": dict(strategy._searched().counters),
+        "finalists": strategy.searched.finalists,
+        "counters": dict(strategy.searched.counters),
     }
 
 
@@ -112,7 +107,7 @@ def search(*, devices, norm="batch", shuffle=True, epochs=3, ckpt_path=None, cal
 def watched(paths, outcomes, counts):
     """Record drawn paths, alpha's gradients and, where `counts` is a list, the size of every all-reduce."""
     draw, apply, reduce = (
-        search_module.SearchModule._draw_paths,
+        search_module.SearchModule.draw_paths,
         search_module.apply_outcome,
         torch.distributed.all_reduce,
     )
@@ -130,13 +125,13 @@ def watched(paths, outcomes, counts):
             counts.append(tensor.numel())
         return reduce(tensor, *args, **kwargs)
 
-    search_module.SearchModule._draw_paths = drawn
+    search_module.SearchModule.draw_paths = drawn
     search_module.apply_outcome = applied
     torch.distributed.all_reduce = reduced
     try:
         yield
     finally:
-        search_module.SearchModule._draw_paths = draw
+        search_module.SearchModule.draw_paths = draw
         search_module.apply_outcome = apply
         torch.distributed.all_reduce = reduce
 
@@ -313,36 +308,6 @@ def test_two_trials_of_nni_on_two_processes_each_report_under_their_own_ids(tmp_
         assert kinds.count("PERIODICAL") == 1 + 2 + 1, "one report an epoch, from one of the two processes"
         (final,) = [json.loads(json.loads(report[3])) for report in mine if report[2] == "FINAL"]
         assert final["default"] == row["accuracy"]
-
-
-def test_lightnings_options_are_set_for_the_user():
-    strategy = ProxylessStrategy()
-    strategy.mutate_model(tiny.TinySpace())
-    made = tiny.evaluator(devices=2, strategy="ddp", sync_batchnorm=True)
-    assert type(made.trainer.strategy._layer_sync) is TorchSyncBatchNorm
-    strategy.mutate_evaluator(made)
-    options = made.trainer.strategy._ddp_kwargs
-    assert options["find_unused_parameters"]
-    assert options[processes._BUFFERS] is False
-    assert type(made.trainer.strategy._layer_sync) is TimmSyncBatchNorm
-
-
-def test_synchronised_batch_norms_keep_timms_activations():
-    definition = [["ds_r1_k3_s1_c8_noskip"], ["ir_r1_k3_s2_e3_c16"]]
-    model = timm.create_model("proxylessnas", arch_def=definition, num_features=32).eval()
-    x = torch.randn(1, 3, 32, 32) * 10
-    expected, before = model(x), dict(model.state_dict())
-    dropped = TorchSyncBatchNorm().apply(copy.deepcopy(model))
-    assert not torch.allclose(dropped(x), expected), "torch's own conversion drops them: the reason for timm's"
-    sync = TimmSyncBatchNorm()
-    converted = sync.apply(model)
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 7
-    assert equal(before, converted.state_dict()) == []
-    assert torch.equal(converted(x), expected), "in evaluation mode it needs no process group"
-    reverted = sync.revert(converted)
-    assert not any(isinstance(m, nn.SyncBatchNorm) for m in reverted.modules())
-    assert equal(before, reverted.state_dict()) == []
-    assert torch.equal(reverted(x), expected)
 
 
 if __name__ == "__main__":

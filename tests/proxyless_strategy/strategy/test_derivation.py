@@ -63,8 +63,8 @@ def test_within_equals_enumeration(problem, seed, slack):
     deriver = Deriver(edges, log_p, costs, fixed=2.0)
     everything = list(every_choice(edges, log_p, costs, 2.0))
     low, high = min(c for c, _ in everything), max(c for c, _ in everything)
-    assert deriver.fastest().cost == pytest.approx(low)
-    assert deriver.slowest().cost == pytest.approx(high)
+    assert deriver.cheapest().cost == pytest.approx(low)
+    assert deriver.dearest().cost == pytest.approx(high)
     for budget in np.linspace(low, high, 7):
         budget *= 1 + 1e-9
         allowed = [pair for pair in everything if pair[0] <= budget]
@@ -112,7 +112,7 @@ def test_argmax_takes_the_first_on_a_tie():
 def test_an_impossible_budget_is_refused_with_the_minimum():
     edges, log_p, costs = flat_problem(0)
     deriver = Deriver(edges, log_p, costs)
-    least = deriver.fastest().cost
+    least = deriver.cheapest().cost
     with pytest.raises(TargetError, match=f"{least:.6g}"):
         deriver.within(least * 0.99)
 

@@ -8,11 +8,10 @@ import itertools
 import pytest
 import torch
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, Repeat
-from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty, RangeProfilerFilter
 from nni.nas.strategy import Proxyless
 from torch import nn
 
-from hardware.errors import ConfigError, UnsupportedSpaceError
+from hardware.errors import UnsupportedSpaceError
 from proxyless_strategy.profiler import CostProfiler
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.supernet.frozen import OnePath
@@ -35,7 +34,7 @@ def test_spaces_of_nnis_hub_are_searched_frozen_and_run(name, rule):
     strategy = strategy_of(rule)
     torch.manual_seed(0)
     search(SPACES[name](), strategy)
-    assert strategy._searched().counters == {"warmup": 0, "weights": 1, "architecture": 1, "skipped": 0}
+    assert strategy.searched.counters == {"warmup": 0, "weights": 1, "architecture": 1, "skipped": 0}
 
 
 @pytest.mark.slow
@@ -69,7 +68,7 @@ def test_a_space_that_nni_freezes_by_making_it_anew_is_validated_with_its_own_we
     strategy = strategy_of("gradient")
     space = SPACES[name]()
     search(space, strategy)
-    network = strategy._searched().derived_network()
+    network = strategy.searched.derived_network()
     assert isinstance(network, OnePath)
     assert all(torch.equal(a, b) for a, b in zip(network.network.parameters(), space.parameters(), strict=True))
     x = torch.randn(1, 3, 32, 32)
@@ -78,10 +77,10 @@ def test_a_space_that_nni_freezes_by_making_it_anew_is_validated_with_its_own_we
 
 @pytest.mark.parametrize("make", [tiny.TinySpace, lambda: get_space("small_mbconv").build(num_classes=3, in_chans=1)])
 def test_other_spaces_are_validated_as_frozen_nets_with_their_own_weights(make):
-    strategy = tiny.searched(space=make, latency=None, target_ms=None)
-    network = strategy._searched().derived_network()
+    strategy = tiny.searched(space=make, cost=None, target=None)
+    network = strategy.searched.derived_network()
     assert not isinstance(network, OnePath)
-    own = list(strategy._searched().model.parameters())
+    own = list(strategy.searched.model.parameters())
     for value in network.parameters():
         assert any(value.shape == o.shape and torch.equal(value, o) for o in own)
 
@@ -286,44 +285,3 @@ def test_stock_proxyless_export_is_a_random_draw_and_ours_is_not():
     assert len({str(wrapped.module.export()) for _ in range(20)}) > 1
     ours = tiny.searched()
     assert len({str(ours.export()) for _ in range(20)}) == 1
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_a_cost_model_is_nnis_profiler(given):
-    model, space = tiny.costs(), tiny.TinySpace()
-    profiler = CostProfiler(model, space if given else None)
-    for values in itertools.product(*model.candidates):
-        sample = dict(zip(model.labels, values, strict=True))
-        assert profiler.profile(sample) == pytest.approx(model.cost(sample))
-    fast = dict.fromkeys(model.labels, "k1")
-    slow = dict.fromkeys(model.labels, "k3")
-    within = RangeProfilerFilter(profiler, max=5.0)
-    assert within(fast)
-    assert not within(slow)
-
-
-def test_its_expectation_is_ours_and_has_a_gradient_where_probabilities_are_tensors():
-    model = tiny.costs()
-    alpha = torch.zeros(model.costs.shape, dtype=torch.float64, requires_grad=True)
-    p = alpha.masked_fill(~torch.from_numpy(model.mask), -torch.inf).softmax(-1)
-    sample = {
-        label: dict(zip(names, p[row], strict=False))
-        for row, (label, names) in enumerate(zip(model.labels, model.candidates, strict=True))
-    }
-    penalty = ExpectationProfilerPenalty(CostProfiler(model), baseline=5.0)
-    expected = penalty.profile(sample)
-    assert expected.item() == pytest.approx(model.expected(p).item())
-    (mine,) = torch.autograd.grad(model.expected(p), alpha, retain_graph=True)
-    (theirs,) = torch.autograd.grad(expected, alpha)
-    assert mine.abs().max() > 0.1
-    torch.testing.assert_close(mine, theirs)
-
-
-def test_a_profiler_of_another_space_is_refused():
-    class Other(ModelSpace):
-        def __init__(self):
-            super().__init__()
-            self.layer = LayerChoice({"k1": nn.Identity(), "k9": nn.Identity()}, label="edge0")
-
-    with pytest.raises(ConfigError, match=r"k1, k9.*k1, k3"):
-        CostProfiler(tiny.costs(), Other())

@@ -1,0 +1,150 @@
+"""Finalists: which are compared, on what, and what the comparison leaves alone."""
+
+import math
+
+import pytest
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from hardware.errors import DataError
+from proxyless_strategy.strategy.finalists import but_last
+from tests.proxyless_strategy import tiny
+from tests.proxyless_strategy.tiny import RULES, assert_equal_states, final_state
+
+
+class Add(torch.nn.Module):
+    """`x + value`, whose task loss can be told in advance."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return x + self.value
+
+
+class Sum(ModelSpace):
+    """Two edges that add 0, 1, 2 or no number at all."""
+
+    def __init__(self):
+        super().__init__()
+        for label in ("first", "second"):
+            values = {"zero": 0.0, "one": 1.0, "two": 2.0, "none": math.nan}
+            setattr(self, label, LayerChoice({name: Add(value) for name, value in values.items()}, label=label))
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.second(self.first(x.mean((1, 2, 3)) * 0)) * self.scale
+
+
+class Squares(tiny.Module):
+    """The loss `(y - 3)^2` of `Sum`, which learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        return (self(batch[0]) - 3).square().mean()
+
+    def architecture_loss(self, batch, batch_idx):
+        return self.training_step(batch, batch_idx)
+
+    def architecture_accuracy(self, batch, batch_idx):
+        return self(batch[0]).mean() / 4
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.unused], lr=0.1)
+
+
+class Ending(Callback):
+    """Puts alpha where a test wants it, before finalists are compared."""
+
+    def __init__(self, alpha):
+        self.alpha = torch.tensor(alpha)
+
+    def on_train_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.architecture.alpha.copy_(self.alpha)
+
+
+def ending(alpha, **options):
+    given = {"space": Sum, "module": Squares(), "callbacks": [Ending(alpha)], "cost": None, "target": None}
+    return tiny.searched(**{**given, "epochs": 3, "finalists": 3, **options})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_finalist_with_the_least_loss_is_exported(rule):
+    """The three most probable sums are 0, 1 and 2, of losses 9, 4 and 1; one of 3 has none, but is less probable."""
+    strategy = ending([[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]], rule=rule)
+    found = strategy.searched.finalists
+    assert [finalist.derived.choice for finalist in found] == [(0, 2), (0, 1), (0, 0)]
+    assert [finalist.loss for finalist in found] == [1.0, 4.0, 9.0]
+    assert strategy.export() == {"first": "zero", "second": "two"}
+
+
+def test_reinforce_needs_no_loss_of_validation_batches():
+    """Without one it compares error rates, here 1 less a quarter of the sum."""
+
+    class Accuracy(Squares):
+        architecture_loss = property()  # as if it were not there
+
+        def training_step(self, batch, batch_idx):
+            assert torch.is_grad_enabled(), "only weight steps"
+            return super().training_step(batch, batch_idx)
+
+    strategy = ending([[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]], rule="reinforce", module=Accuracy())
+    found = strategy.searched.finalists
+    assert [(finalist.derived.choice, finalist.loss) for finalist in found] == [
+        ((0, 2), 0.5),
+        ((0, 1), 0.75),
+        ((0, 0), 1),
+    ]
+
+
+def test_one_finalist_is_the_most_probable_subnet_and_is_not_run():
+    strategy = ending([[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]], finalists=1)
+    (found,) = strategy.searched.finalists
+    assert found.derived.choice == (0, 0)
+    assert math.isnan(found.loss)
+
+
+def test_a_loss_that_is_no_number_ranks_last():
+    found = ending([[0.0, -1.0, -2.0, 9.0], [3.0, 2.0, 0.0, -9.0]], finalists=4).searched.finalists
+    assert [finalist.derived.choice for finalist in found] == [(0, 0), (3, 0), (3, 1), (3, 2)]
+
+
+def test_comparing_finalists_changes_nothing_else():
+    strategy = tiny.searched(finalists=5)
+    module = strategy.searched
+    assert len(module.finalists) == 5
+    assert all(finalist.derived.cost <= 8.0 for finalist in module.finalists)
+    before = final_state(strategy)
+    batches, random = module.architecture_batches.state_dict(), torch.get_rng_state()
+    logged = dict(module.trainer.callback_metrics)
+    module.finalists = []
+    module.choose()
+    assert_equal_states(before, final_state(strategy))
+    assert module.architecture_batches.state_dict() == batches
+    assert torch.equal(torch.get_rng_state(), random)
+    assert dict(module.trainer.callback_metrics) == logged
+    assert all(parameter.requires_grad for parameter in module.model.parameters())
+
+
+def test_a_search_that_ended_before_its_finalists_were_compared_compares_them(tmp_path):
+    save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    whole = tiny.searched(callbacks=[save])
+    again = tiny.searched(ckpt_path=tmp_path / "last.ckpt")
+    assert again.searched.finalists == whole.searched.finalists
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 1), (2, 1), (5, 4)])
+def test_the_last_batch_may_be_too_small_for_batch_statistics(count, kept):
+    assert list(but_last(range(count))) == list(range(kept))
+    with pytest.raises(DataError, match="no batch"):
+        list(but_last([]))

@@ -1,0 +1,51 @@
+"""The strategy: its target, its costs, its results."""
+
+import pytest
+import torch
+from nni.nas.experiment import NasExperiment
+
+from hardware.errors import ConfigError, TargetError
+from proxyless_strategy.strategy.proxyless import ProxylessStrategy
+from search_spaces import get_space
+from tests.proxyless_strategy import tiny
+from tests.proxyless_strategy.strategy.spaces import macs_of
+from tests.proxyless_strategy.tiny import RULES
+
+
+def test_a_target_below_the_fastest_subnet_is_refused_with_that_subnet():
+    space = get_space("small_mbconv")
+    with pytest.raises(TargetError, match=r"stage1_block0=3x3_e3.*stage1_block1=skip"):
+        ProxylessStrategy(cost=macs_of(space), target=0.01).mutate_model(space.build(num_classes=10, in_chans=1))
+
+
+def test_costs_that_leave_an_edge_out_are_refused():
+    space, smaller = (
+        get_space("small_mbconv"),
+        get_space("small_mbconv", stages=[{"width": 24, "depth": 2, "stride": 2}]),
+    )
+    with pytest.raises(ConfigError, match="stage2_block0"):
+        ProxylessStrategy(cost=macs_of(smaller)).mutate_model(space.build(num_classes=10, in_chans=1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_exports_are_equal_and_within_the_target(rule):
+    strategy = tiny.searched(rule=rule, target=8.0)
+    assert strategy.export() == strategy.export()
+    assert strategy.derive().cost <= 8.0
+    assert strategy.derive(3.0).cost <= 3.0
+    assert strategy.derive_curve(5)
+
+
+def test_it_runs_as_an_nni_experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    strategy = ProxylessStrategy(cost=tiny.costs(), target=8.0, warmup_epochs=1, steps_per_update=2)
+    experiment = NasExperiment(tiny.TinySpace(), tiny.evaluator(), strategy)
+    experiment.config.experiment_working_directory = str(tmp_path)
+    experiment.run()
+    experiment.stop()
+    (sample,) = experiment.export_top_models(formatter="dict")
+    assert sample == strategy.export()
+    (model,) = experiment.export_top_models(formatter="instance")
+    assert model(torch.randn(2, 1, 6, 6)).shape == (2, 3)
