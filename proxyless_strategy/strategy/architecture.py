@@ -33,6 +33,20 @@ class Edge:
 class ArchitectureParameters(nn.Module):
     """Architecture parameters of all edges as a single parameter `alpha`.
 
+    One matrix, so that sampling every edge or a gradient over all of them is one tensor operation, and one host
+    transfer a step.
+
+    >>> edges = [Edge("kernel", ("3x3", "5x5", "skip")), Edge("width", ("narrow", "wide"))]
+    >>> architecture = ArchitectureParameters(edges, init_std=0.0)
+    >>> architecture.probabilities()
+    tensor([[0.3333, 0.3333, 0.3333],
+            [0.5000, 0.5000, 0.0000]], dtype=torch.float64)
+    >>> architecture.export([2, 0])
+    {'kernel': 'skip', 'width': 'narrow'}
+    >>> costs = torch.tensor([[3.0, 6.0, 0.0], [1.0, 2.0, 0.0]], dtype=torch.float64)
+    >>> architecture.expected_cost(architecture.probabilities(), costs)
+    4.5
+
     Args:
         edges: The decisions, parents before their children.
         seed: Seed of the initial values.
@@ -52,7 +66,7 @@ class ArchitectureParameters(nn.Module):
         normal = torch.special.ndtri(u) * init_std
         self.alpha = nn.Parameter(torch.where(mask, normal, torch.zeros_like(normal)))
         self.register_buffer("mask", mask)
-        self.host_mask = mask.clone()
+        self.host_mask = mask.clone()  # the buffer moves to the GPU with the module, sampling stays on the host
         self.nested = any(edge.parent for edge in self.edges)
 
     @property
@@ -61,15 +75,15 @@ class ArchitectureParameters(nn.Module):
         return tuple(edge.label for edge in self.edges)
 
     def host_alpha(self) -> Tensor:
-        """A copy of alpha on the host, float64: the one transfer of a step."""
+        """Return a copy of alpha on the host, float64: the one transfer of a step."""
         return self.alpha.detach().to("cpu", torch.float64, copy=True)
 
     def probabilities(self) -> Tensor:
-        """`p`, `L x N`, on the host."""
+        """Return `p`, `L x N`, on the host."""
         return gates.probabilities(self.host_alpha(), self.host_mask)
 
     def export(self, choice: Tensor | Sequence[int]) -> dict[str, Any]:
-        """NNI's sample of one candidate index per edge."""
+        """Return NNI's sample of one candidate index per edge."""
         sample: dict[str, Any] = {}
         for edge, index in zip(self.edges, choice, strict=True):
             value = edge.candidates[int(index)]
@@ -77,17 +91,17 @@ class ArchitectureParameters(nn.Module):
         return sample
 
     def indices(self, sample: Mapping[str, Any]) -> list[int]:
-        """Candidate index per edge of NNI's sample."""
+        """Return the candidate index per edge of NNI's sample."""
         values = ((edge, sample[edge.label]) for edge in self.edges)
         return [edge.candidates.index(value[0] if edge.as_list else value) for edge, value in values]
 
     def argmax(self) -> list[int]:
-        """The most probable candidate of each edge, the first on a tie."""
+        """Return the most probable candidate of each edge, the first on a tie."""
         masked = gates.logits(self.host_alpha(), self.host_mask)
         return [int(index) for index in masked.argmax(-1)]
 
     def reach(self, p: Tensor) -> Tensor:
-        """Probability that each edge matters, shape `L`: the product along its ancestors."""
+        """Return the probability that each edge matters, shape `L`: the product along its ancestors."""
         reach = torch.ones(len(self.edges), dtype=p.dtype)
         if self.nested:
             for row, edge in enumerate(self.edges):
@@ -97,7 +111,7 @@ class ArchitectureParameters(nn.Module):
         return reach
 
     def reached(self, samples: Tensor) -> Tensor | None:
-        """Which edges matter in each sampled subnet, `M x L` bool; None if all always do."""
+        """Return which edges matter in each sampled subnet, `M x L` bool; None if all always do."""
         if not self.nested:
             return None
         active = torch.ones_like(samples, dtype=torch.bool)
@@ -108,7 +122,7 @@ class ArchitectureParameters(nn.Module):
         return active
 
     def total_costs(self, p: Tensor, costs: Tensor) -> Tensor:
-        """Cost of each candidate with the expected cost of the choices nested in it, `L x N`.
+        """Return each candidate's cost, the expected cost of the choices nested in it included, `L x N`.
 
         Args:
             p: `L x N`.
@@ -117,6 +131,7 @@ class ArchitectureParameters(nn.Module):
         if not self.nested:
             return costs
         total = costs.clone()
+        # Children come after their parents, so that going backwards a child is complete before it is added.
         for row in range(len(self.edges) - 1, -1, -1):
             parent = self.edges[row].parent
             if parent is not None:
@@ -124,5 +139,5 @@ class ArchitectureParameters(nn.Module):
         return total
 
     def expected_cost(self, p: Tensor, costs: Tensor) -> float:
-        """`E = sum over edges of reach * p.F`."""
+        """Return `E = sum over edges of reach * p.F`, the paper's E[LAT] (section 3.3.1) without its fixed part."""
         return gates.scalar((self.reach(p) * (p * costs).sum(-1)).sum())

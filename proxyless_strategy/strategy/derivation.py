@@ -21,6 +21,7 @@ CHOICES = 4
 """Subnets that the slack must leave to choose from. In a small space it may leave one, and then that one would be taken
 however improbable it is (`tests/benchmarks/search_quality.py`)."""
 _LOG_FLOOR = -700.0
+"""Least `log p` in the solver, which takes no infinite gains: about where exp() underflows in float64."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Derived:
 class Deriver:
     """Derives subnets from one matrix of path probabilities.
 
+    >>> edges = [Edge("first", ("small", "large")), Edge("second", ("small", "large"))]
+    >>> p = np.array([[0.2, 0.8], [0.4, 0.6]])
+    >>> costs = np.array([[1.0, 3.0], [1.0, 2.0]])
+    >>> deriver = Deriver(edges, np.log(p), costs, fixed=1.0)
+    >>> deriver.argmax().choice, deriver.argmax().cost
+    ((1, 1), 6.0)
+    >>> derived = deriver.within(5.5)  # two subnets cost less: large-small 5, and small-large 4
+    >>> derived.choice, derived.cost, round(math.exp(derived.log_probability), 2)
+    ((1, 0), 5.0, 0.32)
+
     Args:
         edges: The decisions, parents before their children.
         log_p: `log p`, `L x N`; -inf in unused cells.
@@ -58,28 +69,29 @@ class Deriver:
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(int)
 
     def argmax(self) -> Derived:
-        """The most probable candidate of each edge, the first on a tie."""
+        """Return the most probable candidate of each edge, the first on a tie."""
         return self._finish([int(self.log_p[row, :size].argmax()) for row, size in enumerate(self.sizes)])
 
     def most_probable(self) -> Derived:
-        """The most probable subnet of all; with nested edges not always the `argmax`."""
+        """Return the most probable subnet of all."""
+        # An edge that is not reached adds no log p, so that a less probable outer choice may pay for itself.
         return self.finalists(1)[0] if self._nested else self.argmax()
 
     def cheapest(self) -> Derived:
-        """The subnet of least cost."""
+        """Return the subnet of least cost."""
         return self._extreme(-self.costs)
 
     def dearest(self) -> Derived:
-        """The subnet of greatest cost."""
+        """Return the subnet of greatest cost."""
         return self._extreme(self.costs)
 
     def within(self, target: float, *, slack: float | None = None, leaving: int = CHOICES) -> Derived:
-        """The most probable subnet whose cost is at most `target`: a multiple-choice knapsack, solved exactly.
+        """Return the most probable subnet of cost at most `target`: a multiple-choice knapsack, solved exactly.
 
         Args:
             target: Greatest cost.
-            slack: Share of the target that may stay unused: the subnet costs at least `(1 - slack) target`. Where fewer
-                than `leaving` subnets do, the slack is doubled until so many do. None asks for no least cost.
+            slack: The subnet costs at least `(1 - slack) target`. Slack doubles until `leaving` subnets qualify. None
+                asks for no least cost.
             leaving: Subnets that the slack must leave to choose from.
 
         Raises:
@@ -87,6 +99,7 @@ class Deriver:
         """
         argmax = self.argmax()
         least = 0.0 if slack is None else (1 - slack) * target
+        # Where the argmax qualifies it is the answer, and no solver need run.
         if not self._nested and least <= argmax.cost <= target:
             return argmax
         return self.finalists(1, target, slack=slack, leaving=leaving)[0]
@@ -94,7 +107,7 @@ class Deriver:
     def finalists(
         self, count: int, target: float | None = None, *, slack: float | None = None, leaving: int = CHOICES
     ) -> list[Derived]:
-        """The most probable subnets within a target, the most probable first.
+        """Return the most probable subnets within a target, the most probable first.
 
         Args:
             count: Greatest number of them; fewer where there are no more.
@@ -118,13 +131,15 @@ class Deriver:
             if len(found) >= leaving:
                 return found[:count]
             slack = 2 * slack if slack else 0.001
+        # The solver may find nothing where the target is the cheapest subnet's cost to the last bit.
         return self._several(count, gain, -math.inf, target) or [cheapest]
 
     def curve(self, points: int = 20) -> list[Derived]:
-        """The trade-off of one search: the most probable subnet at `points` targets from cheapest to most probable."""
+        """Return one search's trade-off: the most probable subnets at `points` targets up from the cheapest."""
         low, high = self.cheapest().cost, self.argmax().cost
         found: dict[tuple[int, ...], Derived] = {}
         for target in np.linspace(low, max(low, high), points):
+            # The first target is the cheapest subnet's own cost, which rounding must not put out of reach.
             derived = self.within(float(target) * (1 + 1e-12))
             found[derived.choice] = derived
         return sorted(found.values(), key=lambda derived: derived.cost)
@@ -138,7 +153,7 @@ class Deriver:
         return np.concatenate([values[row, :size] for row, size in enumerate(self.sizes)])
 
     def _several(self, count: int, gain: np.ndarray, least: float, most: float) -> list[Derived]:
-        """Up to `count` choices of greatest gain whose cost is in `[least, most]`."""
+        """Return up to `count` choices of greatest gain whose cost is in `[least, most]`."""
         found: list[Derived] = []
         while len(found) < count and (derived := self._solve(gain, least, most, excluded=found)) is not None:
             found.append(derived)
@@ -147,7 +162,10 @@ class Deriver:
     def _solve(
         self, gain: np.ndarray, least: float, most: float, *, excluded: Sequence[Derived] = ()
     ) -> Derived | None:
-        """The choice of greatest gain whose cost is in `[least, most]`, none of `excluded`; None if there is none."""
+        """Return the choice of greatest gain whose cost is in `[least, most]`, none of `excluded`; None without one.
+
+        Variables are one 0/1 cell for each candidate of each edge.
+        """
         constraints = [self._one_each]
         if excluded:
             constraints.append(self._others_than(excluded))
@@ -160,20 +178,21 @@ class Deriver:
             integrality=np.ones(count),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": 0.0},  # the default stops at 0.01 % from the best
         )
         if result.x is None:
             return None
         derived = self._finish(self._choice(result.x))
         over, under = derived.cost - most, least - derived.cost
-        if bounded and max(over, under) > 0:  # the solver's feasibility tolerance
+        # The solver takes constraints for met within about 1e-6, but a target is guaranteed: solve again, narrower.
+        if bounded and max(over, under) > 0:
             margin = 1e-9 * abs(most)
             least, most = least + (under + margin if under > 0 else 0), most - (over + margin if over > 0 else 0)
             return self._solve(gain, least, most, excluded=excluded) if least <= most else None
         return derived
 
     def _others_than(self, excluded: Sequence[Derived]) -> LinearConstraint:
-        """At least one of the edges that an excluded choice reaches has another candidate."""
+        """Ask that at least one of the edges that an excluded choice reaches has another candidate."""
         cells = np.zeros((len(excluded), int(self._starts[-1])))
         for number, derived in enumerate(excluded):
             rows = [row for row, on in enumerate(self._reached(derived.choice)) if on]
@@ -182,7 +201,10 @@ class Deriver:
 
     @cached_property
     def _one_each(self) -> LinearConstraint:
-        """One candidate for each edge that is reached, none for the others."""
+        """One candidate for each edge that is reached, none for the others.
+
+        Linear, though edges are nested: an edge's cells sum to those cells of its parent that lead to it.
+        """
         rows, columns, values, right = [], [], [], []
         for row, edge in enumerate(self.edges):
             for column in range(self._starts[row], self._starts[row + 1]):
@@ -207,7 +229,7 @@ class Deriver:
         return choice
 
     def _reached(self, choice: Sequence[int]) -> list[bool]:
-        """Whether each edge is part of the subnet."""
+        """Return whether each edge is part of the subnet."""
         reached = [True] * len(self.edges)
         for row, edge in enumerate(self.edges):
             if edge.parent is not None:

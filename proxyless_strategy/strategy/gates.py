@@ -32,7 +32,10 @@ class Phase(enum.IntEnum):
 
 
 def uniforms(seed: int, phase: Phase, step: int, shape: tuple[int, ...], *, sample: int = 0) -> Tensor:
-    """Uniform numbers in (0, 1) that depend on the arguments alone (Philox, a counter-based generator).
+    """Return uniform numbers in (0, 1) that depend on the arguments alone (Philox, a counter-based generator).
+
+    Every process of a search draws the same paths without a message, and a resumed search goes on as if it had not
+    stopped, with no generator state to save.
 
     Args:
         seed: The search's seed.
@@ -44,32 +47,36 @@ def uniforms(seed: int, phase: Phase, step: int, shape: tuple[int, ...], *, samp
     Returns:
         float64 tensor of `shape` on the host.
     """
+    # A counter of 256 bits, of which one draw moves the lowest word only: step and sample lie in the words above, so
+    # that no two draws overlap, however many numbers they take.
     generator = np.random.Generator(np.random.Philox(key=[seed, int(phase)], counter=[0, 0, sample, step]))
+    # The generator may give 0, whose Gumbel variable is not finite.
     return torch.from_numpy(generator.random(shape)).clamp_(1e-300, 1 - 1e-16)
 
 
 def scalar(value: Tensor) -> float:
-    """A host tensor's only number, without the synchronisation that `item` stands for."""
+    """Return a host tensor's only number; unlike `item`, it fails on a tensor of the GPU instead of waiting for it."""
     return float(value.detach().numpy())
 
 
 def logits(alpha: Tensor, mask: Tensor) -> Tensor:
-    """`alpha` with -inf in unused cells."""
+    """Return `alpha` with -inf in unused cells, `L x N`."""
+    # The parameter itself stays finite there: an -inf in it would make the entropy's gradient NaN.
     return alpha.masked_fill(~mask, -math.inf)
 
 
 def probabilities(alpha: Tensor, mask: Tensor) -> Tensor:
-    """Path probabilities `p = softmax(alpha)` (Eq. 2); 0 in unused cells."""
+    """Return the path probabilities `p = softmax(alpha)` (Eq. 2), `L x N`; 0 in unused cells."""
     return torch.softmax(logits(alpha, mask), dim=-1)
 
 
 def log_probabilities(alpha: Tensor, mask: Tensor) -> Tensor:
-    """`log p`, -inf in unused cells."""
+    """Return `log p`, `L x N`; -inf in unused cells."""
     return torch.log_softmax(logits(alpha, mask), dim=-1)
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Entropy of each edge in nats, shape `L`, with `0 ln 0 = 0`."""
+    """Return the entropy of each edge in nats, shape `L`, with `0 ln 0 = 0`."""
     return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
 
 
@@ -78,7 +85,15 @@ def _gumbel(u: Tensor) -> Tensor:
 
 
 def sample_paths(alpha: Tensor, mask: Tensor, u: Tensor) -> Tensor:
-    """One candidate per edge, drawn from `p` by the Gumbel-max trick.
+    """Draw one candidate per edge from `p` by the Gumbel-max trick: the binary gates of Eq. 2.
+
+    >>> alpha = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.5, 1.0]], dtype=torch.float64))
+    >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+    >>> probabilities(alpha, mask)
+    tensor([[0.7000, 0.2000, 0.1000],
+            [0.5000, 0.5000, 0.0000]], dtype=torch.float64)
+    >>> [sample_paths(alpha, mask, uniforms(0, Phase.WEIGHTS, step, (2, 3))).tolist() for step in range(4)]
+    [[0, 1], [0, 0], [0, 1], [0, 0]]
 
     Args:
         alpha: `L x N`.
@@ -92,7 +107,7 @@ def sample_paths(alpha: Tensor, mask: Tensor, u: Tensor) -> Tensor:
 
 
 def fair_paths(seed: int, phase: Phase, step: int, mask: Tensor) -> Tensor:
-    """One candidate per edge, such that an edge of `n` candidates runs each of them once in every `n` steps.
+    """Draw one candidate per edge so that an edge of `n` candidates runs each of them once in every `n` steps.
 
     Edges are shuffled independently, anew for each round, so that each step's path is uniform over all subnets
     (FairNAS, arXiv 1907.01845, with one weight step for each path).
@@ -108,7 +123,7 @@ def fair_paths(seed: int, phase: Phase, step: int, mask: Tensor) -> Tensor:
     """
     counts = mask.sum(-1)
     paths = torch.zeros_like(counts)
-    for count in set(counts.tolist()):
+    for count in set(counts.tolist()):  # edges of `n` candidates are in round `step // n`, so each size is drawn apart
         key = uniforms(seed, phase, step // count, tuple(mask.shape), sample=count)
         order = key.masked_fill(~mask, math.inf).argsort(-1)
         paths = torch.where(counts == count, order[:, step % count], paths)
@@ -129,7 +144,10 @@ class Pairs:
 
 
 def sample_pairs(alpha: Tensor, mask: Tensor, u: Tensor, v: Tensor) -> Pairs:
-    """Two candidates per edge without replacement from `p` (Gumbel top-2), the active one drawn from their softmax.
+    """Draw two candidates per edge without replacement from `p`, and the active one from their softmax (section 3.2.1).
+
+    Gumbel top-2 on logits and not `torch.multinomial`, which may return a candidate of probability 0 where an edge is
+    nearly one-hot.
 
     Args:
         alpha: `L x N`.
@@ -151,7 +169,7 @@ def sample_pairs(alpha: Tensor, mask: Tensor, u: Tensor, v: Tensor) -> Pairs:
 
 
 def pair_weight(alpha: Tensor, mask: Tensor, pairs: Pairs, *, estimator: Estimator) -> Tensor:
-    """The factor of `G_a - G_b` in the gradient of `alpha_a`, shape `L`; 0 for edges with one candidate.
+    """Return the factor of `G_a - G_b` in the gradient of `alpha_a`, shape `L`; 0 for edges with one candidate.
 
     `paper`: `q_a q_b` with `q = softmax([alpha_a, alpha_b])` (Eq. 4 on the pair). `unbiased`:
     `(1 - p_a)(1 - p_b) / (2 - p_a - p_b)`, whose product with the pair's probability is `p_a p_b`, so that the
@@ -173,7 +191,15 @@ def pair_weight(alpha: Tensor, mask: Tensor, pairs: Pairs, *, estimator: Estimat
 def pair_gradient(
     alpha: Tensor, mask: Tensor, pairs: Pairs, difference: Tensor, *, estimator: Estimator = "paper"
 ) -> Tensor:
-    """Gradient of alpha from the gate gradients of a pair: `dL/dalpha_a = w (G_a - G_b) = -dL/dalpha_b`.
+    """Return alpha's gradient from a pair's gate gradients: `dL/dalpha_a = w (G_a - G_b) = -dL/dalpha_b` (Eq. 4).
+
+    On a pair the softmax of Eq. 4 has the Jacobian `q_a q_b` and `-q_a q_b`, so that the difference of the two gate
+    gradients is all that need be measured.
+
+    >>> alpha, mask = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
+    >>> pairs = Pairs(active=torch.tensor([0]), second=torch.tensor([2]))
+    >>> pair_gradient(alpha, mask, pairs, torch.tensor([0.8], dtype=torch.float64))
+    tensor([[ 0.2000,  0.0000, -0.2000]], dtype=torch.float64)
 
     Args:
         alpha: `L x N`.
@@ -197,7 +223,8 @@ def pair_gradient(
 def rescale_pairs(before: Tensor, after: Tensor, pairs: Pairs) -> Tensor:
     """Shift the moved pair so that all other candidates keep their probabilities.
 
-    Subtracts `ln((e^a' + e^b') / (e^a + e^b))` from both (paper, section 3.2.1).
+    Subtracts `ln((e^a' + e^b') / (e^a + e^b))` from both (section 3.2.1): one path is enhanced, the other attenuated,
+    and nothing is said of the candidates that were not sampled.
 
     Args:
         before: alpha before the optimiser's step, `L x N`.
@@ -207,6 +234,7 @@ def rescale_pairs(before: Tensor, after: Tensor, pairs: Pairs) -> Tensor:
     Returns:
         The rescaled alpha.
     """
+    # Edges of one candidate have second = -1, which no gather accepts; they are masked out after it.
     index = torch.stack([pairs.active, pairs.second.clamp(min=0)], dim=1)
     shift = torch.logsumexp(after.gather(1, index), 1) - torch.logsumexp(before.gather(1, index), 1)
     shift = torch.where(pairs.valid, shift, torch.zeros_like(shift))
@@ -214,7 +242,7 @@ def rescale_pairs(before: Tensor, after: Tensor, pairs: Pairs) -> Tensor:
 
 
 def limit_pairs(alpha: Tensor, pairs: Pairs, span: float) -> Tensor:
-    """Bring each pair to a distance of at most `span`, moving its smaller member."""
+    """Bring each pair to a distance of at most `span`, moving its smaller member; return alpha, `L x N`."""
     index = torch.stack([pairs.active, pairs.second.clamp(min=0)], dim=1)
     values = alpha.gather(1, index)
     limited = values.clamp(min=values.amax(1, keepdim=True) - span)
@@ -222,18 +250,20 @@ def limit_pairs(alpha: Tensor, pairs: Pairs, span: float) -> Tensor:
 
 
 def pair_probability(p: Tensor, a: int, b: int) -> Tensor:
-    """Probability that `sample_pairs` draws the unordered pair: `p_a p_b (1/(1 - p_a) + 1/(1 - p_b))`, shape `L`."""
+    """Return the probability of drawing the unordered pair: `p_a p_b (1/(1 - p_a) + 1/(1 - p_b))`, shape `L`."""
     p_a, p_b = p[:, a], p[:, b]
     return p_a * p_b * (1 / (1 - p_a) + 1 / (1 - p_b))
 
 
 def softmax_gradient(p: Tensor, costs: Tensor) -> Tensor:
-    """Gradient of `sum_i p_i c_i` with respect to alpha: `p (c - p.c)` for each edge, `L x N` (Eq. 4 in full)."""
+    """Return the gradient of `sum_i p_i c_i` by alpha: `p (c - p.c)` for each edge, `L x N` (Eq. 4 over all)."""
     return p * (costs - (p * costs).sum(-1, keepdim=True))
 
 
 def reinforce_gradient(p: Tensor, samples: Tensor, advantages: Tensor, active: Tensor | None = None) -> Tensor:
-    """Gradient that descends towards higher reward: `(1/M) sum_j (R_j - b) (p - onehot_j)` (Eq. 6).
+    """Return the gradient that descends towards higher reward: `(1/M) sum_j (R_j - b) (p - onehot_j)` (section 3.3.2).
+
+    It is REINFORCE, as `d(-log p_s)/dalpha = p - onehot(s)` for a sampled candidate `s`.
 
     Args:
         p: `L x N`.
@@ -245,6 +275,7 @@ def reinforce_gradient(p: Tensor, samples: Tensor, advantages: Tensor, active: T
         `L x N`.
     """
     weights = advantages.to(p.dtype)[:, None].expand(samples.shape)
+    # An edge that a subnet does not reach had no part in its reward.
     if active is not None:
         weights = weights * active.to(p.dtype)
     taken = torch.zeros_like(p)

@@ -19,6 +19,11 @@ from ..seeds import isolated_seed, mix_seed
 class SeededLoader:
     """Wraps a loader so that batch `i` of epoch `e` is the same in every run with the same seed.
 
+    A search that was killed resumes in the middle of an epoch and must see the batches that it would have seen. A
+    DataLoader saves no position, and draws an epoch's order from torch's global generator, whose state at that time is
+    gone. So the generator is seeded from (seed, stream, epoch, rank) where the order is drawn, and again for each
+    batch, as without workers augmentations draw from the same generator.
+
     Args:
         loader: Any iterable of batches; a `DataLoader`'s samplers are told the epoch.
         seed: The search's seed.
@@ -27,7 +32,7 @@ class SeededLoader:
     """
 
     def __init__(self, loader: Any, *, seed: int, stream: int, process: Callable[[], tuple[int, int]] = lambda: (0, 1)):
-        self._whole = loader
+        self._whole = loader  # divided among processes when it is first read: only then is the rank known
         self._share: Any = None
         self.seed = seed
         self.stream = stream
@@ -45,13 +50,15 @@ class SeededLoader:
         return self._share
 
     def twin(self, *, stream: int) -> SeededLoader:
-        """A second reading of the same data from its epoch 0; it leaves this one and its workers alone."""
+        """Return a second reading of the same data from its epoch 0; it leaves this one and its workers alone."""
         return SeededLoader(_without_workers(self._whole), seed=self.seed, stream=stream, process=self.process)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        # A position that was not just restored is that of a reading which has ended or was given up: what comes is the
+        # next epoch. So it is after a position that was saved at an epoch's very end.
         if self.position and not (self._resumed and self.position < self._length()):
             self.finish_epoch()
         self._resumed = False
@@ -59,13 +66,14 @@ class SeededLoader:
         _tell_epoch(loader, epoch)
         rank = self.process()[0]
         with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank)):
-            iterator = iter(loader)
+            iterator = iter(loader)  # a DataLoader draws its workers' base seed here
         for index in itertools.count():
             try:
                 with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank, index)):
                     batch = next(iterator)
             except StopIteration:
                 return
+            # Batches before the saved position are made and thrown away: a sampler cannot be asked for its n-th item.
             if index >= skip:
                 self.position = index + 1
                 yield batch
@@ -74,15 +82,15 @@ class SeededLoader:
         return len(self.loader) if hasattr(self.loader, "__len__") else math.inf
 
     def finish_epoch(self) -> None:
-        """The next reading starts the next epoch."""
+        """Let the next reading start the next epoch."""
         self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches have been handed out."""
+        """Return the epoch, and how many of its batches have been handed out."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue with the batch after the saved position."""
+        """Let the next reading start with the batch after the saved position."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._resumed = True
 
@@ -91,7 +99,7 @@ class ArchitectureBatches:
     """An endless stream of validation batches for architecture steps.
 
     Args:
-        factory: Makes the loader when the first batch is asked for.
+        factory: Makes the loader when the first batch is asked for: a warm-up need not start its workers.
     """
 
     def __init__(self, factory: Callable[[], SeededLoader]):
@@ -101,7 +109,7 @@ class ArchitectureBatches:
         self._state: dict[str, int] | None = None
 
     def next(self) -> Any:
-        """The next batch.
+        """Return the next batch.
 
         Raises:
             DataError: The loader has no batch at all.
@@ -110,33 +118,34 @@ class ArchitectureBatches:
             self._loader = self._factory()
             if self._state is not None:
                 self._loader.load_state_dict(self._state)
-        for _ in range(2):
+        for _ in range(2):  # the end of an epoch, and the first batch of the next; twice nothing is an empty loader
             if self._iterator is None:
                 self._iterator = iter(self._loader)
             try:
                 return next(self._iterator)
             except StopIteration:
                 self._iterator = None
-        raise DataError("the validation loader of the evaluator gave no batch; architecture steps need one")
+        raise DataError("the validation loader of the evaluator gave no batch; give it some data")
 
     def twin(self, *, stream: int) -> SeededLoader:
-        """A reading of the same data in an order of its own, once from beginning to end."""
+        """Return a reading of the same data in an order of its own, once from beginning to end."""
         loader = self._factory()
         loader.stream = stream
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """Position of the stream."""
+        """Return the position of the stream."""
         if self._loader is not None:
             return self._loader.state_dict()
         return self._state or {"epoch": 0, "position": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the saved position."""
+        """Let the stream go on after the saved position."""
         self._state, self._loader, self._iterator = dict(state), None, None
 
 
 def _tell_epoch(loader: Any, epoch: int) -> None:
+    # Lightning does this for a DataLoader, but sees only the wrapper here. A user's own sampler may sit at any place.
     batch_sampler = getattr(loader, "batch_sampler", None)
     for item in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
         if item is not None and hasattr(item, "set_epoch"):
@@ -144,6 +153,7 @@ def _tell_epoch(loader: Any, epoch: int) -> None:
 
 
 def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
+    # Lightning would put its own sampler into a plain DataLoader, but not into one that is wrapped.
     if not isinstance(loader, DataLoader) or isinstance(loader.sampler, DistributedSampler):
         return loader
     if hasattr(loader.sampler, "replicas"):
@@ -157,7 +167,7 @@ def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
             num_replicas=world_size,
             rank=rank,
             shuffle=isinstance(loader.sampler, RandomSampler),
-            seed=seed & 0x7FFFFFFF,
+            seed=seed & 0x7FFFFFFF,  # torch adds the epoch to it and seeds a generator with the sum
             drop_last=loader.drop_last,
         ),
     )
@@ -166,6 +176,7 @@ def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
 def _without_workers(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
+    # A twin is read for some batches and dropped; its workers would outlive it, beside those of the loader proper.
     return _rebuilt(loader, sampler=loader.sampler, workers=0)
 
 
@@ -184,7 +195,7 @@ def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) ->
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        timeout=loader.timeout if count else 0,
+        timeout=loader.timeout if count else 0,  # without workers DataLoader refuses this and the last two
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if count else None,
         persistent_workers=loader.persistent_workers and count > 0,

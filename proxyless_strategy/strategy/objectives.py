@@ -2,6 +2,12 @@
 
 `E` is the expected latency under the path probabilities, `T` the target, `LAT` the latency of one subnet, all in
 calibrated ms (or the unit of the cost model).
+
+An objective for the gradient rule has `coefficients(expected, task_loss)`, which returns `(dL/dCE, dL/dE)` at the
+present point. One for REINFORCE has `reward(accuracy, latency, expected)`, the reward of each of `M` subnets, and
+`reward_slope(expected)`: `-dE[R]/dE[LAT]` of a latency term that is linear in `LAT`, whose gradient is then taken
+exactly and left out of the rewards. Both have `plan(steps)`, called before the first architecture step, `update(E)`,
+called after each, and a `state_dict`.
 """
 
 from __future__ import annotations
@@ -19,22 +25,24 @@ from .gates import scalar
 
 
 class _Stateless:
+    """What objectives without a state share."""
+
     def plan(self, steps: int) -> None:
-        """The number of steps does not matter."""
+        """Do nothing: the number of steps does not matter."""
 
     def reward_slope(self, expected: float) -> float:
-        """Latency is part of each reward."""
+        """Return 0: latency is part of each reward."""
         return 0.0
 
     def update(self, expected: float) -> None:
-        """Nothing to update."""
+        """Do nothing: there is no state."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Return nothing: there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Do nothing: there is no state."""
 
 
 @dataclass
@@ -61,7 +69,7 @@ class AddLinear(_Stateless):
 
 @dataclass
 class Expected(_Stateless):
-    """The paper's text: `CE + lambda2 E[LAT]` (Eq. 5; its lambda1 |w|^2 is the optimiser's weight decay)."""
+    """The paper's text: `CE + lambda2 E[LAT]` (section 3.3.1; its lambda1 |w|^2 is the optimiser's weight decay)."""
 
     target: float
     weight: float = 0.01
@@ -87,7 +95,7 @@ class MulLog(_Stateless):
 
 @dataclass
 class PaperReward(_Stateless):
-    """`ACC * (T / LAT)^w` (the paper writes `ACC * (LAT / T)^w` with w = -0.1... of MnasNet)."""
+    """`ACC * (T / LAT)^w`, w > 0: MnasNet's reward (arXiv 1807.11626), which writes `ACC * (LAT / T)^w` with w < 0."""
 
     target: float
     exponent: float = 0.1
@@ -98,7 +106,7 @@ class PaperReward(_Stateless):
 
 @dataclass
 class AbsoluteReward(_Stateless):
-    """TuNAS's `ACC + beta |LAT / T - 1|`, beta < 0."""
+    """TuNAS's `ACC + beta |LAT / T - 1|`, beta < 0 (arXiv 2008.06120)."""
 
     target: float
     beta: float = -0.07
@@ -123,9 +131,24 @@ class TargetController:
 
     `lambda_t = lambda_(t-1) + eta (E - T_t)/T`; the multiplier that applies is `lambda_t + rho (E - T_t)/T`, on `E/T`
     in the loss and on `-LAT/T` in the reward, where its gradient is taken in closed form: `LAT` is a known sum over
-    edges, and sampling it would only add noise. `T_t` goes from the first step's E to `T` over the first `approach` of
-    the planned steps, slowing down quadratically: with `T` from the start, a far target lets latency alone choose, and
-    saturate, every edge before the task has had a say, and the last choices before `T` are those that matter most.
+    edges, and sampling it would only add noise.
+
+    The first term finds the multiplier at which E rests on T, whatever the scale of the task loss. Alone it would
+    overshoot, as it goes on growing until E has arrived; the second term pushes back in proportion to the gap and damps
+    it.
+
+    `T_t` goes from the first step's E to `T` over the first `approach` of the planned steps, slowing down
+    quadratically. With `T` from the start, a far target lets latency alone choose, and saturate, every edge before the
+    task has had a say. It slows down because the last choices before `T` are those that matter most.
+
+    >>> controller = TargetController(50.0, rho=10.0, eta=0.25, approach=0.0)
+    >>> controller.applied(60.0)  # rho (60 - 50) / 50
+    2.0
+    >>> controller.update(60.0)
+    >>> controller.multiplier  # eta (60 - 50) / 50
+    0.05
+    >>> controller.applied(50.0)  # the gap is closed; what was learned stays
+    0.05
 
     Args:
         target: `T`.
@@ -145,23 +168,24 @@ class TargetController:
         self.planned = 0
 
     def plan(self, steps: int) -> None:
-        """Tell how many architecture steps the search will take."""
+        """Note how many architecture steps the search will take."""
         self.planned = steps
 
     def present_target(self, expected: float) -> float:
-        """`T_t`."""
+        """Return `T_t`."""
         ramp = self.approach * self.planned
         if self.step >= ramp:
             return self.target
+        # Before the first update `T_t` is the present E itself: the first step has no gap.
         start = expected if self.start is None else self.start
         return self.target + (start - self.target) * (1 - self.step / ramp) ** 2
 
     def gap(self, expected: float) -> float:
-        """`(E - T_t) / T`."""
+        """Return `(E - T_t) / T`."""
         return (expected - self.present_target(expected)) / self.target
 
     def applied(self, expected: float) -> float:
-        """`lambda_t + rho (E - T_t)/T`."""
+        """Return `lambda_t + rho (E - T_t)/T`."""
         return self.multiplier + self.rho * self.gap(expected)
 
     def coefficients(self, expected: float, task_loss: float) -> tuple[float, float]:
@@ -181,7 +205,7 @@ class TargetController:
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier, and where the approach stands."""
+        """Return the multiplier, and where the approach stands."""
         return {"multiplier": self.multiplier, "start": self.start, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -190,7 +214,7 @@ class TargetController:
 
 
 def against_the_others(rewards: Tensor) -> Tensor:
-    """Each of `M` rewards less the mean of the other `M - 1`."""
+    """Return each of `M` rewards less the mean of the other `M - 1`."""
     return rewards - (rewards.sum() - rewards) / (rewards.numel() - 1)
 
 
@@ -208,14 +232,15 @@ class MovingBaseline:
         self.value: float | None = None
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """`R_j - b` for each of `M` rewards; then moves the average."""
+        """Return `R_j - b` for each of `M` rewards, then move the average."""
         mean = scalar(rewards.mean())
+        # The average moves after use: a baseline that held the present rewards would shrink the gradient by 1 - 1/M.
         advantages = against_the_others(rewards) if self.value is None else rewards - torch.tensor(self.value)
         self.value = mean if self.value is None else self.decay * self.value + (1 - self.decay) * mean
         return advantages
 
     def state_dict(self) -> dict[str, Any]:
-        """The average."""
+        """Return the average."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -231,15 +256,15 @@ class LeaveOneOutBaseline:
     """
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """See `against_the_others`."""
+        """Return `against_the_others`."""
         return against_the_others(rewards)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Return nothing: there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Do nothing: there is no state."""
 
 
 _LOSSES = {"target": TargetController, "add_linear": AddLinear, "mul_log": MulLog, "expected": Expected}
@@ -249,14 +274,14 @@ _REWARDS = {"target": TargetController, "paper": PaperReward, "absolute": Absolu
 def make_objective(
     name: str, *, rule: str, target: float | None, minimum: float | None = None, **options: float
 ) -> Any:
-    """The objective of a rule.
+    """Build the objective of a rule.
 
     Args:
         name: `target`, or for the gradient rule `add_linear`, `mul_log`, `expected`, and for REINFORCE `paper`,
             `absolute`, `hard`; `none` leaves latency out.
         rule: `gradient` or `reinforce`.
         target: `T`; None leaves latency out where the objective is `target` or `none`.
-        minimum: Latency of the space's fastest subnet.
+        minimum: Cost of the space's cheapest subnet.
         **options: The objective's own coefficients.
 
     Raises:
@@ -270,13 +295,13 @@ def make_objective(
     if name not in known:
         raise ConfigError(f"objective {name!r} does not exist for the {rule} rule; it has {', '.join(known)}, none")
     if target is None:
-        raise ConfigError(f"objective {name!r} needs a latency target; give target_ms or target")
+        raise ConfigError(f"objective {name!r} needs a latency target, but there is none; give one")
     if name == "mul_log" and (target <= 1 or minimum is None or minimum <= 1):
         raise ConfigError(
             f"objective mul_log takes logarithms of milliseconds and turns its sign under 1 ms, but the target is "
-            f"{target:.4g} and the fastest subnet {0 if minimum is None else minimum:.4g} ms; use 'target'"
+            f"{target:.4g} and the cheapest subnet {0 if minimum is None else minimum:.4g} ms; use 'target'"
         )
     try:
         return known[name](target, **options)
     except TypeError as error:
-        raise ConfigError(f"unknown option for the objective {name!r}: {error}") from error
+        raise ConfigError(f"unknown option for the objective {name!r}: {error}; remove it") from error

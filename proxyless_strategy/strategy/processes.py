@@ -21,21 +21,25 @@ BUFFERS_OPTION = next(
 """DDP's option that copies buffers before every forward pass; newer torch versions renamed it."""
 
 _ended = False
+# State of the process and not of a search: the further processes of a DDP search are copies of the script that exit at
+# its end, so that a second search in the same script would wait for processes that will not come.
 
 
 def prepare(strategy: Any) -> None:
     """Set a Lightning strategy's options for a search, so that its user need not know them.
 
-    One path per step leaves most parameters without gradients, other ones each time; running statistics are never
-    used, and an architecture step must not write any. Batch norms are synchronised by timm's conversion.
+    Each step trains one path, so a different set of parameters lacks gradients each time: DDP must look for them, and
+    may not assume a static graph, or it waits for gradients that never come. Running statistics are never used, and an
+    architecture step must not write any, so that no buffer is sent. Batch norms are synchronised by timm's conversion.
 
     Args:
         strategy: `trainer.strategy`; only `DDPStrategy` has anything to set.
     """
     if not isinstance(strategy, DDPStrategy):
         return
+    # Lightning has no public way to change a strategy's options once the user's Trainer has made it.
     options = strategy._ddp_kwargs
-    options.pop("broadcast_buffers", None)
+    options.pop("broadcast_buffers", None)  # newer torch warns of both names at once
     options.update({"find_unused_parameters": True, "static_graph": False, BUFFERS_OPTION: False})
     if isinstance(strategy._layer_sync, TorchSyncBatchNorm):
         strategy._layer_sync = TimmSyncBatchNorm()
@@ -58,12 +62,12 @@ def averaged(value: Tensor, trainer: Any) -> Tensor:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that a user started, and not one that joined its search."""
+    """Return whether this is the process that a user started, and not one that joined its search."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def launched() -> bool:
-    """Whether this process has already run a search on several processes."""
+    """Return whether this process has already run a search on several processes."""
     return _ended
 
 
@@ -77,6 +81,7 @@ def end_processes(strategy: Any) -> None:
     if not isinstance(strategy, DDPStrategy):
         return
     _ended = True
+    # Should one end earlier, the others would fail in what they still have to say to it.
     strategy.barrier()
     torch.distributed.destroy_process_group()
     if strategy.global_rank != 0:

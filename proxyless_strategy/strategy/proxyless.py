@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot, else NNI's public strategies become stubs
 import torch
-from nni.mutable import frozen_context
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
@@ -43,7 +42,7 @@ class ProxylessStrategy(OneShotStrategy):
     >>> strategy = ProxylessStrategy(cost=macs_model(costs.fixed, costs.edges), target_share=0.5, warmup_epochs=10)
     >>> network = strategy.mutate_model(space.build(num_classes=10, in_chans=1))
     >>> print(f"{strategy.target:.3f} {strategy.cost.unit}, {len(strategy.architecture.edges)} edges")
-    XXX
+    2.911 M MACs, 6 edges
 
     Args:
         rule: `gradient` (Proxyless-G) or `reinforce` (Proxyless-R).
@@ -182,7 +181,7 @@ class ProxylessStrategy(OneShotStrategy):
     # ---- the space ---------------------------------------------------------------------------------------------
 
     def default_mutation_hooks(self) -> list[Any]:
-        """Gated forms of LayerChoice, InputChoice, Repeat and Cell; anything else that can be chosen is refused."""
+        """Return the hooks that gate LayerChoice, InputChoice, Repeat and Cell, and refuse other choices."""
         return [self.paths_of_space.hook, refuse]
 
     def mutate_model(self, model: Any) -> Any:
@@ -194,8 +193,7 @@ class ProxylessStrategy(OneShotStrategy):
         if not isinstance(model, ModelSpace):
             raise UnsupportedSpaceError(f"the space must be an NNI ModelSpace, but is {type(model).__name__}")
         check_mutables(model)
-        with frozen_context():
-            mutated = super().mutate_model(model)
+        mutated = super().mutate_model(model)
         edges = self.paths_of_space.edges
         if not edges:
             raise UnsupportedSpaceError(f"{type(model).__name__} has nothing to choose; add a LayerChoice")
@@ -231,7 +229,7 @@ class ProxylessStrategy(OneShotStrategy):
             )
 
     def cost_matrix(self) -> tuple[torch.Tensor, float]:
-        """Own cost of each candidate, `L x N` float64 in the matrix's order, and the fixed part.
+        """Return each candidate's own cost, `L x N` float64 in the matrix's order, and the fixed part.
 
         Raises:
             ConfigError: An edge or a candidate of the space has no cost.
@@ -248,13 +246,11 @@ class ProxylessStrategy(OneShotStrategy):
         for row, edge in enumerate(architecture.edges):
             options = known.get(edge.label)
             if options is None:
-                raise ConfigError(
-                    f"the latency model knows nothing of the edge {edge.label!r}; it has {', '.join(known)}"
-                )
+                raise ConfigError(f"the costs know nothing of the edge {edge.label!r}; they have {', '.join(known)}")
             for column, candidate in enumerate(edge.candidates):
                 if str(candidate) not in options:
                     raise ConfigError(
-                        f"the latency model has no candidate {candidate!r} at {edge.label}; it has {', '.join(options)}"
+                        f"the costs have no candidate {candidate!r} at {edge.label}; they have {', '.join(options)}"
                     )
                 costs[row, column] = options[str(candidate)]
         return costs, float(self.cost.fixed)
@@ -304,7 +300,7 @@ class ProxylessStrategy(OneShotStrategy):
         return self._trainer.global_rank, self._trainer.world_size
 
     def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        """The training loader, in an order that is a function of (seed, epoch); validation batches come lazily."""
+        """Return the training loader, in an order that is a function of (seed, epoch); validation comes lazily."""
         module = cast(SearchModule, self._module)
 
         def seeded(factory: Callable[[], Any], stream: int) -> SeededLoader:
@@ -315,7 +311,7 @@ class ProxylessStrategy(OneShotStrategy):
         return module.train_batches
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        """The evaluator's validation loader: the derived subnet is validated on it."""
+        """Return the evaluator's validation loader, on which the derived subnet is validated."""
         return val_dataloader_fn()
 
     def search(self, space: Any, evaluator: Any, *, ckpt_path: Any = None) -> SearchModule:
@@ -332,10 +328,11 @@ class ProxylessStrategy(OneShotStrategy):
         supernet = self.mutate_model(space)
         wrapped = self.mutate_evaluator(evaluator)
         if ckpt_path is not None:
+            # NNI resumes by itself only what it saved at the start or the end of an experiment; Lightning anything.
             wrapped.fit_kwargs = {**wrapped.fit_kwargs, "ckpt_path": str(ckpt_path)}
         wrapped.evaluate(supernet)
         module = self.searched
-        module.choose()  # a checkpoint of the last epoch leaves nothing to train
+        module.choose()  # a checkpoint of the last epoch leaves nothing to train, so that no hook has done it
         return module
 
     # ---- results -----------------------------------------------------------------------------------------------
@@ -354,15 +351,15 @@ class ProxylessStrategy(OneShotStrategy):
         return self.searched.derive() if target is None else self.searched.deriver().within(target)
 
     def derive_curve(self, points: int = 20) -> list[Derived]:
-        """The whole trade-off between cost and probability that one search found, fastest first."""
+        """Return the trade-off between cost and probability that one search found, the cheapest subnet first."""
         return self.searched.deriver().curve(points)
 
     def export(self) -> dict[str, Any]:
-        """NNI's sample of the derived subnet; two exports of one search are equal."""
+        """Return NNI's sample of the derived subnet; two exports of one search are equal."""
         return self.searched.export()
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """The derived subnet, frozen; with the supernet's weights where `freezing_keeps_weights`."""
+        """Yield the derived subnet, frozen; with the supernet's weights where `freezing_keeps_weights`."""
         self.oneshot_module.set_model(self.supernet)
         yield cast(RawFormatModelSpace, self.model_space).freeze(self.export())
 

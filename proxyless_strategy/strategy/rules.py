@@ -33,7 +33,7 @@ class Problem:
         fixed: Cost of what every subnet has.
         objective: A `LatencyLoss` or `LatencyReward`.
         seed: The search's seed.
-        reduce: Averages a host tensor over all processes.
+        reduce: Averages a tensor over all processes; the identity on one.
     """
 
     supernet: Supernet
@@ -74,7 +74,7 @@ def run_task(task: Callable[[], Tensor]) -> Tensor:
         return task()
     except RuntimeError as error:
         # Autograd itself refuses the change, but by the name of a function that no user has written.
-        if Passed.__name__ in str(error):
+        if f"of {Passed.__name__} is a view" in str(error):
             raise UnsupportedSpaceError(CHANGED_IN_PLACE) from error
         raise
 
@@ -125,13 +125,18 @@ class GradientUpdate:
                 for edge, a in zip(architecture.edges, active.tolist(), strict=True)
             ]
         with problem.supernet.running(pairs.active.tolist(), others) as plan:
+            # Weights require no gradient in this step, so that the backward pass serves the taps of `gated` alone.
             loss = run_task(task)
             (loss if scale is None else loss * scale).backward()
         measured, task_loss = self._transfer(plan.differences, others, loss, scale, problem, shape)
         entropy = gates.scalar(gates.entropy(p).mean())
+        # An edge inside a candidate that did not run was not measured: its pair moves no alpha.
         reached = torch.tensor([row in plan.visited for row in range(shape[0])])
         task_scale, slope = objective.coefficients(expected, task_loss)
         total = architecture.total_costs(p, problem.costs)
+        # The latency term enters the same pair's gate gradients. Over all N candidates it would weigh too much beside a
+        # task gradient of two: the expected gradient of a pair is a fraction of the full softmax's, another one for
+        # each pair.
         if self.paths == "two":
             pairs = gates.Pairs(pairs.active, pairs.second.masked_fill(~reached, -1))
             gradient = self._two(alpha, mask, p, pairs, task_scale * measured[:, 0], slope * total, problem)
@@ -150,15 +155,20 @@ class GradientUpdate:
         problem: Problem,
         shape: tuple[int, ...],
     ) -> tuple[Tensor, float]:
-        """All inner products and the loss in one transfer; `L x K` of them, with K others at most."""
+        """Return all inner products, `L x K` with at most K others, and the loss, in one transfer from the device.
+
+        Each transfer waits for the device, so that one for each edge would hold up the step L times.
+        """
         width = max((len(options) for options in others), default=1) or 1
         measured = torch.zeros(shape[0], width, dtype=torch.float64)
         rows = sorted(differences)
         scalars = [value for row in rows for value in differences[row]]
+        # Edges may run in different precisions; float64 holds them all.
         if len({value.dtype for value in scalars}) > 1:
             scalars = [value.double() for value in scalars]
         ends = [loss.detach().double()] + ([scale.double()] if scale is not None else [])
         host = torch.cat([torch.stack(scalars).double(), torch.stack(ends)] if scalars else [torch.stack(ends)]).cpu()
+        # dL/dy carries the loss scale, latency does not.
         divisor = gates.scalar(host[-1]) if scale is not None else 1.0
         values, task_loss = host[: len(scalars)] / divisor, gates.scalar(host[len(scalars)])
         counts = [len(differences[row]) for row in rows]
@@ -179,8 +189,10 @@ class GradientUpdate:
     ) -> Tensor:
         rows = torch.arange(alpha.shape[0])
         if self.estimator == "paper":
+            # G_a - G_b = <dL/dy, o_a - o_b> + lambda (F_a - F_b), Eq. 4 on the pair (section 3.2.1).
             gap = latency[rows, pairs.active] - latency[rows, pairs.second.clamp(min=0)]
             return gates.pair_gradient(alpha, mask, pairs, difference + gap, estimator="paper")
+        # The task's pair is already unbiased, so that the latency of all candidates, which is known, can be exact.
         dense = gates.softmax_gradient(p, latency) * problem.architecture.reach(p)[:, None]
         return gates.pair_gradient(alpha, mask, pairs, difference, estimator="unbiased") + dense
 
@@ -194,6 +206,7 @@ class GradientUpdate:
         problem: Problem,
         reached: Tensor,
     ) -> Tensor:
+        # Gate gradients relative to the active candidate's: the softmax Jacobian removes a common constant.
         relative = torch.zeros_like(p)
         rows = np.repeat(np.arange(len(others)), [len(options) for options in others])
         candidates = [candidate for options in others for candidate in options]
@@ -203,11 +216,11 @@ class GradientUpdate:
         return gates.softmax_gradient(p, gate) * reached[:, None]
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Return nothing: there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Do nothing: there is no state."""
 
 
 class ReinforceUpdate:
@@ -257,12 +270,13 @@ class ReinforceUpdate:
             return Outcome(None, expected, entropy, None, float("nan"))
         gradient = gates.reinforce_gradient(p, drawn, self.baseline.advantages(rewards), active)
         total = architecture.total_costs(p, problem.costs)
+        # -dE[R]/dalpha of a latency term that is linear in LAT: exact, instead of from M samples.
         latency_gradient = gates.softmax_gradient(p, objective.reward_slope(expected) * total)
         gradient = gradient + latency_gradient * architecture.reach(p)[:, None]
         return Outcome(gradient, expected, entropy, None, gates.scalar(accuracy.mean()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The baseline."""
+        """Return the baseline's state."""
         return self.baseline.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -294,11 +308,13 @@ def apply_outcome(
     if outcome.gradient is None:
         return
     before = alpha.detach().clone()
+    # By hand, as no graph leads to alpha; and gone after it, so that no other step of Lightning's finds it.
     alpha.grad = outcome.gradient.to(device=alpha.device, dtype=alpha.dtype)
     optimizer.step()
     alpha.grad = None
     with torch.no_grad():
         if outcome.pairs is None:
+            # Every candidate has moved: whatever is too far under the edge's best is brought back.
             top = gates.logits(alpha, architecture.mask).amax(-1, keepdim=True)
             alpha.copy_(torch.where(architecture.mask, alpha.clamp(min=top - span), alpha))
         else:
@@ -307,12 +323,15 @@ def apply_outcome(
 
 
 def alpha_optimizer(architecture: ArchitectureParameters, learning_rate: float) -> torch.optim.Optimizer:
-    """Adam with betas (0.0, 0.999), no weight decay: an alpha with zero gradient must not move."""
+    """Return Adam with betas (0.0, 0.999), no weight decay: an alpha with zero gradient must not move.
+
+    With the usual beta1 = 0.9, an alpha outside of a step's pairs would go on moving by momentum.
+    """
     return torch.optim.Adam([architecture.alpha], lr=learning_rate, betas=(0.0, 0.999))
 
 
 def derived_learning_rate(rule: str, steps: int, candidates: int, *, dense: bool = False) -> float:
-    """Adam's rate such that an alpha can travel far enough over the search.
+    """Return Adam's rate such that an alpha can travel far enough over the search.
 
     Adam with beta1 = 0 moves an alpha by at most the rate at each of its updates. With pairs an alpha takes part in
     about `2 S / N` of `S` steps, otherwise in all of them. The gradient rule is given 8 logits of travel

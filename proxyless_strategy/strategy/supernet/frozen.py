@@ -52,13 +52,13 @@ def one_path_copy(network: nn.Module, supernet: Supernet, choice: Sequence[int],
 
 
 def freezing_keeps_weights(network: nn.Module) -> bool:
-    """Whether NNI's `freeze` leaves the weights as they are, in every module of a mutated space."""
+    """Return whether NNI's `freeze` leaves the weights as they are, in every module of a mutated space."""
     keeping = [kind.freeze for kind in (MutableModule, LayerChoice, InputChoice, Repeat, BinaryGateCell)]
     return all(type(module).freeze in keeping for module in network.modules() if isinstance(module, MutableModule))
 
 
 def frozen_copy(network: nn.Module, sample: dict[str, Any]) -> nn.Module:
-    """A copy of the frozen network, with the weights of the chosen candidates alone where `freezing_keeps_weights`.
+    """Return a copy of the frozen network, with its own weights alone where `freezing_keeps_weights`.
 
     NNI's `freeze` copies every module that holds a choice once for each level above it, all candidates included. Where
     layers are all that is chosen, this copies what stays, once.

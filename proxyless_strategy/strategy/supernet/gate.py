@@ -1,4 +1,10 @@
-"""Run an edge's active candidate, and measure others beside it."""
+"""Run an edge's active candidate, and measure others beside it.
+
+Where gates stand on whole candidates, `y = sum_k g_k o_k(x)` (Eq. 3), the gate gradient is `dL/dg_k = <dL/dy, o_k>`
+(section 3.2 of arXiv 1812.00332): it needs the other candidates' outputs, but neither their graphs nor their part in
+`y`. So only the active candidate builds a graph, others run without one, and `<dL/dy, o_active - o_k>` is taken when
+the backward pass comes by.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,9 @@ from hardware.errors import UnsupportedSpaceError
 
 class RunPlan:
     """What the network runs: one candidate per edge, and which other candidates are measured beside it.
+
+    An argument of one run and not a state of the layers: a mode kept in them would leak into the next step if this one
+    failed.
 
     Attributes:
         active: Candidate index per edge.
@@ -34,7 +43,8 @@ class RunPlan:
         self.saved_bytes = 0
 
     def record(self, edge: int, values: list[Tensor]) -> None:
-        """Add the inner products of one layer."""
+        """Add the inner products of one layer, a scalar for each of the edge's others."""
+        # Layers that share a label share the gate, whose gradient is the sum of theirs.
         found = self.differences.get(edge)
         self.differences[edge] = values if found is None else [a + b for a, b in zip(found, values, strict=True)]
 
@@ -60,6 +70,8 @@ class StepMode(Protocol):
 class PathSelector:
     """Holds the plan of the run that is under way; shared by all layers of one supernet.
 
+    NNI's spaces call their layers with inputs alone, so that a plan cannot be handed down as an argument.
+
     Attributes:
         plan: The plan; None outside `Supernet.running`.
         mode: The mode of an architecture step that is under way; None in a weight step.
@@ -70,10 +82,11 @@ class PathSelector:
         self.mode: StepMode | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
+        # A copy of the supernet (`OnePath`) runs under the same `Supernet.running`, which knows this object alone.
         return self
 
     def current(self, label: str) -> RunPlan:
-        """The plan.
+        """Return the plan.
 
         Raises:
             RuntimeError: The network runs outside `Supernet.running`.
@@ -113,14 +126,20 @@ def _all_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
-    """`<dL/dy, d>` in float32 or better, in one pass over both."""
+    """Return `<dL/dy, d>` in float32 or better, a scalar on the device, in one pass over both."""
+    # A sum of millions of products has no digits left in 16 bits.
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient, difference = gradient.float(), difference.float()
     return torch.dot(gradient.reshape(-1), difference.reshape(-1))
 
 
 class Passed(torch.autograd.Function):
-    """An input that a candidate passes on as its output, with a gradient of its own; in-place changes are refused."""
+    """An input that a candidate passes on as its output, with a gradient of its own; in-place changes are refused.
+
+    A hook on the input itself would see the gradients of all its users, and the layer's own output is but one of them.
+    Autograd refuses in-place changes of a view that a custom function returned. That is wanted: in a plain view such a
+    change would replace the gradient function that the hook stands at, and the gate gradient would be lost in silence.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -132,7 +151,17 @@ class Passed(torch.autograd.Function):
 
 
 class _Tap:
-    """Turns the gradients of one layer's outputs into gate-gradient differences, as they come."""
+    """Turns the gradients of one layer's outputs into gate-gradient differences, as they come.
+
+    The outputs of one layer get their gradients at different times of the backward pass. One that the loss does not
+    depend on gets none, and adds nothing.
+
+    Args:
+        plan: Where the differences are recorded.
+        edge: The edge's index.
+        count: Outputs of the layer.
+        compare: Gives `o_active - o_k` of each other k and each output.
+    """
 
     def __init__(self, plan: RunPlan, edge: int, count: int, compare: Callable[[], list[Sequence[Tensor]]]):
         self.plan = plan
@@ -144,11 +173,12 @@ class _Tap:
     def hook(self, position: int) -> Callable[[Tensor], None]:
         def collect(gradient: Tensor) -> None:
             self.missing -= 1
+            # Autograd runs hooks without gradients unless the caller creates a graph; a comparison never needs one.
             with torch.no_grad():
                 self.found = self.found or self.compare()
                 self.plan.record(self.edge, [_inner(gradient, differences[position]) for differences in self.found])
             if self.missing == 0:
-                self.found = []
+                self.found = []  # frees the maps of this edge before the backward pass reaches the one before
 
         return collect
 
@@ -181,7 +211,7 @@ def gated(
         return output
     plan.visited.add(edge)
     outputs = _tensors(output)
-    detached = [tensor.detach() for tensor in outputs]
+    detached = [tensor.detach() for tensor in outputs]  # differences need values alone
 
     def difference(candidate: int) -> list[Tensor]:
         with plan.not_measuring():
@@ -189,15 +219,18 @@ def gated(
 
     given = list(_all_tensors(inputs))
     if len(others) <= eager_limit:
+        # One other: its difference takes no more memory than the active output that a later comparison would need.
         ready = [difference(candidate) for candidate in others]
-        detached.clear()
         plan.saved_bytes += sum(d.numel() * d.element_size() for ds in ready for d in ds)
         tap = _Tap(plan, edge, len(outputs), lambda: ready)  # type: ignore[arg-type,return-value]
     else:
+        # Many others: N - 1 differences at every edge would take as much memory as all paths at once do.
         versions = [[tensor._version for tensor in tensors] for tensors in (given, detached)]
 
         def rerun() -> list[Sequence[Tensor]]:
             nonlocal detached
+            # What follows may have written into these tensors since; torch counts the writes. A changed output can be
+            # computed anew, a changed input cannot be had back.
             before, after = versions
             if [tensor._version for tensor in given] != before:
                 raise UnsupportedSpaceError(CHANGED_IN_PLACE)
@@ -210,11 +243,15 @@ def gated(
     gated_outputs = []
     for position, tensor in enumerate(outputs):
         if not tensor.requires_grad:
+            # No weight and, at the first edge, no input requires a gradient. A zero that does makes dL/dy come by; the
+            # sum is a new tensor, so that the candidate's own is not written to.
             tapped = tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+        # A skip returns its very input. A hook on that, on a leaf or on a view of either would see gradients of others.
         elif tensor._is_view() or tensor.is_leaf or any(tensor is item for item in given):
             tapped = cast(Tensor, Passed.apply(tensor))
         else:
             tapped = tensor
+        # Registered now, the hook gets the gradient of the value as of now, even where what follows writes into it.
         tapped.register_hook(tap.hook(position))
         gated_outputs.append(tapped)
     return gated_outputs[0] if isinstance(output, Tensor) else type(output)(gated_outputs)

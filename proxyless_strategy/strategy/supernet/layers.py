@@ -25,15 +25,15 @@ class GatedModule(BaseSuperNetModule):
         self.selector = selector
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Nothing: paths are given by `Supernet.running`, never drawn by a layer."""
+        """Return nothing: paths are given by `Supernet.running`, never drawn by a layer."""
         return {}
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Nothing: the strategy exports from the architecture matrix."""
+        """Return nothing: the strategy exports from the architecture matrix."""
         return {}
 
     def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Nothing: see `ArchitectureParameters.probabilities`."""
+        """Return nothing: see `ArchitectureParameters.probabilities`."""
         return {}
 
 
@@ -45,6 +45,7 @@ class BinaryGateLayer(LayerChoice, GatedModule):
 
         def run(candidate: int) -> Any:
             module = cast(nn.Module, self._modules[str(self.names[candidate])])
+            # The flags of this candidate alone: a step then pays for what runs, however many candidates there are.
             mode = self.selector.mode
             if mode is None:
                 return module(*args, **kwargs)
@@ -83,6 +84,7 @@ class BinaryGateRepeat(Repeat, GatedModule):
 
         def run(candidate: int) -> Any:
             y, depth = x, self.depths[candidate]
+            # The first `depth` blocks, as NNI's `freeze` keeps. (NNI's own supernet skips blocks anywhere.)
             for block in list(self.blocks)[:depth]:
                 y = block(y)
             if depth == 1 and self.first_cell_transformation is not None:
@@ -104,7 +106,7 @@ class BinaryGateCell(GatedModule):
 
     def __init__(self, cell: Cell):
         super().__init__()
-        self._cell = [cell]
+        self._cell = [cell]  # in a list, so that nn.Module registers neither the cell nor its parameters
         self.preprocessor, self.postprocessor = cell.preprocessor, cell.postprocessor
         self.layers = nn.ModuleList()
         self.choices: list[tuple[LayerChoice, InputChoice]] = []
@@ -144,7 +146,7 @@ class BinaryGateCell(GatedModule):
         return gated(plan, operator_edge, operate, inputs=states)
 
     def freeze(self, sample: dict[str, Any]) -> Cell:
-        """NNI's fixed cell, with this cell's weights."""
+        """Return NNI's fixed cell, with this cell's weights."""
         old = self._cell[0]
         with model_context(sample):
             cell = Cell(

@@ -23,7 +23,7 @@ from .layers import BinaryGateCell, BinaryGateInput, BinaryGateLayer, BinaryGate
 class Supernet:
     """A model space whose choices run under an explicit plan.
 
-    Build it with `Supernet.mutate_hooks` through NNI's traversal (see `ProxylessStrategy.mutate_model`).
+    NNI's traversal of a space fills it, by `Supernet.hook` (see `ProxylessStrategy.mutate_model`).
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,7 @@ class Supernet:
                     f"the label {label!r} is shared by choices with different candidates: {list(known.candidates)} "
                     f"and {list(candidates)} (at {name}); give one of them another label"
                 )
+            # Shared by layers in different places, it matters wherever one of them is reached: taken as always.
             if known.parent != parent:
                 self.edges[index] = Edge(label, known.candidates, None, as_list)
             return index
@@ -74,7 +75,9 @@ class Supernet:
         self._paths[name] = (edge, frozenset(candidates))
 
     def hook(self, module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-        """NNI mutation hook: replaces a choice by its gated form."""
+        """Replace a choice by its gated form; an NNI mutation hook."""
+        # Each kind is asked for by `type() is`: a subclass may have a forward of its own, which the gated form would
+        # drop. What no hook replaces, `refuse` names.
         if isinstance(module, GatedModule):
             return True
         if type(module) is LayerChoice:
@@ -175,7 +178,7 @@ def check_mutables(space: ModelSpace) -> None:
 
 
 def refuse(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> bool:
-    """NNI mutation hook, the last one: refuses what no other hook has replaced and still has something to choose.
+    """Refuse what no other hook has replaced and still has something to choose; NNI's last mutation hook.
 
     Raises:
         UnsupportedSpaceError: A Cell merges its loose ends, or a layer has a choice in its own arguments.

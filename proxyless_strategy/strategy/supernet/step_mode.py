@@ -12,7 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .layers import BinaryGateLayer
 
 _INDIFFERENT = (nn.Conv2d, nn.Linear, nn.Sequential, nn.Identity, nn.ReLU, nn.ReLU6, nn.AvgPool2d, nn.MaxPool2d)
-"""Modules, not counting their children, that do the same in training and in evaluation mode."""
+"""Modules, not counting their children, that do the same in training and in evaluation mode.
+
+Most of a network are such modules, and leaving their flags alone leaves less to change.
+"""
 
 
 class _Quiet:
@@ -34,7 +37,7 @@ class _Quiet:
             self.parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
 
     def on(self) -> _Quieted:
-        """Change the flags; every one of them is restored on any exit."""
+        """Return a context that changes the flags; every one of them is restored on any exit."""
         return _Quieted(self)
 
 
@@ -48,14 +51,18 @@ class _Quieted:
 
     def __enter__(self) -> None:
         of = self.of
-        # without gradients no graph is built, so that it does not matter which parameters require one
+        # Without gradients no graph is built, so that it does not matter which parameters require one.
         self.trainable = [p for p in of.parameters if p.requires_grad] if torch.is_grad_enabled() else []
         self.training = [module for module in of.others if module.training]
         self.norms = [(norm, norm.track_running_stats) for norm in of.norms if norm.training]
         for parameter in self.trainable:
             parameter.requires_grad_(False)
+        # Written to the dictionary: nn.Module's __setattr__ first looks through parameters, buffers and modules, which
+        # adds up in a step over hundreds of edges.
         for module in self.training:
             module.__dict__["training"] = False
+        # A norm in training mode without tracking uses batch statistics and writes no buffer. Momentum 0 would do the
+        # first, but still count batches.
         for norm, _ in self.norms:
             norm.__dict__["track_running_stats"] = False
 
@@ -69,7 +76,7 @@ class _Quieted:
 
 
 def _outside_candidates(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
-    """A module and those in it, without the candidates of gated layers."""
+    """Yield a module and those in it, without the candidates of gated layers."""
     seen = set() if seen is None else seen
     if module in seen:
         return
@@ -85,7 +92,8 @@ class ArchitectureStepMode:
 
     Batch norm uses batch statistics and writes no buffer (one that was frozen in evaluation mode stays so);
     everything else is in evaluation mode (no dropout, no drop-path); weights do not require grad, so that their
-    gradients are never computed. The flags of a gated layer's candidate change while that candidate runs: what runs
+    gradients are never computed and no buffer moves: an architecture step moves alpha alone, and takes less time than a
+    weight step. The flags of a gated layer's candidate change while that candidate runs: what runs
     is then all that a step pays for, however many candidates there are.
 
     Args:
@@ -113,5 +121,5 @@ class ArchitectureStepMode:
                     selector.mode = mode
 
     def quiet(self, candidate: nn.Module) -> _Quieted:
-        """The mode within one candidate of a gated layer, while it runs."""
+        """Return the mode within one candidate of a gated layer, while it runs."""
         return self._candidates[candidate].on()

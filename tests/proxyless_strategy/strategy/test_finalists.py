@@ -1,5 +1,6 @@
 """Finalists: which are compared, on what, and what the comparison leaves alone."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,8 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hardware.errors import DataError
-from proxyless_strategy.strategy.finalists import but_last
+from proxyless_strategy.strategy.derivation import Derived
+from proxyless_strategy.strategy.finalists import BATCHES, but_last, mean_losses, ranked
 from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.tiny import RULES, assert_equal_states, final_state
 
@@ -148,3 +150,26 @@ def test_the_last_batch_may_be_too_small_for_batch_statistics(count, kept):
     assert list(but_last(range(count))) == list(range(kept))
     with pytest.raises(DataError, match="no batch"):
         list(but_last([]))
+
+
+def subnets(count):
+    return [Derived((index,), float(index), -float(index)) for index in range(count)]
+
+
+def test_ranking_puts_the_least_loss_first_and_keeps_the_order_of_equals():
+    found = subnets(5)
+    losses = [2.0, math.nan, 1.0, 1.0, math.inf]
+    assert [finalist.derived.choice[0] for finalist in ranked(found, losses)] == [2, 3, 0, 1, 4]
+
+
+def test_losses_are_means_over_the_same_batches_and_never_of_the_last():
+    seen = []
+
+    def loss(derived, batch, index):
+        seen.append((derived.choice[0], index))
+        return derived.cost + batch
+
+    assert mean_losses(subnets(2), [1.0, 3.0, 500.0], loss).tolist() == [2.0, 3.0]
+    assert seen == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    endless = itertools.chain([0.0] * BATCHES, itertools.repeat(500.0))
+    assert mean_losses(subnets(1), endless, loss).tolist() == [0.0]

@@ -5,6 +5,7 @@ import torch
 from nni.nas.experiment import NasExperiment
 
 from hardware.errors import ConfigError, TargetError
+from proxyless_strategy.strategy.options import announce
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from search_spaces import get_space
 from tests.proxyless_strategy import tiny
@@ -49,3 +50,36 @@ def test_it_runs_as_an_nni_experiment(tmp_path, monkeypatch):
     assert sample == strategy.export()
     (model,) = experiment.export_top_models(formatter="instance")
     assert model(torch.randn(2, 1, 6, 6)).shape == (2, 3)
+
+
+def test_a_share_of_the_range_becomes_absolute_once_the_space_is_known():
+    """The cheapest subnet takes 1 for what is fixed and 1 for the first edge, the dearest 1 + 3 x 4."""
+    strategy = ProxylessStrategy(cost=tiny.costs(), target_share=0.25)
+    assert strategy.target is None
+    strategy.mutate_model(tiny.TinySpace())
+    assert strategy.target == 2 + 0.25 * (13 - 2)
+    with pytest.raises(RuntimeError, match="nothing was searched"):
+        _ = strategy.searched
+
+
+def test_a_target_that_may_have_been_meant_as_a_share_says_so():
+    with pytest.raises(TargetError, match=r"target 0.5 ms is below .* given as target_share=0.5"):
+        ProxylessStrategy(cost=tiny.costs(), target=0.5).mutate_model(tiny.TinySpace())
+    with pytest.raises(TargetError) as low:
+        ProxylessStrategy(cost=tiny.costs(), target=1.5).mutate_model(tiny.TinySpace())
+    assert "target_share" not in str(low.value)
+    small = tiny.costs()
+    small.costs, small.fixed = small.costs / 100, 0.01
+    with pytest.warns(UserWarning, match=r"target 0.5 ms is above the dearest .* given as target_share=0.5"):
+        ProxylessStrategy(cost=small, target=0.5).mutate_model(tiny.TinySpace())
+
+
+def test_the_former_name_of_derives_target_goes_on_working():
+    announce.cache_clear()
+    strategy = tiny.searched(epochs=3)
+    with pytest.warns(FutureWarning, match="budget_ms is now called target") as said:
+        former = strategy.derive(budget_ms=3.0)
+    assert said[0].filename == __file__
+    assert former == strategy.derive(3.0) == strategy.derive(target=3.0)
+    with pytest.raises(ConfigError, match=r"budget_ms = 3.0 and target = 4.0"):
+        strategy.derive(4.0, budget_ms=3.0)
