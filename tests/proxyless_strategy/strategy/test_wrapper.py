@@ -12,13 +12,10 @@ from tests.proxyless_strategy.tiny import RULES
 
 
 class Watch(Callback):
-    """Records alpha after every epoch and the supernet around validation."""
+    """Records the supernet around validation."""
 
     def __init__(self):
-        self.alphas, self.before, self.changed, self.models = [], None, [], []
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.alphas.append(pl_module.architecture.alpha.detach().clone())
+        self.before, self.changed, self.models = None, [], []
 
     def on_validation_start(self, trainer, pl_module):
         self.before = {k: v.clone() for k, v in pl_module.state_dict().items()}
