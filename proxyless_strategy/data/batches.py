@@ -19,7 +19,7 @@ class BatchKey(NamedTuple):
 
 
 class EpochBatches(Sampler[BatchKey]):
-    """The batches of an epoch, in an order that depends on (seed, epoch) alone.
+    """Give the batches of an epoch, in an order that depends on (seed, epoch) alone.
 
     It hands out whole batches, so its `DataLoader` has `batch_size=None`. Lightning calls `set_epoch` by itself.
 
@@ -57,7 +57,7 @@ class EpochBatches(Sampler[BatchKey]):
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Chooses the epoch of the next iteration, and the batch in it to start from (to resume within an epoch)."""
+        """Choose the epoch of the next iteration, and the batch in it to start from (to resume within an epoch)."""
         self.epoch = epoch
         self.start = start
 
@@ -65,12 +65,16 @@ class EpochBatches(Sampler[BatchKey]):
         return _divided(_divided(self.length, self.batch_size, self.drop_last), self.replicas, self.drop_last)
 
     def __iter__(self) -> Iterator[BatchKey]:
+        # A generator of its own, new for each epoch: one that ran on from epoch to epoch would have to be saved in
+        # every checkpoint, and the global one depends on whatever was drawn before.
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         else:
             order = np.arange(self.length)
         batches = _divided(self.length, self.batch_size, self.drop_last)
         for step in range(self.start, len(self)):
+            # The remainder starts again at the first batch: under DDP a process with a batch less would never join
+            # the last all-reduce, and the others would wait for it.
             number = (step * self.replicas + self.rank) % batches
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield BatchKey(self.seed, self.epoch, number, indices.tolist())

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset, default_collate
-from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
 
 from hardware.errors import DataError
 
 from ..seeds import isolated_seed, seeded
 from .batches import BatchKey
+from .transforms import cutout_transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ class TensorImages(Dataset):
         if not isinstance(key, BatchKey):
             images, labels = self._read(self.indices[key].reshape(1), torch.default_generator)
             return images[0], labels[0]
+        # One generator for the whole batch: its images are augmented together, in a few tensor operations.
         seed = np.random.SeedSequence((key.seed, key.epoch, key.number)).generate_state(1)[0]
         return self._read(self.indices[key.indices], torch.Generator().manual_seed(int(seed)))
 
@@ -68,23 +70,20 @@ class TensorImages(Dataset):
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
             images = images.float().div_(255).sub_(mean).div_(std)
         if self.cutout:
-            erase = _eraser(self.cutout, images.shape[-1])
+            erase = cutout_transform(self.cutout, images.shape[-1])
+            # RandomErasing takes no generator: it draws from torch's global one, which is seeded from ours.
             with isolated_seed(int(torch.randint(2**31, (), generator=generator))):
                 images = torch.stack([erase(image) for image in images])
         return images, self.labels[where]
 
 
-def _eraser(side: int, size: int) -> transforms.RandomErasing:
-    """Cutout: a square of `side` pixels somewhere within each image becomes 0, the mean."""
-    share = (side / size) ** 2
-    return transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0)
-
-
 def _random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift each of `B x C x H x W` images by up to an eighth of its side, over a border of zeros."""
     size = images.shape[-1]
     padding = size // 8
     padded = functional.pad(images, (padding,) * 4)
     top, left = torch.randint(2 * padding + 1, (2, len(images)), generator=generator)
+    # `unfold` views every window of the padded images without a copy; the indexing copies one of each.
     return padded.unfold(2, size, 1).unfold(3, size, 1)[torch.arange(len(images)), :, top, left]
 
 
@@ -105,7 +104,7 @@ class ItemImages(Dataset):
     @cached_property
     def targets(self) -> list[int]:
         """The label of every image, in order."""
-        return _labels_of(self.source)[np.asarray(self.indices)].tolist()
+        return labels_of(self.source)[np.asarray(self.indices)].tolist()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -115,6 +114,8 @@ class ItemImages(Dataset):
             return self._read(key)
         items = []
         for index in key.indices:
+            # The global generators are seeded, as a user's data set and torchvision's transforms draw from those; and
+            # for each image anew, so that neither the batch it comes in nor the worker that reads it matters.
             with seeded(key.seed, key.epoch, index):
                 items.append(self._read(index))
         return tuple(default_collate(items))
@@ -122,7 +123,7 @@ class ItemImages(Dataset):
     def _read(self, index: int) -> tuple[torch.Tensor, int]:
         try:
             image, label = self.source[self.indices[index]]
-        except OSError as error:
+        except OSError as error:  # Pillow's error for a broken picture is one, and does not name the file
             samples = getattr(self.source, "samples", None)
             name = samples[self.indices[index]][0] if samples else f"image {self.indices[index]}"
             raise DataError(f"cannot read {name}: {error}; replace or remove it") from error
@@ -130,8 +131,13 @@ class ItemImages(Dataset):
 
 
 @dataclass(frozen=True, eq=False)
-class _Pictures(Dataset):
-    """uint8 images in memory, seen as PIL images."""
+class MemoryPictures(Dataset):
+    """uint8 images in memory, seen as PIL images.
+
+    Attributes:
+        images: `B x C x H x W`.
+        labels: `B` class numbers.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -140,13 +146,14 @@ class _Pictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return transforms.functional.to_pil_image(self.images[index]), int(self.labels[index])
+        return to_pil_image(self.images[index]), int(self.labels[index])
 
 
-def _labels_of(dataset: Any) -> np.ndarray:
+def labels_of(dataset: Any) -> np.ndarray:
+    """Return the class number of every image, without reading the images where the data set lists its labels."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1].numpy().astype(np.int64)
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels", "_labels"):  # torchvision's classes use all three
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
             return np.asarray(values).astype(np.int64)

@@ -81,6 +81,7 @@ def draw_cifar10(root: Path, settings: DrawnImages) -> None:
 
 
 def _appear(root: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `root`, and give it that name; an existing `root` stays."""
     if root.exists():
         return
     try:
@@ -90,10 +91,10 @@ def _appear(root: Path, write: Callable[[Path], None]) -> None:
         raise DataError(f"cannot write pictures to {root}: {error.strerror}; choose another data.root") from error
     try:
         write(beside)
-        beside.chmod(0o755)
+        beside.chmod(0o755)  # `mkdtemp` lets its owner alone in
         try:
             beside.rename(root)
-        except OSError:
+        except OSError:  # another trial of the same sweep has drawn it in the meantime
             if not root.exists():
                 raise
     finally:
@@ -101,12 +102,13 @@ def _appear(root: Path, write: Callable[[Path], None]) -> None:
 
 
 def _drawn(number: int, part: str, index: int, settings: DrawnImages) -> Image.Image:
+    # A seed for each picture: it does not depend on how many others are drawn.
     seed = (number, part == "val", index)
     return _picture(number / settings.classes, settings.size, np.random.default_rng(seed))
 
 
 def _picture(position: float, size: int, generator: np.random.Generator) -> Image.Image:
-    """A picture of the class at `position` (0..1) of all classes."""
+    """Draw a picture of the class at `position` (0..1) of all classes."""
     colour = np.array(colorsys.hsv_to_rgb(position, 0.7, 0.8))
     y, x = np.mgrid[:size, :size] / size
     angle = np.pi * position

@@ -19,8 +19,8 @@ from torchvision import transforms
 from hardware.errors import DataError
 
 from .batches import EpochBatches
-from .datasets import ItemImages, TensorImages, _eraser, _Pictures
-from .transforms import _as_it_is, _train_transform
+from .datasets import ItemImages, MemoryPictures, TensorImages
+from .transforms import cutout_transform, train_transform, unchanged
 
 Part = Literal["weights", "architecture", "training", "test"]
 PARTS: tuple[Part, ...] = ("weights", "architecture", "training", "test")
@@ -67,7 +67,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise DataError(f"the data set has {self.num_classes} class; a classifier needs at least 2")
+            raise DataError(f"the data set has {self.num_classes} class; give images of 2 classes or more")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise DataError(
@@ -75,9 +75,11 @@ class ImageData:
                     "give one value a channel"
                 )
         if min(self.std) <= 0:
-            raise DataError(f"std = {tuple(self.std)} must be above 0 in every channel")
+            raise DataError(f"std = {tuple(self.std)} must be above 0 in every channel; images are divided by it")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise DataError(f"{len(self.class_names)} class names are given for {self.num_classes} classes")
+            raise DataError(
+                f"{len(self.class_names)} class names are given for {self.num_classes} classes; give one a class"
+            )
         for part in PARTS:
             if not len(getattr(self, part)):
                 raise DataError(f"the part {part!r} of the data set is empty; give it images")
@@ -97,7 +99,7 @@ class ImageData:
         rank: int = 0,
         replicas: int = 1,
     ) -> DataLoader:
-        """A loader of (`B x C x H x W` float images, `B` class numbers) that is a function of (seed, epoch) alone.
+        """Build a loader of (`B x C x H x W` float images, `B` class numbers), a function of (seed, epoch) alone.
 
         Call `loader.sampler.set_epoch(epoch)` before every further epoch (Lightning does).
 
@@ -131,6 +133,7 @@ class ImageData:
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
+            # Mixed with the part: under one seed, parts of equal length would else be shuffled alike.
             seed=int(np.random.SeedSequence((seed, PARTS.index(which))).generate_state(1)[0]),
             epoch=epoch,
             rank=rank,
@@ -144,17 +147,19 @@ class ImageData:
         processes = 0 if isinstance(dataset, TensorImages) else self.workers if workers is None else workers
         return DataLoader(
             dataset,
+            # The sampler gives whole batches and the data set reads them; torch must neither batch nor convert again.
             batch_size=None,
             sampler=sampler,
             num_workers=processes,
-            collate_fn=_as_it_is,
+            collate_fn=unchanged,
             pin_memory=torch.cuda.is_available(),
+            # Starting to iterate draws a number for the workers, by default from the caller's global generator.
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=processes > 0,
         )
 
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What a model trained on this data must be fed with, in timm's names."""
+        """Return what a model trained on this data must be fed with, in timm's names."""
         config: dict[str, Any] = {
             "input_size": [self.channels, self.input_size, self.input_size],
             "mean": list(self.mean),
@@ -168,22 +173,24 @@ class ImageData:
         return config
 
     def _cut_out(self, dataset: TensorImages | ItemImages, side: int) -> TensorImages | ItemImages:
+        """Return the data set with Cutout as its last transform."""
         if not side < self.input_size:
             raise DataError(f"cutout = {side} leaves nothing of images of {self.input_size} pixels; lower it")
         if isinstance(dataset, TensorImages):
             return replace(dataset, cutout=side)
         before = [] if dataset.transform is None else [dataset.transform]
-        return replace(dataset, transform=transforms.Compose([*before, _eraser(side, self.input_size)]))
+        return replace(dataset, transform=transforms.Compose([*before, cutout_transform(side, self.input_size)]))
 
     def _rand_augmented(self, dataset: TensorImages | ItemImages, rand_augment: str) -> ItemImages:
+        """Return the data set with RandAugment before its training transform, item by item: it works on PIL images."""
         if isinstance(dataset, TensorImages) and dataset.images.dtype == torch.uint8:
-            dataset = ItemImages(_Pictures(dataset.images, dataset.labels), dataset.indices.tolist())
+            dataset = ItemImages(MemoryPictures(dataset.images, dataset.labels), dataset.indices.tolist())
         if isinstance(dataset, TensorImages) or not isinstance(dataset.source[dataset.indices[0]][0], Image.Image):
             raise DataError(
                 f"rand_augment = {rand_augment!r} works on PIL images, but this data set gives tensors; "
                 "return PIL images, or leave rand_augment out"
             )
-        transform = _train_transform(
+        transform = train_transform(
             self.augment,
             size=self.input_size,
             mean=self.mean,

@@ -1,4 +1,4 @@
-"""From picture files to parts: decoding by Pillow, channels, moments."""
+"""From pictures to parts: options, decoding by Pillow, channels, moments."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from ..config import DataConfig
 from .datasets import ItemImages, TensorImages
 from .images import ImageData
 from .split import stratified_split
-from .transforms import _MODES, _default_normalisation, _plain_transform, _train_transform
-
-MEMORY_LIMIT = 2**30
-"""Bytes of decoded images up to which a torchvision data set is kept in memory."""
+from .transforms import PIL_MODES, default_normalisation, plain_transform, train_transform
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass(frozen=True)
-class _PictureOptions:
+class PictureOptions:
     """What `data.options` may say about pictures."""
 
     channels: int
@@ -36,24 +33,38 @@ class _PictureOptions:
     crop_pct: float = 1.0
 
 
-_PICTURE_OPTIONS = tuple(_PictureOptions.__dataclass_fields__)
+PICTURE_OPTIONS = tuple(PictureOptions.__dataclass_fields__)
 
 
-# --- from PIL images to parts --------------------------------------------------------------------------------------
-
-
-def _from_pictures(
+def image_data(
     config: DataConfig,
     *,
     train: Any,
     train_labels: np.ndarray,
     test: Any,
     class_names: tuple[str, ...] | None,
-    options: _PictureOptions,
+    options: PictureOptions,
     in_memory: bool,
     input_size: int,
     seed: int,
 ) -> ImageData:
+    """Divide pictures into the parts of a search.
+
+    Args:
+        config: The split and the training transform.
+        train: Gives (PIL image, class number); becomes the weight and the architecture part.
+        train_labels: The class of each training image.
+        test: Gives (PIL image, class number).
+        class_names: The name of every class, where known.
+        options: Channels, normalisation and resizing.
+        in_memory: Whether to decode and resize everything now. Without a mean or std of `options` images are then
+            normalised with those of the training images.
+        input_size: Height and width of an image.
+        seed: Seed of the split.
+
+    Raises:
+        DataError: A class is too small to be divided.
+    """
     weights, architecture = stratified_split(
         train_labels,
         fraction=config.architecture_fraction,
@@ -68,6 +79,7 @@ def _from_pictures(
         "crop_pct": options.crop_pct,
     }
     parts: dict[str, Dataset]
+    # ImageNet's random crop chooses its part of the picture before it resizes; what lies in memory is resized already.
     if in_memory and config.augment != "imagenet":
         images, labels = _decoded(train, channels=options.channels, **geometry)
         test_images, test_labels = _decoded(test, channels=options.channels, **geometry)
@@ -81,10 +93,10 @@ def _from_pictures(
             "test": TensorImages(test_images, test_labels, torch.arange(len(test_labels)), mean, std),
         }
     else:
-        default_mean, default_std = _default_normalisation(options.channels)
+        default_mean, default_std = default_normalisation(options.channels)
         mean, std = options.mean or default_mean, options.std or default_std
-        augmented = _train_transform(config.augment, mean=mean, std=std, **geometry)
-        plain = _plain_transform(mean=mean, std=std, **geometry)
+        augmented = train_transform(config.augment, mean=mean, std=std, **geometry)
+        plain = plain_transform(mean=mean, std=std, **geometry)
         parts = {
             "weights": ItemImages(train, weights.tolist(), augmented),
             "architecture": ItemImages(train, architecture.tolist(), plain),
@@ -106,21 +118,31 @@ def _from_pictures(
     )
 
 
-def _picture_options(config: DataConfig, *, channels: int, others: bool = False) -> _PictureOptions:
+def picture_options(config: DataConfig, *, channels: int, others: bool = False) -> PictureOptions:
+    """Read `data.options`.
+
+    Args:
+        config: The data set.
+        channels: What its pictures have, unless the options say otherwise.
+        others: Whether further options are let through, for the data set's own class.
+
+    Raises:
+        DataError: An option is unknown, or a value impossible.
+    """
     given = {"channels": channels, **config.options}
-    unknown = [key for key in given if key not in _PICTURE_OPTIONS]
+    unknown = [key for key in given if key not in PICTURE_OPTIONS]
     if unknown and not others:
-        raise DataError(f"unknown data option {unknown[0]!r}; {config.name} takes {', '.join(_PICTURE_OPTIONS)}")
+        raise DataError(f"unknown data option {unknown[0]!r}; {config.name} takes {', '.join(PICTURE_OPTIONS)}")
     channels = given["channels"]
-    if channels not in _MODES:
+    if channels not in PIL_MODES:
         raise DataError(f"data.options.channels = {channels!r}; it must be 1 (grey) or 3 (colour)")
-    interpolation = given.get("interpolation", _PictureOptions.interpolation)
+    interpolation = given.get("interpolation", PictureOptions.interpolation)
     if interpolation not in _INTERPOLATIONS:
         raise DataError(f"data.options.interpolation = {interpolation!r}; use one of {', '.join(_INTERPOLATIONS)}")
-    crop_pct = given.get("crop_pct", _PictureOptions.crop_pct)
+    crop_pct = given.get("crop_pct", PictureOptions.crop_pct)
     if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
         raise DataError(f"data.options.crop_pct = {crop_pct!r}; it must be above 0 and at most 1")
-    return _PictureOptions(
+    return PictureOptions(
         channels=channels,
         mean=_channel_values("mean", given.get("mean"), channels),
         std=_channel_values("std", given.get("std"), channels),
@@ -141,16 +163,19 @@ def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] |
 def _decoded(
     source: Any, *, channels: int, size: int, interpolation: str, crop_pct: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read all images as `B x C x size x size` uint8, a quarter of what floats take, and their `B` class numbers."""
     resize = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, normalize=False)
     images = torch.empty(len(source), channels, size, size, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.long)
     for index in range(len(source)):
         image, labels[index] = source[index]
-        images[index] = resize(image.convert(_MODES[channels]))
+        images[index] = resize(image.convert(PIL_MODES[channels]))
     return images, labels
 
 
 def _moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute mean and std of each channel of `B x C x H x W` uint8 images, of pixels in 0..1, to 4 digits."""
+    # By the histogram: exact in float64 without a float copy of all images, which would take eight times their memory.
     values = torch.arange(256, dtype=torch.float64) / 255
     moments = []
     for channel in images.unbind(1):

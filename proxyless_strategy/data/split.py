@@ -17,7 +17,13 @@ def stratified_split(
     seed: Sequence[int],
     class_names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits images class by class, at random.
+    """Split images class by class, at random.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+        >>> rest, taken = stratified_split(labels, fraction=0.5, seed=(0,))
+        >>> labels[rest].tolist(), labels[taken].tolist()
+        ([0, 0, 0, 1], [0, 0, 0, 1])
 
     Args:
         labels: The class of each image.

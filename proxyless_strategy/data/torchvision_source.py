@@ -16,36 +16,53 @@ from torchvision import datasets as torchvision_datasets
 from hardware.errors import DataError
 
 from ..config import DataConfig
-from .datasets import _labels_of
+from .datasets import labels_of
 from .drawn import draw_cifar10
 from .images import ImageData
-from .pictures import _PICTURE_OPTIONS, MEMORY_LIMIT, _from_pictures, _picture_options
+from .pictures import PICTURE_OPTIONS, image_data, picture_options
+from .transforms import channels_of
+
+PREFIX = "torchvision:"
+MEMORY_LIMIT = 2**30
+"""Bytes of decoded images up to which a data set is kept in memory."""
 
 
-def _load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
-    train = _torchvision_part(config, train=True)
-    test = _torchvision_part(config, train=False)
+def load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
+    """Load a class of `torchvision.datasets` with a train and a test part.
+
+    Raises:
+        DataError: There is no such class, its files are missing, an option is impossible, or a class is too small to
+            be divided.
+    """
+    train = torchvision_part(config, train=True)
+    test = torchvision_part(config, train=False)
     image = train[0][0]
     if not isinstance(image, Image.Image):
         raise DataError(f"{config.name} gives {type(image).__name__}, not images; use another data set")
-    options = _picture_options(config, channels=1 if image.mode in ("1", "L") else 3, others=True)
+    options = picture_options(config, channels=channels_of(image), others=True)
     size = (len(train) + len(test)) * options.channels * input_size**2
     names = getattr(train, "classes", None)
-    return _from_pictures(
+    return image_data(
         config,
         train=train,
-        train_labels=_labels_of(train),
+        train_labels=labels_of(train),
         test=test,
         class_names=tuple(str(name) for name in names) if names else None,
         options=options,
+        # Classes with `data` (MNIST's, CIFAR) hold all pixels in memory anyway; the others read a file for each image.
         in_memory=hasattr(train, "data") and size <= MEMORY_LIMIT,
         input_size=input_size,
         seed=seed,
     )
 
 
-def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
-    name = config.name.removeprefix("torchvision:")
+def torchvision_part(config: DataConfig, *, train: bool) -> Any:
+    """Build one part of the data set, as torchvision gives it; reads its index, not its images.
+
+    Raises:
+        DataError: As `load_torchvision`.
+    """
+    name = config.name.removeprefix(PREFIX)
     found: Any = getattr(torchvision_datasets, name, None)
     if not (inspect.isclass(found) and issubclass(found, torchvision_datasets.VisionDataset)):
         raise DataError(f"torchvision has no data set {name!r}; take a class of torchvision.datasets")
@@ -54,10 +71,10 @@ def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
         raise DataError(f"torchvision's {name} has no train and test part; use another data set or module:function")
     if config.root is None:
         raise DataError(f"data.root is missing; give the folder that holds torchvision's {name}")
-    arguments = {key: value for key, value in config.options.items() if key not in _PICTURE_OPTIONS}
+    arguments = {key: value for key, value in config.options.items() if key not in PICTURE_OPTIONS}
     unknown = arguments.keys() - parameters.keys()
     if unknown:
-        known = sorted({*_PICTURE_OPTIONS, *parameters} - {"self", "root", "transform", "target_transform", "train"})
+        known = sorted({*PICTURE_OPTIONS, *parameters} - {"self", "root", "transform", "target_transform", "train"})
         raise DataError(f"unknown data option {sorted(unknown)[0]!r}; {name} takes {', '.join(known)}")
     if "train" in parameters:
         arguments["train"] = train
@@ -70,6 +87,7 @@ def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
         found = _flat(found)
     try:
         with warnings.catch_warnings():
+            # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
             return found(root=str(config.root), **arguments)
     except Exception as error:
@@ -81,15 +99,15 @@ def _torchvision_part(config: DataConfig, *, train: bool) -> Any:
 
 
 def _unchecked(found: Any) -> Any:
-    """The CIFAR class for drawn files, which have other check sums than the original's; they must only be there."""
-
+    """Return the CIFAR class without its check sums: drawn files have others than the original's."""
     lists = {name: [[file, None] for file, _ in getattr(found, name)] for name in ("train_list", "test_list")}
     return type("Unchecked", (found,), {**lists, "meta": {**found.meta, "md5": None}})
 
 
 def _flat(found: Any) -> Any:
-    """The MNIST-like class, reading files (packed or not) that lie in the root itself, as Debian ships them."""
+    """Return the MNIST-like class that reads files, packed or not, in the root itself, as Debian ships them."""
 
+    # torchvision looks in ROOT/CLASS/raw alone, whose path it makes itself; these are the two methods that read there.
     class Flat(found):
         def _check_exists(self) -> bool:
             return True
@@ -109,6 +127,7 @@ def _idx_file(root: Path, name: str) -> Path | None:
 
 
 def _read_idx(root: Path, name: str) -> np.ndarray:
+    """Read an IDX file: 2 zero bytes, type, number of dimensions, their sizes (big-endian), then bytes."""
     path = _idx_file(root, name)
     if path is None:
         raise FileNotFoundError(f"{name} (or {name}.gz) is missing")

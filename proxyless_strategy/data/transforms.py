@@ -7,22 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms
 
 from hardware.errors import ConfigError
 
-_MODES = {1: "L", 3: "RGB"}
+PIL_MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode by number of channels."""
 
 
-def _default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channels_of(image: Image.Image) -> int:
+    """Return the channels that a picture is read with: 1 where it is grey, else 3."""
+    return 1 if image.mode in ("1", "L") else 3
+
+
+def default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of images whose own are not measured: ImageNet's; 0.5 and 0.5 for grey ones."""
     if channels == 3:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return (0.5,) * channels, (0.5,) * channels
 
 
-def _plain_transform(
+def plain_transform(
     *,
     size: int,
     mean: tuple[float, ...],
@@ -30,11 +38,15 @@ def _plain_transform(
     interpolation: str,
     crop_pct: float = 1.0,
 ) -> transforms.Compose:
+    """Build the transform of images that are not augmented: PIL image to normalised `C x size x size`.
+
+    It is timm's own for evaluation, so a network is searched and tested on what timm will feed its export with.
+    """
     resize = create_transform(size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct)
     return transforms.Compose([_converter(len(mean)), resize])
 
 
-def _train_transform(
+def train_transform(
     augment: str,
     *,
     size: int,
@@ -44,6 +56,20 @@ def _train_transform(
     crop_pct: float = 1.0,
     rand_augment: str | None = None,
 ) -> transforms.Compose:
+    """Build the transform of training images: PIL image to augmented, normalised `C x size x size`.
+
+    Args:
+        augment: none, crop, crop_flip or imagenet.
+        size: Height and width of the result.
+        mean: One value a channel, of pixels in 0..1.
+        std: One value a channel.
+        interpolation: How images are resized, in timm's words.
+        crop_pct: Share of the resized image that is kept; imagenet chooses its own.
+        rand_augment: timm's RandAugment string, applied first.
+
+    Raises:
+        ConfigError: timm does not know that RandAugment.
+    """
     before = [] if rand_augment is None else _rand_augment(rand_augment, size=size, mean=mean)
     if augment == "imagenet":
         crop = create_transform(
@@ -52,18 +78,33 @@ def _train_transform(
             mean=mean,
             std=std,
             interpolation=interpolation,
+            # RandAugment has colour operations of its own.
             color_jitter=(0.4, 0.4, 0.4, 0.1) if rand_augment is None else 0.0,
         )
         return transforms.Compose([*before, _converter(len(mean)), crop])
+    # Without `normalize` timm ends with a uint8 tensor. The crop pads that with 0, black, as it does images in memory;
+    # hence conversion and normalisation come after it.
     resize = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, normalize=False)
     after = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(mean, std)]
-    return transforms.Compose([*before, _converter(len(mean)), resize, *_tensor_augment(augment, size), *after])
+    return transforms.Compose([*before, _converter(len(mean)), resize, *tensor_augment(augment, size), *after])
 
 
-def _tensor_augment(augment: str, size: int) -> list[Any]:
+def tensor_augment(augment: str, size: int) -> list[Any]:
+    """Build the augmentation of `C x size x size` tensors: a crop after padding by an eighth, and a flip."""
     crop = [transforms.RandomCrop(size, padding=size // 8)] if augment in ("crop", "crop_flip") else []
     flip = [transforms.RandomHorizontalFlip()] if augment == "crop_flip" else []
     return [*crop, *flip]
+
+
+def cutout_transform(side: int, size: int) -> transforms.RandomErasing:
+    """Build Cutout: a square of `side` pixels somewhere within each normalised image becomes 0, the mean."""
+    share = (side / size) ** 2
+    return transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0)
+
+
+def unchanged(value: Any) -> Any:
+    """Return the value; a function with a name, as worker processes unpickle it."""
+    return value
 
 
 def _rand_augment(text: str, *, size: int, mean: tuple[float, ...]) -> list[Any]:
@@ -73,12 +114,10 @@ def _rand_augment(text: str, *, size: int, mean: tuple[float, ...]) -> list[Any]
         augment = rand_augment_transform(text, hints)
     except (AssertionError, ValueError, KeyError) as error:
         raise ConfigError(f"rand_augment = {text!r} is not timm's RandAugment; write e.g. rand-m9-mstd0.5") from error
+    # timm fills what an operation lays bare with a colour of three values, which a grey image does not take.
     return [_converter(3), augment]
 
 
 def _converter(channels: int) -> Callable[[Any], Any]:
-    return operator.methodcaller("convert", _MODES[channels])
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
+    # No lambda: worker processes that are spawned get the transform pickled.
+    return operator.methodcaller("convert", PIL_MODES[channels])

@@ -24,7 +24,7 @@ from proxyless_strategy.layout import CHECKPOINT, MODEL
 from proxyless_strategy.retraining.folder import free_port, retrain_folder
 from proxyless_strategy.retraining.recipe import Recipe, load_recipe, recipe_names
 from proxyless_strategy.retraining.trainer import retrain
-from tests.proxyless_strategy.data.test_data import write_images
+from tests.proxyless_strategy.data.samples import write_images
 from tests.proxyless_strategy.export.test_folder import a_subnet, export
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 4, "workers": 0, "input_size": 16, "augment": "crop_flip"}

@@ -21,8 +21,9 @@ import yaml
 from hardware.errors import ConfigError, DataError
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, parse_config, read_config
-from proxyless_strategy.data import images as data_module
+from proxyless_strategy.data import imagefolder_source
 from proxyless_strategy.data.drawn import draw_image_folder
+from proxyless_strategy.data.images import PARTS
 from proxyless_strategy.data.sources import check_data, load_data
 from proxyless_strategy.runs.prepare import table_path
 from proxyless_strategy.runs.sweep import read_plan
@@ -155,7 +156,7 @@ def test_drawn_pictures_are_files_that_the_loader_reads(tmp_path: Path) -> None:
     files = sorted((tmp_path / "a").rglob("*.jpg"))
     assert len(files) == 3 * (4 + 2)
     assert all(file.read_bytes().startswith(b"\xff\xd8\xff") for file in files)
-    assert [len(getattr(data, part)) for part in data_module.PARTS] == [9, 3, 12, 6]
+    assert [len(getattr(data, part)) for part in PARTS] == [9, 3, 12, 6]
     draw_image_folder(tmp_path / "b", DrawnImages(**DRAW))
     again = sorted((tmp_path / "b").rglob("*.jpg"))
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
@@ -204,13 +205,13 @@ def test_a_classifier_may_have_more_outputs_than_the_data_have_classes(tmp_path:
 
 def test_an_imagefolder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = []
-    folder = data_module.torchvision_datasets.ImageFolder
+    folder = imagefolder_source.torchvision_datasets.ImageFolder
 
     def counted(path: str) -> Any:
         listed.append(Path(path).name)
         return folder(path)
 
-    monkeypatch.setattr(data_module.torchvision_datasets, "ImageFolder", counted)
+    monkeypatch.setattr(imagefolder_source.torchvision_datasets, "ImageFolder", counted)
     config = DataConfig(name="imagefolder", root=tmp_path / "a", draw=DrawnImages(**DRAW))
     check_data(config, scan=False)
     assert listed == []
