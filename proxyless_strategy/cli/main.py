@@ -95,7 +95,7 @@ def retrain(
     devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
 ) -> None:
     """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
-    from ..retraining.folder import retrain_folder
+    from ..retraining.folder import retrain as retrain_folder
     from ..retraining.recipe import load_recipe
 
     loaded = load_recipe(recipe, key_values(settings or []))

@@ -6,23 +6,32 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from torch.multiprocessing.spawn import ProcessException
+
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
 from ..config import DataConfig
-from ..export.folder import read_export
+from ..data.sources import check_data, load_data
+from ..export.folder import SUBNET, check_replaceable, export_folder, read_export
+from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from .recipe import Recipe
+from .trainer import train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
+"""Arguments of a network that its export does not decide here: the data and the recipe do."""
 
 
-def retrain_folder(
+def retrain(
     folder: Path,
     *,
     data: Path,
@@ -43,14 +52,11 @@ def retrain_folder(
             processes are used.
 
     Returns:
-        The new export folder. Further processes return it too, before it is written.
+        The new export folder. Further processes return it too, once it is written.
 
     Raises:
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
-    from ..data.sources import check_data
-    from ..export.folder import check_replaceable
-
     folder, out = Path(folder), Path(out)
     read_export(folder)
     check_data(_data_config(data, recipe, source))
@@ -63,12 +69,10 @@ def retrain_folder(
     if devices == 1:
         with _group():
             return _run(*arguments)
-    import torch
-    from torch.multiprocessing.spawn import ProcessException
-
     available = torch.cuda.device_count()
     if available and devices > available:
         raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
+    # torch passes on a dead process's traceback as text; the exception itself comes through this queue.
     refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
         torch.multiprocessing.start_processes(
@@ -83,7 +87,7 @@ def retrain_folder(
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """Find a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -102,9 +106,7 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
 
 @contextmanager
 def _group() -> Iterator[None]:
-    """The process group of torchrun or of `_process`, where this is one of several processes."""
-    import torch
-
+    """Join the process group of torchrun or of `_process`, where this is one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -114,6 +116,7 @@ def _group() -> Iterator[None]:
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield
+        # Nobody leaves before the first process has tested and exported.
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
@@ -126,21 +129,12 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
 
 
 def _digest(value: Any) -> str:
-    # Networks that differ in a stride alone have tensors of the same names and shapes.
+    """Return 12 digits that tell a checkpoint's network and classes from others."""
+    # The weights do not: networks that differ in a stride alone have tensors of the same names and shapes.
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
-    import sys
-
-    import timm
-    import torch
-
-    from ..data.sources import load_data
-    from ..export.folder import SUBNET, export_folder
-    from ..export.summary import model_summary
-    from .trainer import retrain
-
     config = read_export(folder)
     feeding = config["pretrained_cfg"]
     size = recipe.input_size or int(feeding["input_size"][-1])
@@ -174,7 +168,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
 
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    trained = retrain(
+    trained = train(
         build,
         images,
         recipe.settings,

@@ -29,17 +29,26 @@ class Recipe(RetrainSettings):
 
     @property
     def settings(self) -> RetrainSettings:
-        """The training's part of it."""
+        """What the loop needs of it."""
         return RetrainSettings(**{name: getattr(self, name) for name in RetrainSettings.model_fields})
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that ship."""
+    """List the recipes that ship."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.yml")))
 
 
 def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by its name or from a YAML file, with `overrides` laid over it.
+    """Read a recipe by its name or from a YAML file, with `overrides` laid over it.
+
+    Example:
+        >>> recipe = load_recipe("cifar", {"epochs": 600, "drop_path": 0.2})
+        >>> recipe.optimizer, recipe.epochs, recipe.cutout
+        ('sgd', 600, 16)
+
+    Args:
+        recipe: One of `recipe_names()`, or the path of a YAML file.
+        overrides: Values by the recipe's keys.
 
     Raises:
         ConfigError: There is none, it is no mapping, a key is unknown, or a value is impossible.
@@ -53,7 +62,7 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
             f"{', '.join(recipe_names())}"
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}; mend it") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the recipe {path} must hold a mapping of settings, but holds {type(values).__name__}")
     try:

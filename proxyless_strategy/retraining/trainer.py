@@ -1,4 +1,4 @@
-"""Training of a derived subnet from fresh weights, with timm's optimisers, schedules and weight averaging."""
+"""The loop: train a network from fresh weights, with timm's optimisers, schedules and weight averaging."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Evaluation(NamedTuple):
     top5: float
 
 
-def retrain(
+def train(
     build: Callable[[], nn.Module],
     data: ImageData,
     settings: RetrainSettings,
@@ -83,13 +83,13 @@ def retrain(
     device: torch.device | str | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> RetrainResult:
-    """Trains a network from fresh weights on the weight and architecture images together, and tests it once.
+    """Train a network from fresh weights on the weight and architecture images together, and tests it once.
 
     Every epoch is a function of (seed, epoch) and of the state at its start. So a run that was killed continues from
     its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. The random numbers
     of the caller stay as they are.
 
-    Within a process group (torchrun, or `retraining.retrain_folder` with several devices) each process trains on its
+    Within a process group (torchrun, or `retraining.folder.retrain` with several devices) each process trains on its
     share of every batch; batch norms count their own share. The first process writes the checkpoint and tests.
 
     Args:
@@ -113,6 +113,7 @@ def retrain(
     """
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     with seeded(seed, 0):
+        # `seeded` knows the CPU's generators alone; layers that are made on a GPU draw from the GPU's.
         if where.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         model = build()
@@ -120,6 +121,7 @@ def retrain(
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint)
     elif checkpoint is not None and training.rank == 0:
+        # Before the first epoch: a path that cannot be written shows now, and not after hours.
         training.save(checkpoint)
     with _progress_bar(shown=progress and training.rank == 0) as bar:
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
@@ -137,7 +139,7 @@ def retrain(
 
 
 def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:
-    """The accuracy and the mean cross-entropy of a network, in evaluation mode and float32.
+    """Measure accuracy and mean cross-entropy of a network, in evaluation mode and float32.
 
     Args:
         model: The network; it is left in the mode in which it was.
@@ -202,6 +204,8 @@ class _Training:
                 else f"retrain.batch_size = {settings.batch_size} gives each of {self.replicas} processes {share} "
                 f"images, which must be even for Mixup; make it a multiple of {2 * self.replicas}"
             )
+        # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
+        # data set that is smaller than one batch has no other.
         self.loader = data.loader(
             "training",
             batch_size=share,
@@ -223,10 +227,13 @@ class _Training:
         )
         self.optimizer = _optimizer(self.model, settings)
         self.network: nn.Module = self.model
+        # DDP takes the mean of the processes' gradients; their shares being equal, that is the gradient of the batch.
         if self.replicas > 1:
             self.network = DistributedDataParallel(
                 self.model, device_ids=[device.index or 0] if device.type == "cuda" else None
             )
+        # Rate and averaging are functions of the update's number, so a resumed training needs no state of theirs. The
+        # averaging's warm-up starts from a small decay: at 0.9999 the fresh weights would weigh in for 10,000 updates.
         self.scheduler = _scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
@@ -245,11 +252,13 @@ class _Training:
         return self.model if self.ema is None else self.ema.module
 
     def run_epoch(self) -> dict[str, Any]:
-        """Trains one epoch and reports on it."""
+        """Train one epoch and report on it."""
         started = time.perf_counter()
         cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch)
         loss, correct, count = 0.0, 0, 0
         self.model.train()
+        # From (seed, epoch) alone, or an epoch after a restart would differ. Each process has dropout and Mixup of its
+        # own; the first one draws what a single process draws.
         with seeded(self.seed, 1 + self.epoch, *([self.rank] if self.rank else [])):
             if self.device.type == "cuda":
                 torch.cuda.manual_seed_all(self.seed + self.epoch)
@@ -260,6 +269,7 @@ class _Training:
                 count += len(labels)
         self.epoch += 1
         self.seconds += time.perf_counter() - started
+        # Each process has seen its own images only.
         if self.replicas > 1:
             sums = torch.tensor([loss, correct, count], dtype=torch.float64, device=self.device)
             distributed.all_reduce(sums)
@@ -274,6 +284,7 @@ class _Training:
         }
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, *, number: int) -> tuple[float, int]:
+        """Do the update of this number (1, 2, ...); return the loss, and how many images were classified right."""
         images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         labels = labels.to(self.device, non_blocking=True)
         targets = labels
@@ -291,6 +302,7 @@ class _Training:
                 f"(now {self.settings.learning_rate})"
             )
         self.optimizer.zero_grad()
+        # Small gradients vanish in float16 unless they are scaled; for other precisions the scaler is switched off.
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -301,7 +313,7 @@ class _Training:
         return value, int((logits.argmax(dim=1) == labels).sum())
 
     def save(self, path: Path) -> None:
-        """Writes the state after an epoch."""
+        """Write the state after an epoch."""
         state = {
             "identity": self.identity,
             "epoch": self.epoch,
@@ -321,8 +333,9 @@ class _Training:
             ) from error
 
     def resume(self, path: Path) -> None:
-        """Continues from a checkpoint."""
+        """Continue from a checkpoint."""
         try:
+            # `weights_only`: unpickling anything else runs code of whoever wrote the file.
             state = torch.load(path, map_location=self.device, weights_only=True)
             found = state["identity"]
             different = [key for key in self.identity if found.get(key) != self.identity[key]]
@@ -348,7 +361,7 @@ class _Training:
 
 
 def _place() -> tuple[int, int]:
-    """This process's rank and how many there are."""
+    """Return this process's rank and how many there are."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
@@ -356,6 +369,7 @@ def _place() -> tuple[int, int]:
 
 def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:
     try:
+        # Given the model and not its parameters, timm spares biases and norms the weight decay.
         return create_optimizer_v2(
             model,
             opt=settings.optimizer,
@@ -364,12 +378,15 @@ def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optim
             momentum=settings.momentum,
         )
     except (ValueError, AssertionError, ImportError) as error:
-        raise ConfigError(f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's") from error
+        raise ConfigError(
+            f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's, such as sgd"
+        ) from error
 
 
 def _scheduler(
     optimizer: torch.optim.Optimizer, settings: RetrainSettings, *, updates_per_epoch: int
 ) -> Scheduler | None:
+    """Build the schedule that changes the rate with every update."""
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,

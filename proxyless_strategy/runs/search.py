@@ -52,7 +52,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     from ..export.folder import export_folder
     from ..export.onnx import export_onnx
     from ..export.summary import model_summary
-    from ..retraining.trainer import retrain
+    from ..retraining.trainer import train
 
     started = time.monotonic()
     check(config)
@@ -71,7 +71,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
-        trained = retrain(
+        trained = train(
             lambda: timm.create_model(subnet.timm_name, **model_args, **drop),
             data,
             config.retrain,

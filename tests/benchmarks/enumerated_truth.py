@@ -39,7 +39,7 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.retraining.trainer import retrain
+from proxyless_strategy.retraining import trainer
 from search_spaces import Subnet
 from search_spaces.mbconv import MBConvDeclaration, Stage
 
@@ -110,7 +110,7 @@ def measure_table(out: Path) -> None:
 def train(subnet: Subnet, root: Path, seed: int) -> tuple[float, float]:
     """Train a subnet stand-alone on one thread; return its held-out accuracy in 0..1 and the CPU seconds."""
     start = time.process_time()
-    result = retrain(
+    result = trainer.train(
         lambda: timm.create_model("proxylessnas", **subnet.model_args(num_classes=10, in_chans=1)),
         data(root),
         RECIPE,

@@ -31,7 +31,7 @@ from hardware.model import CostModel, LatencyModel, macs_model, params_model
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.retraining.trainer import retrain
+from proxyless_strategy.retraining.trainer import train
 from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.strategy.derivation import SLACK
 from search_spaces import Subnet, get_space
@@ -91,7 +91,7 @@ def _train(job: tuple[Path, dict[str, str], int]) -> tuple[dict[str, str], int, 
     config = example(root, "gradient", Path("."))
     subnet = Subnet(get_space("small_mbconv"), choices)
     assert config.retrain is not None
-    result = retrain(
+    result = train(
         lambda: timm.create_model(subnet.timm_name, **subnet.model_args(num_classes=10, in_chans=1)),
         _data(root),
         config.retrain,

@@ -46,7 +46,7 @@ from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.summary import model_summary
-from proxyless_strategy.retraining.trainer import retrain
+from proxyless_strategy.retraining.trainer import train
 from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.objectives import AccuracyOnly
@@ -145,7 +145,7 @@ def run_fashion_mnist(root: Path) -> dict[str, Any]:
     rows = [row("derived", result.subnet, result.accuracy)]
     print(rows[-1], flush=True)
     for number, subnet in enumerate(random_cells(result.subnet, RANDOM_CELLS), start=1):
-        trained = retrain(
+        trained = train(
             lambda subnet=subnet: timm.create_model(subnet.timm_name, **subnet.model_args()),
             data,
             config.retrain,

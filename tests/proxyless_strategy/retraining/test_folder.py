@@ -21,9 +21,9 @@ from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.layout import CHECKPOINT, MODEL
-from proxyless_strategy.retraining.folder import free_port, retrain_folder
+from proxyless_strategy.retraining.folder import free_port, retrain
 from proxyless_strategy.retraining.recipe import Recipe, load_recipe, recipe_names
-from proxyless_strategy.retraining.trainer import retrain
+from proxyless_strategy.retraining.trainer import train
 from tests.proxyless_strategy.data.samples import write_images
 from tests.proxyless_strategy.export.test_folder import a_subnet, export
 
@@ -109,7 +109,7 @@ def test_there_is_no_such_recipe(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_retrained_into_a_new_one(exported: Path, pictures: Path, tmp_path: Path) -> None:
-    written = retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+    written = retrain(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
     model = load_exported(written)
     assert written == tmp_path / "out" / MODEL
     assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), "of the data, not of the old export"
@@ -126,9 +126,9 @@ def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
     exported: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """The result is that of the recipe's settings on a fresh network; the export's weights and search have no say."""
-    written = retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+    written = retrain(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
     config = DataConfig.model_validate({"name": "imagefolder", "root": pictures, "augment": "crop_flip"})
-    expected = retrain(
+    expected = train(
         lambda: timm.create_model("proxylessnas", **a_subnet(stem_stride=1).model_args(num_classes=3, in_chans=3)),
         load_data(config, input_size=16, seed=0),
         RetrainSettings(epochs=2, batch_size=4, learning_rate=0.1, ema_decay=0.99),
@@ -143,7 +143,7 @@ def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
 
 
 def test_a_killed_retraining_continues_bit_for_bit(exported: Path, pictures: Path, tmp_path: Path) -> None:
-    whole = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole")
+    whole = retrain(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole")
     command = [sys.executable, "-W", "ignore", "-m", "proxyless_strategy.cli", "retrain", str(exported)]
     command += ["--data", str(pictures), "--out", str(tmp_path / "killed"), "--recipe", "quick"]
     command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
@@ -154,7 +154,7 @@ def test_a_killed_retraining_continues_bit_for_bit(exported: Path, pictures: Pat
     process.communicate()
     assert (tmp_path / "killed" / CHECKPOINT).exists()
     assert not (tmp_path / "killed" / MODEL).exists()
-    resumed = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed")
+    resumed = retrain(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed")
     first, second = (load_exported(folder).state_dict() for folder in (whole, resumed))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_retrained_is_refused(
     folder = tmp_path / change["folder"] if "folder" in change else exported
     out = exported if change.get("out") == "same" else tmp_path / "out"
     with pytest.raises(error, match=message):
-        retrain_folder(folder, data=change.get("data", pictures), recipe=tiny(), out=out)
+        retrain(folder, data=change.get("data", pictures), recipe=tiny(), out=out)
 
 
 def test_a_result_that_could_not_be_written_is_noticed_before_training(
@@ -182,7 +182,7 @@ def test_a_result_that_could_not_be_written_is_noticed_before_training(
     (tmp_path / "out" / MODEL).mkdir(parents=True)
     (tmp_path / "out" / MODEL / "notes.txt").touch()
     with pytest.raises(ExportError, match=r"holds 'notes.txt', which is no part of an export"):
-        retrain_folder(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
+        retrain(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
     assert not (tmp_path / "out" / CHECKPOINT).exists()
 
 
@@ -196,7 +196,7 @@ def test_an_export_of_no_network_is_refused(
     config = json.loads((exported / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ExportError, match=rf"cannot build the network of .*{message}.*; export it again"):
-        retrain_folder(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
+        retrain(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_checkpoint_of_another_training_is_not_taken_for_this_ones(
     change: str, message: str, exported: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """Strides, augmentation and class names leave no trace in the shapes of the weights."""
-    retrain_folder(exported, data=pictures, recipe=tiny(epochs=1), out=tmp_path / "out")
+    retrain(exported, data=pictures, recipe=tiny(epochs=1), out=tmp_path / "out")
     folder, data, recipe = exported, pictures, tiny(epochs=1)
     if change == "network":
         folder = export(tmp_path / "other", a_subnet(stem_stride=2))[1]
@@ -220,13 +220,13 @@ def test_the_checkpoint_of_another_training_is_not_taken_for_this_ones(
     else:
         data = write_images(tmp_path / "other", classes="xyz")
     with pytest.raises(ConfigError, match=message):
-        retrain_folder(folder, data=data, recipe=recipe, out=tmp_path / "out")
+        retrain(folder, data=data, recipe=recipe, out=tmp_path / "out")
 
 
 def test_a_damaged_export_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ExportError, match=r"its config.json lacks 'architecture'; give the folder that a search"):
-        retrain_folder(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
+        retrain(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = DataConfig.model_validate({"name": "imagefolder", "root": folder / "pictures"})
-    result = retrain(
+    result = train(
         Plain,
         load_data(config, input_size=16, seed=0),
         RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
@@ -271,7 +271,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> Non
     torch.multiprocessing.start_processes(one_of_two, (tmp_path,), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     config = DataConfig.model_validate({"name": "imagefolder", "root": tmp_path / "pictures"})
-    alone = retrain(
+    alone = train(
         Plain,
         load_data(config, input_size=16, seed=0),
         RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
@@ -288,9 +288,9 @@ def test_a_batch_that_processes_cannot_share_is_refused(pictures: Path, monkeypa
     monkeypatch.setattr("proxyless_strategy.retraining.trainer._place", lambda: (0, 2))
     images = load_data(DataConfig(name="imagefolder", root=pictures), input_size=16, seed=0)
     with pytest.raises(ConfigError, match="batch_size = 5 is not divisible by 2 processes"):
-        retrain(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0, progress=False)
+        train(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0, progress=False)
     with pytest.raises(ConfigError, match=r"gives each of 2 processes 3 images, which must be even .* a multiple of 4"):
-        retrain(Plain, images, RetrainSettings(epochs=1, batch_size=6, mixup=0.2), seed=0, progress=False)
+        train(Plain, images, RetrainSettings(epochs=1, batch_size=6, mixup=0.2), seed=0, progress=False)
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ def test_an_error_of_one_of_several_processes_is_one_sentence(
 def test_a_killed_retraining_on_two_processes_continues_bit_for_bit(
     exported: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    whole = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole", devices=2)
+    whole = retrain(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "whole", devices=2)
     command = [sys.executable, "-W", "ignore", "-m", "proxyless_strategy.cli", "retrain", str(exported)]
     command += ["--data", str(pictures), "--out", str(tmp_path / "killed"), "--recipe", "quick", "--devices", "2"]
     command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
@@ -325,7 +325,7 @@ def test_a_killed_retraining_on_two_processes_continues_bit_for_bit(
     process.kill()
     process.communicate()  # ends once the further processes, which share the pipe, have ended too
     assert not (tmp_path / "killed" / MODEL).exists()
-    resumed = retrain_folder(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed", devices=2)
+    resumed = retrain(exported, data=pictures, recipe=tiny(epochs=3), out=tmp_path / "killed", devices=2)
     first, second = (load_exported(folder).state_dict() for folder in (whole, resumed))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 

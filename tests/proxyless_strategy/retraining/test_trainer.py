@@ -22,7 +22,7 @@ from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import PARTS, ImageData
-from proxyless_strategy.retraining.trainer import evaluate, retrain
+from proxyless_strategy.retraining.trainer import evaluate, train
 
 SIZE, CLASSES = 8, 3
 
@@ -59,9 +59,9 @@ def settings(**changes: Any) -> RetrainSettings:
     return RetrainSettings(**{"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "ema_decay": 0.9, **changes})
 
 
-def train(data: ImageData | None = None, *, seed: int = 0, **arguments: Any) -> Any:
+def trained(data: ImageData | None = None, *, seed: int = 0, **arguments: Any) -> Any:
     recipe = arguments.pop("settings", settings())
-    return retrain(build, data or image_data(), recipe, seed=seed, progress=False, **arguments)
+    return train(build, data or image_data(), recipe, seed=seed, progress=False, **arguments)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -126,7 +126,7 @@ def test_evaluate_on_nothing() -> None:
 def test_it_learns_and_reports() -> None:
     reports: list[dict[str, Any]] = []
     data = image_data(count=240)
-    result = train(data, settings=settings(epochs=10), on_epoch=reports.append)
+    result = trained(data, settings=settings(epochs=10), on_epoch=reports.append)
     assert result.test_accuracy >= 0.8
     assert result.epochs == 10
     assert [report["epoch"] for report in reports] == list(range(1, 11))
@@ -148,24 +148,24 @@ def test_reported_loss_and_accuracy_in_closed_form(mixup: float) -> None:
 
     reports: list[dict[str, Any]] = []
     recipe = settings(epochs=1, batch_size=30, learning_rate=1e-20, mixup=mixup)
-    retrain(indifferent, image_data("none"), recipe, seed=0, on_epoch=reports.append, progress=False)
+    train(indifferent, image_data("none"), recipe, seed=0, on_epoch=reports.append, progress=False)
     assert reports[0]["loss"] == pytest.approx(np.log(CLASSES), rel=1e-6)
     assert reports[0]["accuracy"] == image_data().training.targets.count(0) / 30
 
 
 def test_one_seed_gives_one_network() -> None:
-    first, again, other = train(seed=1), train(seed=1), train(seed=2)
+    first, again, other = trained(seed=1), trained(seed=1), trained(seed=2)
     assert same_weights(first.model, again.model)
     assert not same_weights(first.model, other.model)
 
 
 def test_the_callers_randomness_neither_matters_nor_moves() -> None:
-    first = train()
+    first = trained()
     torch.manual_seed(77)
     random.seed(77)
     np.random.seed(77)  # noqa: NPY002
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    second = train()
+    second = trained()
     assert same_weights(first.model, second.model)
     assert torch.equal(state[0], torch.get_rng_state())
     assert state[1] == random.getstate()
@@ -180,7 +180,7 @@ def test_every_epoch_draws_its_own_random_numbers() -> None:
         model.register_forward_pre_hook(lambda module, _: states.append(torch.get_rng_state()))
         return model
 
-    retrain(watched, image_data("none"), settings(epochs=3, batch_size=30), seed=0, progress=False)
+    train(watched, image_data("none"), settings(epochs=3, batch_size=30), seed=0, progress=False)
     first, second, third, test = states
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
@@ -205,7 +205,7 @@ def test_the_test_part_is_read_once_after_the_last_epoch() -> None:
     data = image_data("none")
     reads: list[str] = []
     watched = {part: Watched(getattr(data, part), part, reads) for part in PARTS}
-    train(ImageData(CLASSES, 1, SIZE, (0.0,), (1.0,), "bicubic", **watched), on_epoch=lambda _: reads.append("epoch"))
+    trained(ImageData(CLASSES, 1, SIZE, (0.0,), (1.0,), "bicubic", **watched), on_epoch=lambda _: reads.append("epoch"))
     assert reads.count("test") == len(data.test)
     assert reads[-len(data.test) :] == ["test"] * len(data.test)
     assert reads.count("epoch") == 4
@@ -216,7 +216,7 @@ def test_weight_decay_spares_biases_and_norms(monkeypatch: pytest.MonkeyPatch) -
     seen: list[Any] = []
     original = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (seen.append(self), original(self, *a, **k))[1])
-    train(settings=settings(epochs=1, weight_decay=0.01))
+    trained(settings=settings(epochs=1, weight_decay=0.01))
     groups = {group["weight_decay"]: group["params"] for group in seen[0].param_groups}
     assert set(groups) == {0.0, 0.01}
     assert {parameter.ndim for parameter in groups[0.0]} == {1}
@@ -225,13 +225,13 @@ def test_weight_decay_spares_biases_and_norms(monkeypatch: pytest.MonkeyPatch) -
 
 def test_learning_rate_falls_to_zero_with_every_update() -> None:
     rates: list[float] = []
-    train(settings=settings(epochs=4), on_epoch=lambda report: rates.append(report["learning_rate"]))
+    trained(settings=settings(epochs=4), on_epoch=lambda report: rates.append(report["learning_rate"]))
     expected = [0.025 * (1 + np.cos(np.pi * done)) for done in (0.25, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
 
 def test_without_averaging_the_last_weights_are_kept() -> None:
-    averaged, last = train(), train(settings=settings(ema_decay=None))
+    averaged, last = trained(), trained(settings=settings(ema_decay=None))
     assert not same_weights(averaged.model, last.model)
 
 
@@ -241,8 +241,8 @@ def test_averaging_of_two_updates_in_closed_form() -> None:
     steps = []
     for epochs in (1, 2, 3):
         recipe_of = recipe.model_copy(update={"scheduler": "none", "ema_decay": None, "epochs": epochs})
-        steps.append(train(data, settings=recipe_of).model.classifier.weight.detach())
-    averaged = train(data, settings=recipe.model_copy(update={"scheduler": "none"})).model.classifier.weight.detach()
+        steps.append(trained(data, settings=recipe_of).model.classifier.weight.detach())
+    averaged = trained(data, settings=recipe.model_copy(update={"scheduler": "none"})).model.classifier.weight.detach()
     expected = steps[0]
     for number, weights in enumerate(steps[1:], start=1):
         decay = min(0.9, 1 - (1 + number) ** (-2 / 3))
@@ -263,7 +263,7 @@ def test_averaging_of_two_updates_in_closed_form() -> None:
     ],
 )
 def test_recipes(changes: dict[str, Any]) -> None:
-    result = train(settings=settings(epochs=2, **changes))
+    result = trained(settings=settings(epochs=2, **changes))
     assert np.isfinite(result.test_loss)
     assert 0 <= result.test_accuracy <= 1
 
@@ -275,13 +275,13 @@ def test_rand_augment_reaches_the_training_images() -> None:
         pixels = ((images.images + 5) * 25).clamp(0, 255).to(torch.uint8)
         uint8[part] = TensorImages(pixels, images.labels, images.indices, (0.5,), (0.25,))
     data = ImageData(CLASSES, 1, SIZE, (0.5,), (0.25,), "bicubic", **uint8)
-    plain, augmented = (train(data, settings=settings(epochs=1, rand_augment=text)) for text in (None, "rand-m5-n2"))
+    plain, augmented = (trained(data, settings=settings(epochs=1, rand_augment=text)) for text in (None, "rand-m5-n2"))
     assert not same_weights(plain.model, augmented.model)
 
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture, progress: bool) -> None:
-    retrain(build, image_data(), settings(epochs=1), seed=0, progress=progress)
+    train(build, image_data(), settings(epochs=1), seed=0, progress=progress)
     out, err = capfd.readouterr()
     assert out == ""
     assert ("retrain" in err) == progress
@@ -301,12 +301,12 @@ def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture, progress:
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(settings=settings(**changes))
+        trained(settings=settings(**changes))
 
 
 def test_mixup_with_fewer_images_than_a_batch() -> None:
     with pytest.raises(DataError, match="lower the batch size"):
-        train(settings=settings(mixup=0.2, batch_size=500))
+        trained(settings=settings(mixup=0.2, batch_size=500))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path, data: Imag
     with pytest.raises(
         TrainingError, match=r"loss became (nan|inf) in epoch 1, update \d+.*lower retrain.learning_rate"
     ):
-        train(data, settings=settings(**changes), checkpoint=path)
+        trained(data, settings=settings(**changes), checkpoint=path)
     assert torch.load(path, weights_only=True)["epoch"] == 0
 
 
@@ -328,13 +328,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path, data: Imag
 @pytest.mark.parametrize("stopped", [1, 3])
 def test_an_interrupted_training_continues_bit_for_bit(tmp_path: Path, stopped: int, changes: dict[str, Any]) -> None:
     recipe = settings(**changes)
-    whole = train(settings=recipe)
+    whole = trained(settings=recipe)
     path = tmp_path / "new" / "checkpoint.pt"
     with pytest.raises(Stop):
-        train(settings=recipe, checkpoint=path, on_epoch=stop_after(stopped))
+        trained(settings=recipe, checkpoint=path, on_epoch=stop_after(stopped))
     torch.rand(3)
     epochs: list[int] = []
-    resumed = train(settings=recipe, checkpoint=path, on_epoch=lambda report: epochs.append(report["epoch"]))
+    resumed = trained(settings=recipe, checkpoint=path, on_epoch=lambda report: epochs.append(report["epoch"]))
     assert epochs == list(range(stopped + 1, 5))
     assert same_weights(whole.model, resumed.model)
     assert (whole.test_accuracy, whole.test_loss) == (resumed.test_accuracy, resumed.test_loss)
@@ -343,8 +343,8 @@ def test_an_interrupted_training_continues_bit_for_bit(tmp_path: Path, stopped: 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    first = train(checkpoint=path)
-    again = train(checkpoint=path, on_epoch=stop_after(4))
+    first = trained(checkpoint=path)
+    again = trained(checkpoint=path, on_epoch=stop_after(4))
     assert same_weights(first.model, again.model)
     assert again.seconds == first.seconds
 
@@ -353,11 +353,11 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.proxyless_strategy.retraining.test_trainer import train
+from tests.proxyless_strategy.retraining.test_trainer import trained
 def on_epoch(report):
     if report["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-train(checkpoint=Path({path!r}), on_epoch=on_epoch)
+trained(checkpoint=Path({path!r}), on_epoch=on_epoch)
 """
 
 
@@ -369,9 +369,9 @@ def test_a_killed_process_continues_bit_for_bit(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", child], env=environment, cwd=root, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     epochs: list[int] = []
-    resumed = train(checkpoint=path, on_epoch=lambda report: epochs.append(report["epoch"]))
+    resumed = trained(checkpoint=path, on_epoch=lambda report: epochs.append(report["epoch"]))
     assert epochs == [3, 4]
-    assert same_weights(train().model, resumed.model)
+    assert same_weights(trained().model, resumed.model)
 
 
 @pytest.mark.parametrize(
@@ -385,17 +385,17 @@ def test_a_killed_process_continues_bit_for_bit(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_training(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Stop):
-        train(checkpoint=path, on_epoch=stop_after(1))
+        trained(checkpoint=path, on_epoch=stop_after(1))
     with pytest.raises(ConfigError, match=message):
-        train(checkpoint=path, **arguments)
+        trained(checkpoint=path, **arguments)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Stop):
-        train(checkpoint=path, on_epoch=stop_after(1))
+        trained(checkpoint=path, on_epoch=stop_after(1))
     with pytest.raises(ConfigError, match="is of another network; delete it"):
-        retrain(
+        train(
             lambda: timm.create_model("mobilenetv2_035", num_classes=CLASSES, in_chans=1),
             image_data(),
             settings(),
@@ -429,11 +429,11 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: Any, monkeypatch:
     else:
         torch.save(content, path)
     with pytest.raises(ConfigError, match="is no checkpoint of a retraining; delete it"):
-        train(checkpoint=path)
+        trained(checkpoint=path)
     assert not (tmp_path / "evil").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match=r"cannot write the checkpoint .*give a path that can be written"):
-        train(checkpoint=tmp_path / "file" / "checkpoint.pt", on_epoch=stop_after(1))
+        trained(checkpoint=tmp_path / "file" / "checkpoint.pt", on_epoch=stop_after(1))
