@@ -1,4 +1,4 @@
-"""From a trained subnet to what leaves the project: a timm export folder, an ONNX file, and a count of its size."""
+"""The folder that timm and torch.hub load: write, check, read back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 from hardware.errors import ExportError
+from search_spaces import tree_cell_net
 
-from .hubconf import HUBCONF, TREE_HUBCONF
-from .summary import _image_shape, _input_size
+from .summary import image_shape, input_size
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SUBNET, METRICS, HUB, ONNX = "subnet.json", "metrics.json", "hubconf.py", "model.onnx"
@@ -37,7 +38,7 @@ def export_folder(
     pretrained_cfg: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> Path:
-    """Writes the folder that timm (`local-dir:FOLDER`) and torch.hub (`source='local'`) load.
+    """Write the folder that timm (`local-dir:FOLDER`) and torch.hub (`source='local'`) load.
 
     The network is built back from the written files and must give equal outputs before the folder appears under its
     name; an earlier export there is replaced as a whole.
@@ -72,6 +73,7 @@ def export_folder(
     except OSError as error:
         raise ExportError(f"cannot write to {folder.parent}: {error.strerror}; choose another folder") from error
     try:
+        # safetensors refuses tensors of another memory format than the contiguous one.
         saved = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
         try:
             save_for_hf(
@@ -83,6 +85,7 @@ def export_folder(
             )
             for name, text in texts.items():
                 (beside / name).write_text(text, encoding="utf-8")
+            # `mkdtemp` and safetensors let their owner alone read.
             for path in (beside, *beside.iterdir()):
                 path.chmod((0o777 if path is beside else 0o666) & ~_umask())
         except OSError as error:
@@ -95,7 +98,7 @@ def export_folder(
 
 
 def load_exported(folder: Path, **overrides: Any) -> nn.Module:
-    """Builds the network of an export folder with its weights, in evaluation mode.
+    """Build the network of an export folder with its weights, in evaluation mode.
 
     Args:
         folder: What `export_folder` wrote.
@@ -118,12 +121,13 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
 
 
 def _sources(model: nn.Module) -> dict[str, str]:
-    """What builds the network without this project: timm's own classes, or the file of a family that timm lacks."""
-    from search_spaces import tree_cell_net
-
+    """Read what builds the network without this project: timm's own classes, or the file of a family timm lacks."""
+    here = Path(__file__)
     if isinstance(model, tree_cell_net.TreeCellNet):
-        return {HUB: TREE_HUBCONF, NETWORK: Path(tree_cell_net.__file__).read_text(encoding="utf-8")}
-    return {HUB: HUBCONF}
+        files = {HUB: here.with_name("hubconf_tree.py"), NETWORK: Path(tree_cell_net.__file__)}
+    else:
+        files = {HUB: here.with_name("hubconf.py")}
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 def _json(name: str, values: Mapping[str, Any]) -> str:
@@ -138,7 +142,7 @@ def _plain(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses a folder that `export_folder` would not replace.
+    """Refuse a folder that `export_folder` would not replace.
 
     Raises:
         ExportError: It is a file or a link, or holds something that is no part of an export.
@@ -153,6 +157,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
+    """Refuse files that build another network; equal outputs are asked for, as names and shapes do not show strides."""
     try:
         rebuilt = load_exported(written)
     except ExportError as error:
@@ -160,7 +165,7 @@ def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
             f"model_args do not describe the network to export to {shown_as}: {error.__cause__}; give those that "
             "built it"
         ) from error
-    images = torch.randn(1, *_image_shape(_input_size(rebuilt)), generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, *image_shape(input_size(rebuilt)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = float((rebuilt(images) - model.eval()(images)).abs().max())
     if difference != 0.0:
@@ -171,6 +176,7 @@ def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
 
 
 def _move_into_place(beside: Path, folder: Path) -> None:
+    # A rename replaces an empty folder only, so an earlier export steps aside first.
     old = None
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
@@ -181,19 +187,19 @@ def _move_into_place(beside: Path, folder: Path) -> None:
 
 
 def _umask() -> int:
-    umask = os.umask(0)
+    umask = os.umask(0)  # there is no way to read it but to set it
     os.umask(umask)
     return umask
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """`config.json` of an export folder.
+    """Read `config.json` of an export folder.
 
     Raises:
         ExportError: The folder is none.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config["architecture"], config["pretrained_cfg"]["input_size"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ExportError(

@@ -1,8 +1,6 @@
-"""The `hubconf.py` of an export folder."""
+"""`torch.hub.load(FOLDER, "model", source="local")`: this folder's network, with torch and timm alone."""
 
-from __future__ import annotations
-
-HUBCONF = '''"""`torch.hub.load(FOLDER, "model", source="local")`: this folder's network, with torch and timm alone."""
+# Copied into the export folder of an MBConv network, so it imports nothing of the project that wrote it.
 
 import json
 from functools import partial
@@ -30,34 +28,9 @@ def model(pretrained=True, **overrides):
         norm_layer=partial(nn.BatchNorm2d, **resolve_bn_args(args)),
         **args,
     )
+    # timm's EfficientNet has no argument for it.
     network.conv_stem.stride = (stem_stride, stem_stride)
     if pretrained:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     network.pretrained_cfg = network.default_cfg = config["pretrained_cfg"]
     return network
-'''
-
-TREE_HUBCONF = '''"""`torch.hub.load(FOLDER, "model", source="local")`: this folder's network, with its own file."""
-
-import importlib.util
-import json
-from pathlib import Path
-
-from safetensors.torch import load_file
-
-dependencies = ["torch", "timm", "safetensors"]
-
-
-def model(pretrained=True, **overrides):
-    """Build the network and load its weights; `overrides` are arguments of TreeCellNet, such as drop_path_rate."""
-    folder = Path(__file__).resolve().parent
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    spec = importlib.util.spec_from_file_location("tree_cell_net", folder / "tree_cell_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network = module.TreeCellNet(**{**config["model_args"], **overrides})
-    if pretrained:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    network.pretrained_cfg = network.default_cfg = config["pretrained_cfg"]
-    return network
-'''

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from hardware.errors import ExportError
 from hardware.files import write_atomically
 
 from .folder import load_exported
-from .summary import _image_shape, _input_size
+from .summary import image_shape, input_size
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def export_onnx(
     tolerance: float = 1e-4,
     seed: int = 0,
 ) -> OnnxExport:
-    """Writes a network as one ONNX file and compares it with PyTorch in ONNX Runtime.
+    """Write a network as one ONNX file and compare it with PyTorch in ONNX Runtime.
 
     Args:
         source: A network, or an export folder.
@@ -57,17 +58,16 @@ def export_onnx(
     Raises:
         ExportError: The network cannot be exported, differs by more than `tolerance`, or the file cannot be written.
     """
-    import onnxruntime
-
     out = Path(out)
     if isinstance(source, nn.Module):
         model = source
         if input_shape is None:
             raise ExportError(f"the input size of a {type(model).__name__} is not known; give input_shape as C, H, W")
     else:
+        # Some of timm's activations have an autograd function of their own; `exportable` chooses the plain ones.
         model = load_exported(Path(source), exportable=True)
-        input_shape = input_shape or _input_size(model)
-    images = torch.randn(batch, *_image_shape(input_shape), generator=torch.Generator().manual_seed(seed))
+        input_shape = input_shape or input_size(model)
+    images = torch.randn(batch, *image_shape(input_shape), generator=torch.Generator().manual_seed(seed))
     with _evaluating(model) as evaluated:
         with torch.inference_mode():
             expected = evaluated(images)
@@ -78,7 +78,7 @@ def export_onnx(
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     difference = float((torch.from_numpy(found) - expected).abs().max())
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # so that nan is refused too
         raise ExportError(
             f"the ONNX form of {type(model).__name__} differs by {difference:.3g} from PyTorch, more than the "
             f"tolerance {tolerance:g}; raise the tolerance if that is good enough, or try another opset (now {opset})"
@@ -91,6 +91,7 @@ def export_onnx(
 
 
 def _onnx_bytes(model: nn.Module, images: torch.Tensor, *, opset: int) -> bytes:
+    """Export by torch.export, whose graph comes optimised: batch norms are folded into convolutions."""
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -102,7 +103,7 @@ def _onnx_bytes(model: nn.Module, images: torch.Tensor, *, opset: int) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-            assert program is not None
+            assert program is not None  # only the older exporter returns None
             proto = program.model_proto
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
@@ -114,7 +115,7 @@ def _onnx_bytes(model: nn.Module, images: torch.Tensor, *, opset: int) -> bytes:
 
 
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Drops the exporter's notes: stack traces with this machine's paths, longer than a small network's graph."""
+    """Drop the exporter's notes: stack traces with this machine's paths, longer than a small network's graph."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
@@ -124,6 +125,7 @@ def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put every module into evaluation mode, and each back into its own afterwards."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield model.eval()
@@ -134,6 +136,7 @@ def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Silence the exporter, which warns and logs of its own inner steps."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

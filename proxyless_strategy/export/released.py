@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from hardware.errors import ConfigError
+from search_spaces.nni_import import import_nni
 
 from .folder import export_folder
 
@@ -15,7 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def import_released(config: Path, checkpoint: Path | None, out: Path, *, input_size: int | None = None) -> Path:
-    """Writes the export folder of a released network.
+    """Write the export folder of a released network.
 
     Args:
         config: The released JSON config.
@@ -28,10 +30,7 @@ def import_released(config: Path, checkpoint: Path | None, out: Path, *, input_s
         SubnetError: The config or the checkpoint cannot be imported.
         ExportError: The folder cannot be written.
     """
-    import timm
-
-    from search_spaces.nni_import import import_nni
-
+    # The release is read into a declaration of a space, which imports NNI: slow, and noisy unless it is done so.
     import_nni()
     from search_spaces.released import read_checkpoint, read_config
 

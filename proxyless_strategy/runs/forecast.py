@@ -17,6 +17,7 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 
 from ..config import Rule, SearchConfig, SearchSettings
 from ..data.images import ImageData
+from ..export.summary import SavedBytes
 from ..seeds import isolated_seed
 
 TIMED_PIXELS = 8 * 224**2
@@ -207,13 +208,7 @@ def step_cost(
     model = timm.create_model(subnet.timm_name, **arguments).to(x.device).train()
     if settings.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with SavedBytes() as saved:
         _train(model, x, y, settings)
     start = _now(x.device)
     _train(model, x, y, settings)
@@ -221,7 +216,7 @@ def step_cost(
     with torch.no_grad(), _autocast(x.device, settings):
         model(x)
     end = _now(x.device)
-    return StepCost((middle - start) / len(x), (end - middle) / len(x), sum(sizes.values()) / len(x))
+    return StepCost((middle - start) / len(x), (end - middle) / len(x), saved.total / len(x))
 
 
 def _train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, settings: SearchSettings) -> None:

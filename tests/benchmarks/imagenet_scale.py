@@ -26,7 +26,7 @@ import timm
 import torch
 
 from proxyless_strategy.config import SearchConfig, read_config
-from proxyless_strategy.export.summary import model_summary
+from proxyless_strategy.export.summary import SavedBytes, model_summary
 from proxyless_strategy.runs.forecast import schedule
 from search_spaces import Subnet, get_space
 
@@ -139,19 +139,10 @@ def measure(config: SearchConfig, *, choices: int, batch: int) -> tuple[Measured
 
 
 def saved_bytes(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Count distinct bytes per image that autograd keeps for a training step's backward pass, without parameters."""
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    """Distinct bytes per image that autograd keeps for the backward pass of a training step, parameters left out."""
+    with SavedBytes(without=(*model.parameters(), *model.buffers())) as saved:
         torch.nn.functional.cross_entropy(model.train()(x), y).backward()
-    return sum(sizes.values()) / len(x)
+    return saved.total / len(x)
 
 
 def main() -> None:

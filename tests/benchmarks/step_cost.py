@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from proxyless_strategy.export.summary import SavedBytes
 from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.objectives import AccuracyOnly
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
@@ -44,24 +45,16 @@ def sgd(network: nn.Module, *, weight_decay: float = 4e-5) -> torch.optim.Optimi
 class Bench:
     """Times named steps in interleaved rounds, and counts what autograd saves in them."""
 
-    def __init__(self, network_parameters: set[int]):
+    def __init__(self, network_parameters: list[torch.Tensor]):
         self.parameters = network_parameters
         self.times: dict[tuple[str, int], list[float]] = {}
         self.saved: dict[tuple[str, int], int] = {}
 
     def count(self, key: tuple[str, int], step: Callable[[], int]) -> None:
         """Run `step` once, counting saved bytes; it returns bytes that autograd does not see."""
-        sizes: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.parameters:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with SavedBytes(without=self.parameters) as saved:
             extra = step()
-        self.saved[key] = sum(sizes.values()) + (extra or 0)
+        self.saved[key] = saved.total + (extra or 0)
 
     def time(self, key: tuple[str, int], step: Callable[[], Any]) -> None:
         """Time `step` once."""
@@ -76,8 +69,8 @@ class Bench:
         return {"time": round(statistics.median(times), 3), "saved": round(statistics.median(saved), 3)}
 
 
-def storages(*networks: nn.Module) -> set[int]:
-    return {p.untyped_storage().data_ptr() for n in networks for p in (*n.parameters(), *n.buffers())}
+def state_of(*networks: nn.Module) -> list[torch.Tensor]:
+    return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
 
 
 def stock_step(network: nn.Module, choices: dict[str, str], x: torch.Tensor, y: torch.Tensor) -> None:
@@ -149,7 +142,7 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    bench = Bench(storages(network, stock, darts))
+    bench = Bench(state_of(network, stock, darts))
     steps: dict[tuple[str, int], Callable[[], Any]] = {}
     for k in range(count):
         pairs = gates.sample_pairs(
@@ -172,7 +165,7 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
         ]
         for name, choice in (("base", paths), ("sample0", drawn[0]), ("sample1", drawn[1])):
             model = timm.create_model("proxylessnas", **Subnet(space, named(choice)).model_args()).train()
-            bench.parameters |= storages(model)
+            bench.parameters += state_of(model)
             steps[name, k] = functools.partial(train, model, sgd(model))
     for key, step in steps.items():
         bench.count(key, step)
