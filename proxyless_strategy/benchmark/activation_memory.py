@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_activation_bytes(model: nn.Module, input_shape: Sequence[int], *, batch: int = 1) -> int:
-    """Most bytes of tensors alive at once in an eager forward pass without gradients; nothing is computed.
+    """Count the most bytes of tensors alive at once in an eager forward pass without gradients; nothing is computed.
 
     The images count, weights and buffers do not; what an operator works with inside itself is not seen.
 
@@ -30,11 +30,12 @@ def peak_activation_bytes(model: nn.Module, input_shape: Sequence[int], *, batch
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operators return, until Python lets go of them."""
+    """Add up the storages that operators return, until Python lets go of them."""
 
     def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.peak = self.now = 0
+        # Kept alive: torch may give the address of a storage that is gone, its key here, to the next one.
         self._uncounted = [tensor.untyped_storage() for tensor in uncounted]
         self._seen: dict[int, weakref.ref | None] = {storage._cdata: None for storage in self._uncounted}
 
@@ -48,6 +49,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        # By its storage: a view, or the result of an operator in place, is no further memory.
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return

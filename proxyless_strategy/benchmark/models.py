@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from hardware.errors import ConfigError
@@ -24,14 +26,11 @@ DEFAULT_MODELS = (
 
 
 def source_of(name: str) -> str:
-    """Who builds a model: `timm`, `torchvision` or `export`.
+    """Say who builds a model: `timm`, `torchvision` or `export`.
 
     Raises:
         ConfigError: Nobody knows the name, and it is no folder either.
     """
-    import timm
-    import torchvision
-
     if timm.is_model(name):
         return "timm"
     others = torchvision.models.list_models(module=torchvision.models)
@@ -49,15 +48,12 @@ def source_of(name: str) -> str:
 
 
 def build_model(name: str, *, seed: int = 0) -> nn.Module:
-    """A model in evaluation mode: an export with its weights, any other with random ones.
+    """Build a model in evaluation mode: an export with its weights, any other with random ones.
 
     Raises:
         ConfigError: The model is unknown.
         ExportError: The export folder cannot be loaded.
     """
-    import timm
-    import torchvision
-
     source = source_of(name)
     if source == "export":
         return load_exported(Path(name), exportable=True)
@@ -69,7 +65,7 @@ def build_model(name: str, *, seed: int = 0) -> nn.Module:
 
 
 def settle(model: nn.Module, input_shape: Sequence[int], *, seed: int = 0) -> None:
-    """Gives batch norms that never saw an image the statistics of two random ones.
+    """Give batch norms that never saw an image the statistics of two random ones.
 
     Activations of a random network would otherwise vanish or grow from layer to layer, and arithmetic on denormal
     numbers is slower than on others. A trained network stays as it is.
@@ -80,6 +76,7 @@ def settle(model: nn.Module, input_shape: Sequence[int], *, seed: int = 0) -> No
         return
     momenta = [norm.momentum for norm in fresh]
     images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(seed))
+    # Momentum 1 takes the statistics of this batch as they are; the default would mix them with mean 0 and variance 1.
     for norm in fresh:
         norm.train()
         norm.momentum = 1.0

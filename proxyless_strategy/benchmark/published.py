@@ -40,7 +40,6 @@ PAPER_DEVICES: dict[str, PaperDevice] = {
     )
 }
 
-
 _RELEASE = "log of the ProxylessNAS release"
 _MOBILE_TABLE = "arXiv 1812.00332, ImageNet mobile table"
 _GPU_TABLE = "arXiv 1812.00332, ImageNet GPU table"

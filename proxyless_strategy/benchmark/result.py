@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
+from rich.table import Table
+
 from hardware.measuring.sampling import Measurement
 
 from .published import Accuracy
 
 FORMAT = "proxyless-benchmark/1"
-
 
 TABLE_WIDTH = 110
 """Columns of a terminal in which the table of two backends and two batches fits."""
@@ -66,11 +68,11 @@ class Benchmark:
     batches: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"format": FORMAT, **self.header, "models": [self._row(row) for row in self.rows]}
 
     def to_csv(self) -> str:
-        """One line a model; empty where nothing is known."""
+        """Write one line a model; empty where nothing is known."""
         lines = [
             {
                 "model": row.model,
@@ -99,11 +101,8 @@ class Benchmark:
         writer.writerows(lines)
         return buffer.getvalue()
 
-    def table(self) -> Any:
-        """A rich table."""
-        from rich import box
-        from rich.table import Table
-
+    def table(self) -> Table:
+        """Build the table that a terminal shows, a `rich.table.Table`."""
         title = f"{self.header['device']}, {self.header['threads']} thread(s); latency of a whole batch in ms"
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("\nmodel", overflow="fold", min_width=12)

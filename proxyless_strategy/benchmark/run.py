@@ -34,7 +34,6 @@ from .result import DEFINITIONS, Benchmark, Row
 BACKENDS = ("onnxruntime", "torch")
 BATCHES = (1, 8)
 
-
 OPPONENTS = (
     "mobilenetv1_100",
     "mobilenetv2_100",
@@ -63,7 +62,7 @@ def run_benchmark(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
-    """Measures models; those of one backend, in all batches, take turns within one run.
+    """Measure models; those of one backend, in all batches, take turns within one run.
 
     Args:
         models: Names that timm (this project's networks are among them) or torchvision knows, or export folders.
@@ -108,6 +107,7 @@ def run_benchmark(
         device = ""
         versions: dict[str, str] = {}
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        # Two measurements at a time would time each other.
         with measuring_lock():
             for backend in backends:
                 say(f"measuring {len(models)} models on {backend}, about {plan.seconds:.0f} s or {plan.rounds} rounds")
@@ -135,7 +135,7 @@ def run_benchmark(
 
 
 def check_out(out: Path) -> None:
-    """Makes the folder and tries whether it can be written to, before anything is measured.
+    """Make the folder and try whether it can be written to, before anything is measured.
 
     Raises:
         ExportError: It cannot.
@@ -149,7 +149,7 @@ def check_out(out: Path) -> None:
 
 
 def save_benchmark(benchmark: Benchmark, out: Path) -> list[Path]:
-    """Writes `benchmark.json`, `.csv` and `.png` into a folder; returns their paths.
+    """Write `benchmark.json`, `.csv` and `.png` into a folder; return their paths.
 
     Raises:
         ExportError: The folder cannot be written to.
@@ -209,7 +209,7 @@ def _describe(model: nn.Module, name: str, *, input_size: int | None, batches: S
 
 
 def _export(model: nn.Module, out: Path, shape: Sequence[int], *, batch: int, seed: int) -> None:
-    """Exports with a tolerance relative to the largest output, as random weights give outputs of any size."""
+    """Export with a tolerance relative to the largest output, as random weights give outputs of any size."""
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         largest = float(model(images).abs().max())
@@ -229,7 +229,7 @@ def _time_files(
 def _time_modules(
     rows: Sequence[Row], *, folder: Path, batches: Sequence[int], threads: int, plan: Plan, seed: int
 ) -> tuple[dict[tuple[int, int], list[float]], str, dict[str, str]]:
-    """Eager modules, in a child process whose malloc keeps large activations (page faults would swing its times)."""
+    """Time eager modules in a child process whose malloc keeps large activations: page faults swing times."""
     job = {
         "models": [{"name": row.model, "shape": row.input_shape} for row in rows],
         "batches": list(batches),
@@ -245,7 +245,7 @@ def _time_modules(
         check=False,
     )
     if done.returncode or not answered.is_file():
-        raise BackendError(f"the torch measuring process died with code {done.returncode}; its message is above.")
+        raise BackendError(f"the torch measuring process died with code {done.returncode}; its message is above")
     result = json.loads(answered.read_text(encoding="utf-8"))
     samples = {(index, batch): values for index, batch, values in result["samples"]}
     return samples, result["device"], result["versions"]

@@ -28,7 +28,7 @@ class _Modules(Backend):
     name = "torch"
 
     def prepare(self, *_: Any, **__: Any) -> Runnable:
-        raise BackendError("this process times whole modules only; use the torch backend for operators.")
+        raise BackendError("this process times whole modules only; use the torch backend for operators")
 
     def module(self, model: nn.Module, images: torch.Tensor, *, threads: int) -> Runnable:
         return Runnable(lambda: model(images), threads=threads)

@@ -1,26 +1,52 @@
-"""What the figures share: colours, badges, and matplotlib without a screen."""
+"""What all figures share: colours, badges, and matplotlib without a screen."""
 
 from __future__ import annotations
 
 import io
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {3: "#4c78a8", 5: "#f58518", 7: "#54a24b"}
 """By the size of a candidate's kernel."""
 OTHER = "#8a8a8a"
 
 
-Badge = tuple[str, float, float, str, str]
-"""Text, x, y, colour and marker of a numbered point."""
+class Badge(NamedTuple):
+    """A numbered point of a panel."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+    marker: str = "o"
 
 
-def draw_badges(panel: Any, marks: Sequence[Badge]) -> None:
-    """Numbered badges at their points, or beside them with a line to the point where they would lie on one another.
+def draw_points(panel: Any, badges: Sequence[Badge]) -> None:
+    """Draw the points of the badges, which `draw_badges` covers when all else is in place."""
+    for badge in badges:
+        panel.plot(badge.x, badge.y, marker=badge.marker, markersize=5, color=badge.colour, linestyle="none")
 
-    Where anything lies in pixels must be settled: draw the canvas, then switch the layout engine off.
+
+def draw_badges(figure: Figure, panels: Sequence[tuple[Any, Sequence[Badge]]]) -> None:
+    """Draw the numbers of every panel of a figure that is otherwise finished.
+
+    A badge lies on its point, or beside it with a line to it where two would lie on one another.
     """
+    # Distances between badges are in pixels. Only drawing tells where anything lies, and the layout must not move it
+    # afterwards.
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    for panel, badges in panels:
+        _draw_badges(panel, badges)
+
+
+def _draw_badges(panel: Any, marks: Sequence[Badge]) -> None:
     if not marks:
         return
     panel.autoscale(False)
@@ -44,7 +70,7 @@ def draw_badges(panel: Any, marks: Sequence[Badge]) -> None:
 
 
 def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
-    """Moves points that are closer than `least` apart, each pair by equal and opposite steps; others stay.
+    """Move points that are closer than `least` apart, each pair by equal and opposite steps; others stay.
 
     Args:
         points: `P x 2`.
@@ -54,8 +80,6 @@ def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
     Returns:
         `P x 2`, with every distance at least `least` unless the rounds ran out.
     """
-    import numpy as np
-
     moved = np.array(points, dtype=float)
     for _ in range(rounds):
         still = True
@@ -74,22 +98,24 @@ def spread_out(points: Any, *, least: float, rounds: int = 500) -> Any:
     return moved
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def new_figure(width: float, height: float, *, dpi: float | None = None) -> Figure:
+    """Make an empty figure of that size in inches, without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    # Not by pyplot, which keeps every figure until it is closed and may look for a screen.
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
-    return pyplot
 
-
-def _bytes(figure: Any, kind: str) -> bytes:
-    """The figure as a file of that kind; the same bytes for the same figure."""
-    import matplotlib
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """Return the figure as a file of that kind; the same bytes for the same figure."""
+    import matplotlib  # slow
 
     buffer = io.BytesIO()
+    # By default a file holds the time, and an SVG random ids.
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with matplotlib.rc_context({"svg.hashsalt": "proxyless"}):
         figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
-    _pyplot().close(figure)
     return buffer.getvalue()

@@ -16,64 +16,11 @@ from typing import Any
 
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
+from search_spaces.blocks import SKIP
 
 from ..runs.finished import FinishedSearch, read_searches, unfinished
 from .drawing import COLOURS, OTHER
 from .pictures import MOST_LABELLED_EDGES, candidate_style, probability_picture, progress_picture, trade_off_picture
-
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe4ea; --back: #f5f7f9; --accent: #d1495b; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 2px; }
-h2 { font-size: 19px; margin: 0 0 10px; }
-h3 { font-size: 14px; margin: 20px 0 6px; color: var(--soft); text-transform: uppercase; letter-spacing: .04em; }
-p.lead, .note { color: var(--soft); margin: 0 0 18px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin: 0 0 20px; }
-img { max-width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; }
-th.text, td.text { text-align: left; }
-tbody tr:hover { background: #f2f6fb; }
-td a { color: inherit; }
-.badge { display: inline-block; min-width: 22px; padding: 0 6px; border-radius: 11px; background: #30638e;
-  color: #fff; text-align: center; font-size: 13px; font-weight: 600; margin-right: 6px; text-decoration: none; }
-.missed { color: var(--accent); font-weight: 600; }
-.net { display: flex; align-items: flex-end; gap: 14px; overflow-x: auto; padding: 6px 0 4px; }
-.stage { display: flex; flex-direction: column; gap: 6px; }
-.stage > div { display: flex; gap: 4px; align-items: center; height: 96px; }
-.stage > small { text-align: center; color: var(--soft); border-top: 1px solid var(--line); padding-top: 3px; }
-.block { width: 42px; border-radius: 5px; color: #fff; font-size: 12px; line-height: 1.2; display: flex;
-  align-items: center; justify-content: center; text-align: center; white-space: pre; }
-.skip { width: 20px; height: 3px; background: #c4ccd4; border-radius: 2px; }
-.key span { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin: 0 5px 0 14px;
-  vertical-align: -1px; }
-.key { color: var(--soft); font-size: 13px; }
-details { margin-top: 14px; }
-summary { cursor: pointer; color: var(--soft); }
-pre { background: var(--back); border: 1px solid var(--line); border-radius: 6px; padding: 12px; overflow-x: auto;
-  font: 12.5px/1.45 ui-monospace, monospace; }
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p class="lead">$lead</p>
-$sections
-</main>
-</body>
-</html>
-""")
 
 _COLUMNS = (
     ("target", "target"),
@@ -88,7 +35,7 @@ _COLUMNS = (
 
 
 def write_page(folder: Path, out: Path) -> Path:
-    """Writes the page of the search in a folder, or of the searches in its subfolders.
+    """Write the page of the search in a folder, or of the searches in its subfolders.
 
     Args:
         folder: The `out` of a search or an experiment.
@@ -108,7 +55,7 @@ def write_page(folder: Path, out: Path) -> Path:
 
 
 def page(searches: Sequence[FinishedSearch], *, title: str, left_out: Sequence[Path] = ()) -> str:
-    """The page as text.
+    """Build the page as text, with its style and its pictures within it; what a search says of itself is escaped.
 
     Args:
         searches: What is on it, in this order.
@@ -122,10 +69,14 @@ def page(searches: Sequence[FinishedSearch], *, title: str, left_out: Sequence[P
     lead = f"{counted} in {', '.join(spaces)} on {', '.join(data)}; page written {today}"
     sections = [_results(searches, left_out)]
     sections += [_search(number, search) for number, search in enumerate(searches, start=1)]
-    return _PAGE.substitute(title=escape(title), lead=escape(lead), sections="\n".join(sections))
+    here = Path(__file__)
+    template = Template(here.with_name("page.html").read_text(encoding="utf-8"))
+    style = here.with_name("page.css").read_text(encoding="utf-8").rstrip()
+    return template.substitute(title=escape(title), style=style, lead=escape(lead), sections="\n".join(sections))
 
 
 def _results(searches: Sequence[FinishedSearch], left_out: Sequence[Path]) -> str:
+    """Build the table of results, of the columns for which any search has a value, and the picture of all."""
     shown = [_cells(search) for search in searches]
     columns = [(key, name) for key, name in _COLUMNS if any(cells[key] for cells in shown)]
     head = "".join(f"<th>{name}</th>" for _, name in columns)
@@ -150,7 +101,7 @@ def _results(searches: Sequence[FinishedSearch], left_out: Sequence[Path]) -> st
 
 
 def _cells(search: FinishedSearch) -> dict[str, str]:
-    """What a row of the table of results shows, as HTML; empty where it is not known."""
+    """Return what a row of the table of results shows, as HTML; empty where it is not known."""
     row = search.row
 
     def number(value: Any, spec: str, unit: str = "") -> str:
@@ -158,6 +109,7 @@ def _cells(search: FinishedSearch) -> dict[str, str]:
 
     unit = f" {search.unit}"
     subnet = number(row.get("subnet_cost"), "#.4g", unit)
+    # The target itself is allowed, and a sum over the edges may end a rounding above it.
     if subnet and search.target is not None and row["subnet_cost"] > search.target * (1 + 1e-9):
         subnet = f'<span class="missed" title="over the target">{escape(subnet)}</span>'
     else:
@@ -193,9 +145,7 @@ def _search(number: int, search: FinishedSearch) -> str:
 
 
 def _subnet(search: FinishedSearch) -> str:
-    """The blocks of a small net, drawn; how often each candidate occurs in a large one."""
-    from search_spaces.blocks import SKIP
-
+    """Draw the blocks of a small net; count how often each candidate occurs in a large one."""
     if len(search.choices) > MOST_LABELLED_EDGES:
         counts = Counter(search.choices.values()).most_common()
         lines = "".join(f'<tr><td class="text">{escape(name)}</td><td>{count}</td></tr>' for name, count in counts)
@@ -226,7 +176,7 @@ def _subnet(search: FinishedSearch) -> str:
 
 
 def _moved(search: FinishedSearch) -> str:
-    """How the derived subnet differs from the most probable one."""
+    """Say how the derived subnet differs from the most probable one."""
     text = "Red frame: derived."
     if len(search.probabilities) <= MOST_LABELLED_EDGES:
         text += " Dot: most probable."
@@ -257,5 +207,6 @@ def _duration(seconds: float) -> str:
 
 
 def _image(svg: bytes, alternative: str) -> str:
+    # As a picture and not inline: matplotlib gives its elements the same ids in every figure of a page.
     content = base64.b64encode(svg).decode("ascii")
     return f'<img alt="{escape(alternative, quote=True)}" src="data:image/svg+xml;base64,{content}">'

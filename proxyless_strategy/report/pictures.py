@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
+from search_spaces.blocks import SKIP
 
 from ..runs.finished import FinishedSearch, read_searches
-from .drawing import COLOURS, OTHER, Badge, _bytes, _pyplot, draw_badges
+from .drawing import COLOURS, OTHER, Badge, draw_badges, draw_points, figure_bytes, new_figure
 
 MOST_LABELLED_EDGES = 32
 """Above it edges are drawn without their labels."""
@@ -19,7 +22,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def candidate_style(name: str) -> tuple[str, float, str]:
-    """Colour, height (0..1) and short text of a candidate.
+    """Return colour, height (0..1) and short text of a candidate.
 
     A colour stands for a kernel's size; the height of an MBConv for its expansion.
     """
@@ -42,16 +45,16 @@ def draw_searches(folder: Path, out: Path) -> Path:
         ConfigError: There is no finished search, or `out` has another suffix.
     """
     if out.suffix not in SUFFIXES:
-        raise ConfigError(f"{out} is no file that can be drawn; end its name with {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{out} is no picture; end its name with {', '.join(SUFFIXES)}")
     content = overview(read_searches(folder), kind=out.suffix[1:])
     write_atomically(out, content)
     return out
 
 
 def overview(searches: Sequence[FinishedSearch], *, kind: str = "png") -> bytes:
-    """One picture of all searches: expected cost over the epochs, and the derived subnets."""
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.6 + 0.75 * max(3, len(searches))), layout="constrained")
+    """Draw one picture of all searches: expected cost over the epochs, and the derived subnets."""
+    figure = new_figure(12, 1.6 + 0.75 * max(3, len(searches)))
+    left, right = figure.subplots(1, 2)
     units = list(dict.fromkeys(search.unit for search in searches))
     for index, search in enumerate(searches):
         colour = f"C{index}"
@@ -72,20 +75,21 @@ def overview(searches: Sequence[FinishedSearch], *, kind: str = "png") -> bytes:
     left.title.set_fontsize(10)
     left.legend(fontsize=8)
     _draw_subnets(right, searches)
-    return _bytes(figure, kind)
+    return figure_bytes(figure, kind)
 
 
 def progress_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
-    """Expected cost with its target, entropy, and validation accuracy of one search over the epochs."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.1), layout="constrained")
+    """Draw expected cost with its target, entropy, and validation accuracy of one search over the epochs."""
+    figure = new_figure(11.5, 3.1)
+    axes = figure.subplots(1, 3)
     warmup = [row["epoch"] for row in search.history if row["phase"] == "warmup"]
     panels = (("expected", f"expected cost, {search.unit}"), ("entropy", "entropy of an edge, nats"))
     for panel, (key, title) in zip(axes, (*panels, ("default", "validation accuracy")), strict=True):
         points = [(row["epoch"], row[key]) for row in search.history if row.get(key) is not None]
-        panel.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1.8) if points else panel.text(
-            0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes
-        )
+        if points:
+            panel.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1.8)
+        else:
+            panel.text(0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes)
         if warmup:
             panel.axvspan(0.5, max(warmup) + 0.5, color="#eeeeee", label="warm-up")
         panel.set_xlim(0.5, max((row["epoch"] for row in search.history), default=1) + 1)
@@ -102,19 +106,19 @@ def progress_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8, frameon=False)
-    return _bytes(figure, kind)
+    return figure_bytes(figure, kind)
 
 
 def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
-    """Probabilities at the end of a search as a heat map, candidates x edges, with what was derived from them."""
-    import numpy as np
+    """Draw the probabilities at the end of a search as a heat map, candidates x edges, and what was derived."""
+    from matplotlib.patches import Rectangle  # slow
 
-    plt = _pyplot()
     edges = list(search.probabilities)
     names = list(dict.fromkeys(name for edge in edges for name in search.probabilities[edge]))
     values = np.array([[search.probabilities[edge].get(name, np.nan) for edge in edges] for name in names])
     labelled = len(edges) <= MOST_LABELLED_EDGES
-    figure, axes = plt.subplots(figsize=(11.5, 1.5 + 0.3 * len(names)), layout="constrained")
+    figure = new_figure(11.5, 1.5 + 0.3 * len(names))
+    axes = figure.subplots()
     axes.set_facecolor("#e4e4e4")
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, pad=0.01, label="probability")
@@ -125,7 +129,7 @@ def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
         if search.choices.get(edge) in names:
             y = names.index(search.choices[edge])
             if labelled:
-                axes.add_patch(plt.Rectangle((column - 0.5, y - 0.5), 1, 1, fill=False, color="#d1495b", linewidth=2))
+                axes.add_patch(Rectangle((column - 0.5, y - 0.5), 1, 1, fill=False, color="#d1495b", linewidth=2))
             else:
                 axes.plot(column, y, "s", markersize=1.5, color="#d1495b")
     axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -133,52 +137,46 @@ def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
         axes.set_xticks(range(len(edges)), edges, rotation=40, ha="right", fontsize=8)
     else:
         axes.set_xlabel(f"{len(edges)} edges, from {edges[0]} to {edges[-1]}", fontsize=9)
-    return _bytes(figure, kind)
+    return figure_bytes(figure, kind)
 
 
 def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") -> bytes | None:
-    """Accuracy over cost, numbered as in `searches`, one panel per hardware and unit; None without two accuracies."""
+    """Draw accuracy over cost, numbered as in `searches`, by hardware and unit; None without two accuracies."""
+    from matplotlib.lines import Line2D  # slow
+
     rated = [(number, s) for number, s in enumerate(searches, start=1) if s.row.get("accuracy") is not None]
     shown = [(number, s, s.subnet_cost) for number, s in rated if s.subnet_cost is not None]
     if len(shown) < 2:
         return None
-    plt = _pyplot()
     groups: dict[tuple[str | None, str], list[tuple[int, FinishedSearch, float]]] = {}
     for number, search, cost in shown:
         groups.setdefault((search.row.get("hardware"), search.unit), []).append((number, search, cost))
-    figure, axes = plt.subplots(
-        1, len(groups), figsize=(max(5.5, 3.8 * len(groups)), 3.6), layout="constrained", squeeze=False, sharey=True
-    )
+    figure = new_figure(max(5.5, 3.8 * len(groups)), 3.6)
+    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)
     rules = list(dict.fromkeys(str(search.settings["rule"]) for search in searches))
     drawn: list[tuple[Any, list[Badge]]] = []
     palette = dict(zip(rules, ("#d1495b", "#30638e", "#54a24b", "#f58518"), strict=False))
     for panel, ((hardware, unit), points) in zip(axes[0], groups.items(), strict=True):
         marks = [
-            (str(number), cost, 100 * search.row["accuracy"], palette.get(str(search.settings["rule"]), OTHER), "o")
+            Badge(str(number), cost, 100 * search.row["accuracy"], palette.get(str(search.settings["rule"]), OTHER))
             for number, search, cost in points
         ]
-        for _, x, y, colour, marker in marks:
-            panel.plot(x, y, marker=marker, markersize=5, color=colour, linestyle="none")
+        draw_points(panel, marks)
         drawn.append((panel, marks))
         panel.margins(0.18)
         panel.grid(alpha=0.25)
         panel.set_xlabel(unit, fontsize=9)
         panel.set_title(hardware or "", fontsize=10)
     axes[0][0].set_ylabel("test accuracy, %", fontsize=9)
-    handles = [plt.Line2D([], [], marker="o", linestyle="none", color=palette[rule], label=rule) for rule in palette]
+    handles = [Line2D([], [], marker="o", linestyle="none", color=palette[rule], label=rule) for rule in palette]
     axes[0][-1].legend(handles=handles, fontsize=8)
-    figure.canvas.draw()
-    figure.set_layout_engine("none")
-    for panel, marks in drawn:
-        draw_badges(panel, marks)
-    return _bytes(figure, kind)
+    draw_badges(figure, drawn)
+    return figure_bytes(figure, kind)
 
 
 def _draw_subnets(axes: Any, searches: Sequence[FinishedSearch]) -> None:
-    """One line of blocks per search; edges in columns."""
-    from matplotlib.patches import Rectangle
-
-    from search_spaces.blocks import SKIP
+    """Draw one line of blocks per search; edges in columns."""
+    from matplotlib.patches import Rectangle  # slow
 
     labels = list(dict.fromkeys(label for search in searches for label in search.choices))
     labelled = len(labels) <= MOST_LABELLED_EDGES

@@ -14,7 +14,7 @@ from hardware.child_process import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.measuring.sampling import Measurement, Plan, interleaved
 from proxyless_strategy.benchmark import run as benchmark
-from proxyless_strategy.benchmark.activation_memory import peak_activation_bytes
+from proxyless_strategy.benchmark.activation_memory import LiveBytes, peak_activation_bytes
 from proxyless_strategy.benchmark.models import DEFAULT_MODELS, build_model, settle, source_of
 from proxyless_strategy.benchmark.picture import draw
 from proxyless_strategy.benchmark.published import PUBLISHED
@@ -98,7 +98,7 @@ def test_peak_activation_memory_grows_with_the_batch_and_ignores_weights():
 @pytest.mark.parametrize("name", ["proxylessnas_gpu", "shufflenet_v2_x1_5"])
 def test_peak_activation_memory_is_that_of_a_forward_pass_that_really_runs(name):
     model = build_model(name)
-    with torch.no_grad(), benchmark.LiveBytes([*model.parameters(), *model.buffers()]) as live:
+    with torch.no_grad(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
         model(torch.empty(2, 3, 64, 64))
     assert peak_activation_bytes(model, (3, 64, 64), batch=2) == live.peak
     assert live.now <= live.peak

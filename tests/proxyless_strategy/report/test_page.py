@@ -130,6 +130,16 @@ def test_a_single_search_without_a_result_has_a_page_too(tmp_path):
     assert "measured ms" not in page.text
 
 
+def test_the_page_holds_its_style_and_no_mark_of_its_template(tmp_path):
+    leave(tmp_path / "run", row=result())
+    text = write_page(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert ".badge {" in style
+    assert style.count("{") == style.count("}") > 20
+    assert "$" not in text
+    assert text.endswith("</html>\n")
+
+
 def test_blocks_are_drawn_by_kernel_and_expansion(tmp_path):
     leave(tmp_path / "run", row=result())
     page = page_of(tmp_path / "run")
