@@ -16,7 +16,6 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-import search_spaces.timm_models  # noqa: F401  (registers the architectures)
 from hardware.errors import ExportError
 from search_spaces import tree_cell_net
 
