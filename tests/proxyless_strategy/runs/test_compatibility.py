@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 
 from tests.data.make_run import CACHED, FIXTURE, RECIPE, processor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECORDED = json.loads((FIXTURE / "recorded.json").read_text())
 HERE = {"processor": processor(), "python": platform.python_version()}
 EXACT = RECORDED["machine"] == HERE and all(version(name) == v for name, v in RECORDED["versions"].items())
