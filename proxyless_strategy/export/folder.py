@@ -17,6 +17,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from hardware.errors import ExportError
+from hardware.files import current_umask
 from search_spaces import tree_cell_net
 
 from .summary import image_shape, input_size
@@ -86,7 +87,7 @@ def export_folder(
                 (beside / name).write_text(text, encoding="utf-8")
             # `mkdtemp` and safetensors let their owner alone read.
             for path in (beside, *beside.iterdir()):
-                path.chmod((0o777 if path is beside else 0o666) & ~_umask())
+                path.chmod((0o777 if path is beside else 0o666) & ~current_umask())
         except OSError as error:
             raise ExportError(f"cannot write {folder}: {error.strerror}; make room or choose another folder") from error
         _check_rebuilds(beside, saved, shown_as=folder)
@@ -183,12 +184,6 @@ def _move_into_place(beside: Path, folder: Path) -> None:
     os.replace(beside, folder)
     if old is not None:
         shutil.rmtree(old)
-
-
-def _umask() -> int:
-    umask = os.umask(0)  # there is no way to read it but to set it
-    os.umask(umask)
-    return umask
 
 
 def read_export(folder: Path) -> dict[str, Any]:
