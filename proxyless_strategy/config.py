@@ -14,6 +14,7 @@ or `PROXYLESS_PRESET=smoke` in the environment of nnictl). Sweeps and `--set` ar
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,11 +29,14 @@ from search_spaces.user_function import search_modules_in
 
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
-    """Keys and their values, which are read as YAML.
+    """Read settings of the command line into keys and values, which are YAML.
 
     Args:
         settings: Texts of the form `key=value`.
         option: The option that they were given with, for the errors.
+
+    Raises:
+        ConfigError: One has no value, or its value is not valid YAML.
     """
     found = {}
     for setting in settings:
@@ -44,44 +48,6 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
         except yaml.YAMLError as error:
             raise ConfigError(f"{option} {setting}: {value!r} is not valid YAML") from error
     return found
-
-
-def read_config(
-    path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
-) -> SearchConfig:
-    """Reads a search config whose relative paths count from its own folder, as NNI's own configs do.
-
-    A search therefore writes to the same place whether NNI, a shell in another folder or a test starts it. Paths in
-    `overrides`, and the default `out`, count from the current folder.
-
-    Args:
-        path: A YAML file.
-        overrides: Dotted keys, for example `{"rule": "reinforce", "hardware.table": "phone.yaml"}`.
-        preset: One of the file's presets.
-
-    Raises:
-        ConfigError: See `proxyless_strategy.config.load_config`.
-    """
-    overrides = overrides or {}
-    config = load_config(path, overrides, preset=preset)
-    folder = Path(path).absolute().parent
-
-    def resolved(value: Path, section: Any, *key: str) -> Path:
-        section_name = overrides.get(key[0])
-        overridden = ".".join(key) in overrides or isinstance(section_name, dict)
-        from_file = key[-1] in section.model_fields_set and not overridden
-        start = folder if from_file else Path.cwd()
-        return Path(os.path.normpath(start / value.expanduser()))
-
-    hardware, data = config.hardware, config.data
-    if hardware.table is not None and str(hardware.table) not in shipped_names():
-        hardware = hardware.model_copy(update={"table": resolved(hardware.table, hardware, "hardware", "table")})
-    if hardware.fill is not None:
-        hardware = hardware.model_copy(update={"fill": resolved(hardware.fill, hardware, "hardware", "fill")})
-    if data.root is not None:
-        data = data.model_copy(update={"root": resolved(data.root, data, "data", "root")})
-    out = resolved(config.out, config, "out")
-    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
 
 
 Rule = Literal["gradient", "reinforce"]
@@ -126,7 +92,7 @@ class DataConfig(_Section):
     root: Path | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     architecture_fraction: float = Field(0.3, gt=0, lt=1)
-    """Share of the training images that architecture steps see (METHOD: the validation set)."""
+    """Share of the training images that architecture steps see (the paper's validation set, section 3.2)."""
     architecture_per_class: int | None = Field(None, gt=0)
     """Exact number of architecture images of each class; overrides the fraction."""
     workers: int = Field(0, ge=0)
@@ -336,11 +302,22 @@ class SearchConfig(_Section):
         """Input size at which latencies are counted."""
         return self.deploy_input_size or self.input_size
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that make two searches the same, as plain values: all but `out`.
+
+        A run folder keeps them in `config.json`, and only a search with equal ones continues there.
+        """
+        return json.loads(self.model_dump_json(exclude={"out"}))
+
 
 def load_config(
     path: Path | str, overrides: dict[str, Any] | None = None, *, preset: str | None = None
 ) -> SearchConfig:
     """Read a search config, lay one of its presets over it, and `overrides` over both.
+
+    Relative paths in the file count from the file's own folder, as in NNI's configs. A search therefore writes to the
+    same place whether a shell in another folder, NNI or a script starts it. Paths in `overrides`, and the default
+    `out`, count from the current folder.
 
     Modules of a `module:function` that it names may lie beside it: its folder becomes the last one of `sys.path`.
 
@@ -353,7 +330,7 @@ def load_config(
         ConfigError: The file is missing or no mapping, it has no such preset, a key is unknown, or a value is
             impossible.
     """
-    path = Path(path)
+    path, overrides = Path(path), overrides or {}
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -374,16 +351,41 @@ def load_config(
             raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
         for dotted, value in _leaves(presets[preset]):
             _lay_over(values, dotted, value)
-    for dotted, value in (overrides or {}).items():
+    for dotted, value in overrides.items():
         _lay_over(values, dotted, value)
     config = parse_config(values, source=str(path))
     if ":" in config.space.name or ":" in config.data.name:
         search_modules_in(path.parent)
-    return config
+    return _with_whole_paths(config, path.absolute().parent, overrides)
+
+
+read_config = load_config
+
+
+def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, Any]) -> SearchConfig:
+    """Make the config's paths absolute: those of its file from `folder`, others from the current folder."""
+
+    def whole(value: Path, section: BaseModel, *key: str) -> Path:
+        # `hardware: NAME` in the overrides, also within a mapping, chooses a platform that the file describes.
+        given = overrides.get(key[0])
+        overridden = ".".join(key) in overrides or (isinstance(given, dict) and key[-1] in given)
+        from_file = key[-1] in section.model_fields_set and not overridden
+        return Path(os.path.normpath((folder if from_file else Path.cwd()) / value.expanduser()))
+
+    hardware, data = config.hardware, config.data
+    # A shipped table is known by its name, which is no path.
+    if hardware.table is not None and str(hardware.table) not in shipped_names():
+        hardware = hardware.model_copy(update={"table": whole(hardware.table, hardware, "hardware", "table")})
+    if hardware.fill is not None:
+        hardware = hardware.model_copy(update={"fill": whole(hardware.fill, hardware, "hardware", "fill")})
+    if data.root is not None:
+        data = data.model_copy(update={"root": whole(data.root, data, "data", "root")})
+    out = whole(config.out, config, "out")
+    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:
-    """Validate settings that are already a mapping; see `load_config` for the errors."""
+    """Validate settings that are already a mapping; see `load_config` for the errors. Paths stay as they are."""
     named = {key: {"name": values[key]} for key in _NAMED if isinstance(values.get(key), str)}
     values = {**values, **named}
     try:
@@ -417,7 +419,7 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
-    """What pydantic found wrong with settings of a schema, in one sentence that names each key and value."""
+    """Say in one sentence what pydantic found wrong with settings of a schema, with each key and value."""
     parts = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])

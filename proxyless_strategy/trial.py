@@ -22,7 +22,7 @@ from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
 from search_spaces.nni_import import silence_false_alarms
 
-from .config import read_config
+from .config import load_config
 from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT
 
 PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
@@ -30,7 +30,7 @@ PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
 
 
 def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
-    """Runs the trial that this process is, and returns the row that it wrote to `result.json`.
+    """Run the trial that this process is, and return the row that it wrote to `result.json`.
 
     Args:
         path: The search config.
@@ -43,10 +43,11 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
 
     under_nni = os.environ.get("NNI_PLATFORM") is not None
     with _parameters(under_nni=under_nni) as (parameters, reports):
-        config = read_config(path, parameters, preset=preset or os.environ.get(PRESET_VARIABLE))
+        config = load_config(path, parameters, preset=preset or os.environ.get(PRESET_VARIABLE))
         if OUT_VARIABLE in os.environ:
             config = config.model_copy(update={"out": Path(os.environ[OUT_VARIABLE]).absolute()})
         if under_nni:
+            # Trials run side by side, and each folder belongs to one search.
             config = config.model_copy(update={"out": config.out / nni.get_trial_id()})
             if config.retrain is None:
                 raise ConfigError(
@@ -54,8 +55,10 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
                     "line, or run single searches by `proxyless search`"
                 )
 
-        from .runs.search import run_search
+        from .runs.search import run_search  # slow: a wrong config is told before torch and NNI are imported
 
+        # Not by NNI's NasExperiment: within a trial it takes the channel to the tuner over, and what is reported
+        # afterwards arrives under another trial's parameters.
         result = run_search(config, on_epoch=_report_epoch if reports else None)
         row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
         if reports:
@@ -66,7 +69,7 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of a trial; returns its exit status."""
+    """Run the command line of a trial; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m proxyless_strategy.trial", description="Run one search as an NNI trial."
     )
@@ -87,25 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _look(path: Path, *, preset: str | None) -> None:
-    """Raises for what is missing, as far as seconds tell; `search.check` says the rest."""
+    """Refuse what is missing, as far as seconds tell; `runs.prepare` refuses the rest."""
     from .data.sources import check_data
 
-    check_data(read_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
+    check_data(load_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
 
 
 @contextmanager
 def _parameters(*, under_nni: bool) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Yields this trial's parameters and whether this process is the one that reports.
+    """Yield this trial's parameters and whether this process is the one that reports.
 
     NNI hands parameters out once, so the launching process asks and leaves them in the environment for its ranks.
     """
     import nni
 
     trial = nni.get_trial_id()
+    # Named by the trial: a trial that starts another experiment hands its environment on, which are not its parameters.
     handed = json.loads(os.environ.get(PARAMETERS_VARIABLE, "{}"))
     if handed.get("trial") == trial:
         yield handed["parameters"], False
         return
+    # A rank that asked would wait for ever: NNI answers once a trial, and rank 0 has the answer.
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     if under_nni and rank != "0":
         raise ExperimentError(
@@ -142,7 +147,7 @@ def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The same values as JSON types; a number that JSON lacks (nan, infinity) becomes None."""
+    """Return the same values as JSON types; a number that JSON lacks (nan, infinity) becomes None."""
 
     def plain(value: Any) -> Any:
         if hasattr(value, "item"):

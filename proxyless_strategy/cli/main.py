@@ -34,9 +34,9 @@ app.add_typer(latency_cli.app, name="latency")
 @app.command()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
-    from ..config import read_config
+    from ..config import load_config
 
-    loaded = read_config(config, key_values(settings or []), preset=preset)
+    loaded = load_config(config, key_values(settings or []), preset=preset)
     from ..runs.search import run_search
 
     for name, value in run_search(loaded).row().items():

@@ -25,7 +25,7 @@ from typing import Any
 import timm
 import torch
 
-from proxyless_strategy.config import SearchConfig, read_config
+from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.export.summary import SavedBytes, model_summary
 from proxyless_strategy.runs.forecast import schedule
 from search_spaces import Subnet, get_space
@@ -157,7 +157,7 @@ def main() -> None:
         parser.error("--images-per-second needs a --source of its own")
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    config = read_config(CONFIG)
+    config = load_config(CONFIG)
     print(f"measuring steps of {arguments.choices} random choices at {config.input_size} px", flush=True)
     measured, details = measure(config, choices=arguments.choices, batch=arguments.batch)
     print(

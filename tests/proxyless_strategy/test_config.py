@@ -10,7 +10,7 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
-from proxyless_strategy.config import load_config, parse_config, read_config
+from proxyless_strategy.config import load_config, parse_config
 from proxyless_strategy.runs.sweep import read_plan
 
 FILE = """
@@ -48,7 +48,7 @@ def test_a_preset_is_laid_over_the_file_section_by_section(file: Path) -> None:
     assert (plain.input_size, plain.target, plain.search.epochs) == (224, 0.3, 120)
     assert (smoke.input_size, smoke.target, smoke.target_ms) == (64, None, 2.5)
     assert (smoke.search.epochs, smoke.search.batch_size) == (2, 256)
-    assert (smoke.data.root, smoke.data.workers) == (Path("made"), 8)
+    assert (smoke.data.root, smoke.data.workers) == (file.parent / "made", 8)
     assert smoke.space.name == "imagenet_mbconv"
     assert smoke.space.options == {"width_mult": 0.5, "stages": [{"width": 8, "depth": 1, "stride": 2}]}
     assert smoke.retrain is None
@@ -66,7 +66,7 @@ def test_hardware_is_a_platform_and_what_is_given_beside_its_name(file: Path) ->
     assert load_config(file, {"hardware": "desk"}).hardware.threads == 4
     for overrides in ({"hardware": "desk", "hardware.threads": 2}, {"hardware": {"name": "desk", "threads": 2}}):
         config = load_config(file, overrides)
-        assert (config.hardware.table, config.hardware.threads) == (Path("desk.yml"), 2)
+        assert (config.hardware.table, config.hardware.threads) == (file.parent / "desk.yml", 2)
 
 
 def test_which_platforms_there_are_is_no_setting_of_a_search(file: Path) -> None:
@@ -76,11 +76,11 @@ def test_which_platforms_there_are_is_no_setting_of_a_search(file: Path) -> None
 def test_paths_of_a_platform_count_from_the_file(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert read_config(file, {"hardware": "desk"}).hardware.table == tmp_path / "desk.yml"
-    assert read_config(file, {"hardware": "desk"}, preset="smoke").data.root == tmp_path / "made"
-    assert read_config(file).hardware.table == Path("pixel1")
+    assert load_config(file, {"hardware": "desk"}).hardware.table == tmp_path / "desk.yml"
+    assert load_config(file, {"hardware": "desk"}, preset="smoke").data.root == tmp_path / "made"
+    assert load_config(file).hardware.table == Path("pixel1")
     given = {"hardware": {"name": "desk", "table": "t.yml"}}
-    assert read_config(file, given).hardware.table == tmp_path / "elsewhere" / "t.yml"
+    assert load_config(file, given).hardware.table == tmp_path / "elsewhere" / "t.yml"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy import trial
-from proxyless_strategy.config import read_config
+from proxyless_strategy.config import load_config
 from proxyless_strategy.layout import OUT_VARIABLE
 from proxyless_strategy.trial import PARAMETERS_VARIABLE, main, run_trial
 from search_spaces.nni_import import FALSE_ALARMS
@@ -225,7 +225,7 @@ def test_paths_in_a_config_count_from_its_folder(tmp_path: Path, monkeypatch: py
     (folder / "a.yml").write_text("{out: ../runs, hardware: {table: t.yaml}, data: {root: /images}}")
     monkeypatch.chdir(tmp_path)
     for path in ("examples/a.yml", folder / "a.yml"):
-        config = read_config(path)
+        config = load_config(path)
         assert config.out == tmp_path / "runs"
         assert config.hardware.table == folder / "t.yaml"
         assert config.data.root == Path("/images")
@@ -238,16 +238,16 @@ def test_paths_in_overrides_and_defaults_count_from_here(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     overrides = {"hardware.table": "u.yaml", "data": {"name": "imagefolder", "root": "~/images"}}
-    config = read_config(folder / "a.yml", overrides)
+    config = load_config(folder / "a.yml", overrides)
     assert config.out == tmp_path / "runs" / "search"
     assert config.hardware.table == tmp_path / "u.yaml"
     assert config.data.root == Path("/home/someone/images")
-    assert read_config(folder / "a.yml").data.root is None
+    assert load_config(folder / "a.yml").data.root is None
 
 
 def test_a_missing_config_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the search config"):
-        read_config(tmp_path / "none.yml")
+        load_config(tmp_path / "none.yml")
 
 
 @pytest.mark.parametrize(
