@@ -20,16 +20,17 @@ from hardware.errors import ConfigError, TableError
 from ..config import key_values
 from ..runs.space_table import (
     CALIBRATION_SEED,
-    _calibration_nets,
-    _check_same_device,
-    _choices_named,
-    _common_candidates,
-    _costs_of_table,
-    _model,
-    _own_space,
-    _random_nets,
-    _space_costs,
-    _unseen,
+    calibrated_on,
+    check_same_device,
+    choices_named,
+    common_candidates,
+    costs_of_table,
+    latency_model,
+    measure_space,
+    own_space,
+    random_nets,
+    space_costs,
+    unseen_nets,
 )
 from .options import Config, Settings, Threads
 
@@ -92,43 +93,40 @@ def build(
     force: Force = False,
 ) -> None:
     """Measure a space's latency table on this machine. An interrupted build continues when started again."""
-    costs, name = _space_costs(space, space_option, input_size, classes, channels)
+    costs, name = space_costs(space, space_option, input_size, classes, channels)
     from hardware.measuring.locks import table_lock
     from hardware.measuring.sampling import Plan
-    from hardware.measuring.table import build_table
 
     _check_new(out, force=force)
     with table_lock(out, wait=False):
         _check_new(out, force=force)
         try:
-            table = build_table(
-                costs.distinct(),
-                _random_nets(costs, nets, seed=CALIBRATION_SEED),
+            table = measure_space(
+                costs,
+                out,
+                name=name,
                 backend=backend,
-                input_size=input_size,
-                batch=batch,
-                threads=threads,
                 place=device,
-                space=name,
-                out=out,
+                threads=threads,
+                batch=batch,
+                nets=nets,
                 plan=Plan(rounds=300, seconds=seconds),
-                progress=sys.stderr.isatty(),
             )
         except KeyboardInterrupt:
             if Path(f"{out}.partial").exists():
                 typer.echo(f"interrupted; the same command continues from {out}.partial", err=True)
             raise
     _echo_calibration(table)
-    _echo_sums(_model(table, costs), costs)
+    _echo_sums(latency_model(table, costs), costs)
     typer.echo(f"table: {out} ({len(table.entries)} operators)")
 
 
 @app.command()
 def prepare(config: Config, settings: Settings = None) -> None:
     """Measure a search's latency table if it is missing; show its space's extremes."""
-    from ..config import read_config
+    from ..config import load_config
 
-    loaded = read_config(config, key_values(settings or []))
+    loaded = load_config(config, key_values(settings or []))
     from ..runs.prepare import prepare
 
     table = prepare(loaded).table
@@ -156,10 +154,10 @@ def show(
     if plot is not None and layers is None:
         raise ConfigError("--plot draws one net; say which with --layers minimum, maximum or a candidate")
     costs = model = None
-    if space is not None or layers is not None or _own_space(loaded):
-        costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
-        model = _model(loaded, costs)
-    report = model.report(_choices_named(layers, model)) if layers is not None and model is not None else None
+    if space is not None or layers is not None or own_space(loaded):
+        costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
+        model = latency_model(loaded, costs)
+    report = model.report(choices_named(layers, model)) if layers is not None and model is not None else None
     _echo_header(table, loaded)
     _echo_calibration(loaded)
     _echo_checks(loaded)
@@ -202,18 +200,18 @@ def check(
     from hardware.tables.table import LatencyTable
 
     loaded = LatencyTable.load(table)
-    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
     loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
-    _check_same_device(loaded)
+    check_same_device(loaded)
     if plot is not None:
         _check_new(plot, force=True)
     anew = calibrate if calibrate is not None else 0 if loaded.header.calibration else 10
-    seen = set(_random_nets(costs, _calibration_nets(loaded), seed=CALIBRATION_SEED))
-    calibration_nets = _unseen(costs, anew, seed=seed + 1, seen=seen)
+    seen = set(random_nets(costs, calibrated_on(loaded), seed=CALIBRATION_SEED))
+    calibration_nets = unseen_nets(costs, anew, seed=seed + 1, seen=seen)
     seen.update(calibration_nets)
-    uniform = _unseen(costs, nets - nets // 2, seed=seed, seen=seen, depth="uniform")
+    uniform = unseen_nets(costs, nets - nets // 2, seed=seed, seen=seen, depth="uniform")
     seen.update(uniform)
-    varied = _unseen(costs, nets // 2, seed=seed, seen=seen, depth="varied")
+    varied = unseen_nets(costs, nets // 2, seed=seed, seen=seen, depth="varied")
     with table_lock(table, wait=False):
         checked = check_table(
             loaded,
@@ -253,11 +251,11 @@ def fit(
 
     _check_new(out, force=force)
     loaded = LatencyTable.load(table)
-    costs = _costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
     loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
-    _check_same_device(loaded)
+    check_same_device(loaded)
     header = loaded.header
-    drawn = _random_nets(costs, nets, seed=seed)
+    drawn = random_nets(costs, nets, seed=seed)
     timed = measure_nets(
         drawn,
         backend=header.backend,
@@ -300,7 +298,7 @@ def fill(
     _check_new(out, force=force)
     learned = LearnedModel.load(model)
     size = input_size or learned.header.input_size
-    costs, name = _space_costs(space, space_option, size, classes, channels)
+    costs, name = space_costs(space, space_option, size, classes, channels)
     if table is None:
         filled = learned.table(costs.distinct(), input_size=size)
         filled = dataclasses.replace(filled, header=dataclasses.replace(filled.header, space=name))
@@ -314,7 +312,7 @@ def fill(
         filled = learned.fill(measured, costs.distinct())
     filled.save(out)
     predicted = sum(entry.predicted for entry in filled.entries.values())
-    _echo_sums(_model(filled, costs), costs)
+    _echo_sums(latency_model(filled, costs), costs)
     typer.echo(f"table: {out} ({predicted} of {len(filled.entries)} operators predicted)")
 
 
@@ -334,9 +332,9 @@ def kit(
     """Write a folder to copy to any device with Python and onnxruntime, and measure there."""
     from hardware.measuring.kit import write_kit
 
-    costs, name = _space_costs(space, space_option, input_size, classes, channels)
+    costs, name = space_costs(space, space_option, input_size, classes, channels)
     _check_new(out, force=True, folder=True)
-    calibration = _random_nets(costs, nets, seed=CALIBRATION_SEED)
+    calibration = random_nets(costs, nets, seed=CALIBRATION_SEED)
     script = write_kit(
         costs.distinct(),
         calibration,
@@ -344,7 +342,7 @@ def kit(
         input_size=input_size,
         batch=batch,
         space=name,
-        held_out=_unseen(costs, held_out, seed=1, seen=set(calibration)),
+        held_out=unseen_nets(costs, held_out, seed=1, seen=set(calibration)),
         tflite=tflite,
         progress=sys.stderr.isatty(),
     )
@@ -475,7 +473,7 @@ def _echo_sums(model: LatencyModel, costs: SpaceCosts) -> None:
     # At alpha = 0 every candidate that an edge has is equally probable.
     used = model.mask.sum(axis=1, keepdims=True)
     rows = {"fixed parts": model.fixed_ms}
-    rows |= {f"all {name}": model.latency(dict.fromkeys(model.labels, name)) for name in _common_candidates(model)}
+    rows |= {f"all {name}": model.latency(dict.fromkeys(model.labels, name)) for name in common_candidates(model)}
     rows |= {
         "minimum": model.minimum()[0],
         "maximum": model.maximum()[0],

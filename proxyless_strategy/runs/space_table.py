@@ -1,35 +1,104 @@
-"""The latency table of a search space: its operators, its calibration nets, and who measures them."""
+"""The latency table of a search space: where it lies, how it is measured, and the space that a table is of.
+
+The command line imports this module for `--help`, so whatever is slow to import (torch, timm, NNI, a backend) is
+imported where it is used.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardware.errors import BackendError, ConfigError, SpaceError, TableError
+from hardware.tables import shipped
 
-from ..config import key_values
+from ..config import SearchConfig, key_values
 
 if TYPE_CHECKING:
+    from hardware.measuring.sampling import Plan
     from hardware.model import LatencyModel
     from hardware.op_spec import OpSpec
     from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
 
-
 CALIBRATION_NETS = 24
-
-
 CALIBRATION_SEED = 0
+"""A table's calibration nets are drawn anew from their number and this seed: `check` keeps them out of its own."""
+
+
+# ---- a space's table -----------------------------------------------------------------------------------------------
+
+
+def table_path(config: SearchConfig) -> Path:
+    """Return the path of a config's latency table: a shipped one by its name, a file, or `default_table_path`."""
+    table = config.hardware.table
+    if table is not None and str(table) in shipped.shipped_names():
+        return Path(shipped.__file__).with_name(f"{table}.yml")
+    return table or default_table_path(config)
+
+
+def default_table_path(config: SearchConfig) -> Path:
+    """Return where a table lies that the config does not name: in the user's cache, by space, size and backend."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hardware = config.hardware
+    name = f"{config.space.name.replace(':', '.')}-{config.latency_input_size}px-{hardware.backend}"
+    place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
+    return cache / "proxyless_strategy" / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
+
+
+def measure_space(
+    costs: SpaceCosts,
+    out: Path,
+    *,
+    name: str,
+    backend: str,
+    place: str | None,
+    threads: int,
+    batch: int,
+    nets: int = CALIBRATION_NETS,
+    plan: Plan | None = None,
+) -> LatencyTable:
+    """Measure a space's latency table on this machine, calibrated on random nets of the space.
+
+    Args:
+        costs: The space's operators.
+        out: The table's file; an interrupted measurement continues from `OUT.partial`.
+        name: The space's name and options, for the table's header.
+        backend: What runs the operators.
+        place: Which of the backend's devices; None: its own choice.
+        threads: Threads of one inference.
+        batch: Images of one inference.
+        nets: Whole nets that the table is calibrated on.
+        plan: How long to measure; None: the default of `build_table`.
+    """
+    from hardware.measuring.table import build_table
+
+    return build_table(
+        costs.distinct(),
+        random_nets(costs, nets, seed=CALIBRATION_SEED),
+        backend=backend,
+        input_size=costs.input_size,
+        batch=batch,
+        threads=threads,
+        place=place,
+        space=name,
+        out=out,
+        plan=plan,
+        progress=sys.stderr.isatty(),
+    )
 
 
 # ---- spaces ------------------------------------------------------------------------------------------------------
 
 
-def _space_costs(
+def space_costs(
     space: str, options: Sequence[str] | None, input_size: int, classes: int, channels: int
 ) -> tuple[SpaceCosts, str]:
-    """A space's operators, and its name with its options, from which `_own_space` makes it again."""
+    """Return a space's operators, and its name with its options, from which `own_space` makes it again."""
     from search_spaces import get_space
 
     chosen = key_values(options or [], option="--space-option")
@@ -41,8 +110,8 @@ def _space_costs(
     return costs, " ".join([space, *written])
 
 
-def _own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
-    """The space that a table's header names, and its options; None where it names none that is known."""
+def own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
+    """Return the space that a table's header names, and its options; None where it names none that is known."""
     from search_spaces.registry import known_spaces
 
     name, *options = table.header.space.split(" ")
@@ -50,7 +119,7 @@ def _own_space(table: LatencyTable) -> tuple[str, list[str]] | None:
     return (name, options) if known and all("=" in option for option in options) else None
 
 
-def _costs_of_table(
+def costs_of_table(
     table: LatencyTable,
     space: str | None,
     options: Sequence[str] | None,
@@ -58,15 +127,15 @@ def _costs_of_table(
     classes: int | None,
     channels: int | None,
 ) -> SpaceCosts:
-    """The operators of a space as the table has them, where the options do not say otherwise."""
-    own = _own_space(table)
+    """Return the operators of a space as the table has them, where the options do not say otherwise."""
+    own = own_space(table)
     if space is None and own is None:
         raise ConfigError(f"the table's space is {table.header.space!r}, which is unknown here; give --space")
     if own is not None and not options and space in (None, own[0]):
         space, options = own
     heads, images = _ends(table)
     size = input_size or table.header.input_size
-    costs, _ = _space_costs(
+    costs, _ = space_costs(
         space or "",
         options,
         size,
@@ -77,7 +146,7 @@ def _costs_of_table(
 
 
 def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
-    """Classes of the table's heads, and channels of its operators on the input image."""
+    """Return the classes of the table's heads, and the channels of its operators on the input image."""
     from hardware.op_spec import OpSpec
 
     ops = [OpSpec.from_key(key) for key in table.entries]
@@ -87,26 +156,39 @@ def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
     return heads, images
 
 
-def _model(table: LatencyTable, costs: SpaceCosts) -> LatencyModel:
-    """Latencies of a space's choices by a table that has all of its operators."""
+def latency_model(table: LatencyTable, costs: SpaceCosts, *, batch: int | None = None) -> LatencyModel:
+    """Return the latencies of a space's choices by a table that has all of its operators.
+
+    Args:
+        table: The table.
+        costs: The space's operators.
+        batch: Images of one inference that the table must be of; None: whichever it is of.
+
+    Raises:
+        TableError: It is of another input size or batch.
+        MissingOperatorError: It lacks an operator.
+    """
     from hardware.model import LatencyModel
 
-    table.check(costs.distinct(), input_size=costs.input_size, batch=table.header.batch)
+    table.check(costs.distinct(), input_size=costs.input_size, batch=batch or table.header.batch)
     return LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
 
 
-def _random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
+def random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
+    """Draw whole nets of a space, as a device executes them."""
     return [costs.chain(choices) for choices in costs.random_choices(count, seed=seed)]
 
 
-def _calibration_nets(table: LatencyTable) -> int:
+def calibrated_on(table: LatencyTable) -> int:
+    """Return on how many whole nets a table is calibrated."""
     return table.header.calibration.nets if table.header.calibration else 0
 
 
-def _unseen(
+def unseen_nets(
     costs: SpaceCosts, count: int, *, seed: int, seen: set[tuple[OpSpec, ...]], depth: str = "both"
 ) -> list[tuple[OpSpec, ...]]:
-    """Distinct random nets that are not among `seen`; `depth` is `uniform`, `varied` or `both`."""
+    """Draw distinct random nets that are not among `seen`; `depth` is `uniform`, `varied` or `both`."""
+    # Of the draws every second one, from the second on, is of varied depth; small spaces repeat themselves.
     choices = costs.random_choices(8 * count, seed=seed, vary_depth=depth != "uniform")
     choices = choices[1::2] if depth == "varied" else choices
     nets = [net for net in dict.fromkeys(costs.chain(c) for c in choices) if net not in seen][:count]
@@ -115,23 +197,24 @@ def _unseen(
     return nets
 
 
-def _choices_named(name: str, model: LatencyModel) -> Mapping[str, str]:
+def choices_named(name: str, model: LatencyModel) -> Mapping[str, str]:
+    """Return the net that `--layers` names: the cheapest, the dearest, or one candidate at every edge."""
     if name in ("minimum", "maximum"):
         return (model.minimum() if name == "minimum" else model.maximum())[1]
-    common = _common_candidates(model)
+    common = common_candidates(model)
     if name not in common:
         raise ConfigError(f"--layers {name} is no net; give minimum, maximum or one of {', '.join(common)}")
     return dict.fromkeys(model.labels, name)
 
 
-def _common_candidates(model: LatencyModel) -> list[str]:
-    """Candidates that every edge has."""
+def common_candidates(model: LatencyModel) -> list[str]:
+    """Return the candidates that every edge has."""
     first, *others = model.candidates or ((),)
     return [name for name in first if all(name in options for options in others)]
 
 
-def _check_same_device(table: LatencyTable) -> None:
-    """Refuses to compare a table with another device than its own."""
+def check_same_device(table: LatencyTable) -> None:
+    """Refuse to compare a table with another device than its own."""
     from hardware.backends import backend_names, get_backend
 
     header = table.header

@@ -262,17 +262,17 @@ def test_check_compares_nets_that_the_calibration_has_not_seen(
     assert checked.header.checks["together"]["calibrated"]["spearman"] > 0.97
     assert (here / "check.png").stat().st_size > 10_000
     timed = {name for name in formula[-1].timed if "+" in name}
-    costs, _ = cli.latency_cli._space_costs("small_mbconv", None, 16, 10, 1)
-    seen = {"+".join(op.key for op in net) for net in cli.latency_cli._random_nets(costs, 24, seed=0)}
+    costs, _ = cli.latency_cli.space_costs("small_mbconv", None, 16, 10, 1)
+    seen = {"+".join(op.key for op in net) for net in cli.latency_cli.random_nets(costs, 24, seed=0)}
     assert calibration is not None
     assert timed & seen <= {"+".join(reference.ops) for reference in calibration.references}
     assert len(timed - seen) == 12
 
 
 def test_the_two_groups_of_a_check_differ_in_depth(built: Path) -> None:
-    costs, _ = cli.latency_cli._space_costs("small_mbconv", None, 16, 10, 1)
-    uniform = cli.latency_cli._unseen(costs, 40, seed=1, seen=set(), depth="uniform")
-    varied = cli.latency_cli._unseen(costs, 40, seed=1, seen=set(), depth="varied")
+    costs, _ = cli.latency_cli.space_costs("small_mbconv", None, 16, 10, 1)
+    uniform = cli.latency_cli.unseen_nets(costs, 40, seed=1, seen=set(), depth="uniform")
+    varied = cli.latency_cli.unseen_nets(costs, 40, seed=1, seen=set(), depth="varied")
     assert set(uniform) <= {costs.chain(c) for c in costs.random_choices(80, seed=1, vary_depth=False)}
     assert set(varied) <= {costs.chain(c) for c in costs.random_choices(320, seed=1)[1::2]}
     assert len(set(uniform)) == len(set(varied)) == 40
