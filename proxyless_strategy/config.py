@@ -359,9 +359,6 @@ def load_config(
     return _with_whole_paths(config, path.absolute().parent, overrides)
 
 
-read_config = load_config
-
-
 def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, Any]) -> SearchConfig:
     """Make the config's paths absolute: those of its file from `folder`, others from the current folder."""
 

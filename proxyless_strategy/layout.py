@@ -1,19 +1,35 @@
-"""The names of every file in a run folder, in one place."""
+"""The name of every file in a run folder, in one place, and the environment variables that choose the folder."""
 
 from __future__ import annotations
 
-SUMMARY = "summary.json"
-
-
-MODEL, CHECKPOINT = "model", "retrain.ckpt"
-
-
 CONFIG_FILE = "config.json"
-SEARCH_FILE = "search.json"
+"""Settings of the search that owns the folder, without `out`; written before any work."""
 TABLE_FILE = "table.yml"
-
+"""The latency table, where a learned model filled it: the predictions belong to this search alone."""
+SEARCH_CHECKPOINT = "search.ckpt"
+"""Lightning's checkpoint after each epoch of the search."""
+SUPERNET_FILE = "supernet.pt"
+"""The derived subnet's weights in the supernet; only without retraining."""
+SEARCH_FILE = "search.json"
+"""What the search found. It is written last, so its presence says that the search has ended."""
+CHECKPOINT = "retrain.ckpt"
+"""Checkpoint after each epoch of retraining."""
+MODEL = "model"
+"""timm's export folder."""
+HUB_FILE = "hubconf.py"
+"""In an export folder: tells it from a run folder, as both have a `config.json`."""
+ONNX_FILE = "model.onnx"
+"""The exported network for ONNX Runtime."""
+ROW_FILE = "row.json"
+"""The result as one row of plain values; its presence says that nothing is left to do."""
 
 RESULT = "result.json"
+"""Of an NNI trial: its row, with the trial's id."""
+SUMMARY = "summary.json"
+"""Of an experiment: the rows of its trials."""
+NNICTL_LOG = "nnictl.log"
+"""Of an experiment: what nnictl printed."""
+
 OUT_VARIABLE = "PROXYLESS_OUT"
 """Environment variable that replaces the config's `out`; `proxyless experiment --out` sets it."""
 PRESET_VARIABLE = "PROXYLESS_PRESET"

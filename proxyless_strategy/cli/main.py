@@ -115,12 +115,13 @@ def derive(
     points: Annotated[int, typer.Option(min=2, help="Budgets on the curve.")] = 20,
 ) -> None:
     """Derive another subnet, or the whole trade-off, from a search that is finished."""
-    from ..runs.derive import derive_folder, save_curve
+    from ..runs.derive import derive as derive_into
+    from ..runs.derive import save_curve
 
     if curve == (target is not None):
         raise ConfigError("give either --target or --curve")
     if target is not None:
-        derived = derive_folder(folder, target=target, out=out)
+        derived = derive_into(folder, target=target, out=out)
         typer.echo(f"{derived.folder}: {' '.join(derived.choices.values())}, {derived.cost:.4g} {derived.unit}")
         return
     for row in save_curve(folder, out=out, points=points):

@@ -18,7 +18,7 @@ from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from search_spaces.blocks import SKIP
 
-from ..runs.finished import FinishedSearch, read_searches, unfinished
+from ..runs.finished import FinishedRun, read_runs, unfinished
 from .drawing import COLOURS, OTHER
 from .pictures import MOST_LABELLED_EDGES, candidate_style, probability_picture, progress_picture, trade_off_picture
 
@@ -46,7 +46,7 @@ def write_page(folder: Path, out: Path) -> Path:
     """
     if out.suffix != ".html":
         raise ConfigError(f"{out} is no page; end its name with .html")
-    content = page(read_searches(folder), title=folder.resolve().name, left_out=unfinished(folder))
+    content = page(read_runs(folder), title=folder.resolve().name, left_out=unfinished(folder))
     try:
         write_atomically(out, content)
     except OSError as error:
@@ -54,7 +54,7 @@ def write_page(folder: Path, out: Path) -> Path:
     return out
 
 
-def page(searches: Sequence[FinishedSearch], *, title: str, left_out: Sequence[Path] = ()) -> str:
+def page(searches: Sequence[FinishedRun], *, title: str, left_out: Sequence[Path] = ()) -> str:
     """Build the page as text, with its style and its pictures within it; what a search says of itself is escaped.
 
     Args:
@@ -75,7 +75,7 @@ def page(searches: Sequence[FinishedSearch], *, title: str, left_out: Sequence[P
     return template.substitute(title=escape(title), style=style, lead=escape(lead), sections="\n".join(sections))
 
 
-def _results(searches: Sequence[FinishedSearch], left_out: Sequence[Path]) -> str:
+def _results(searches: Sequence[FinishedRun], left_out: Sequence[Path]) -> str:
     """Build the table of results, of the columns for which any search has a value, and the picture of all."""
     shown = [_cells(search) for search in searches]
     columns = [(key, name) for key, name in _COLUMNS if any(cells[key] for cells in shown)]
@@ -100,7 +100,7 @@ def _results(searches: Sequence[FinishedSearch], left_out: Sequence[Path]) -> st
     return "\n".join([*parts, "</section>"])
 
 
-def _cells(search: FinishedSearch) -> dict[str, str]:
+def _cells(search: FinishedRun) -> dict[str, str]:
     """Return what a row of the table of results shows, as HTML; empty where it is not known."""
     row = search.row
 
@@ -126,7 +126,7 @@ def _cells(search: FinishedSearch) -> dict[str, str]:
     }
 
 
-def _search(number: int, search: FinishedSearch) -> str:
+def _search(number: int, search: FinishedRun) -> str:
     settings = json.dumps(search.settings, indent=2)
     parts = [
         f'<section id="search{number}">',
@@ -144,7 +144,7 @@ def _search(number: int, search: FinishedSearch) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _subnet(search: FinishedSearch) -> str:
+def _subnet(search: FinishedRun) -> str:
     """Draw the blocks of a small net; count how often each candidate occurs in a large one."""
     if len(search.choices) > MOST_LABELLED_EDGES:
         counts = Counter(search.choices.values()).most_common()
@@ -175,7 +175,7 @@ def _subnet(search: FinishedSearch) -> str:
     return f'<div class="net">{"".join(groups)}</div><div class="key">{note}{key}</div>'
 
 
-def _moved(search: FinishedSearch) -> str:
+def _moved(search: FinishedRun) -> str:
     """Say how the derived subnet differs from the most probable one."""
     text = "Red frame: derived."
     if len(search.probabilities) <= MOST_LABELLED_EDGES:

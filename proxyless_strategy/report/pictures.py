@@ -13,7 +13,7 @@ from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from search_spaces.blocks import SKIP
 
-from ..runs.finished import FinishedSearch, read_searches
+from ..runs.finished import FinishedRun, read_runs
 from .drawing import COLOURS, OTHER, Badge, draw_badges, draw_points, figure_bytes, new_figure
 
 MOST_LABELLED_EDGES = 32
@@ -38,7 +38,7 @@ def draw_searches(folder: Path, out: Path) -> Path:
     """Draw the searches of a folder.
 
     Args:
-        folder: See `read_searches`.
+        folder: See `read_runs`.
         out: A .png, .svg or .pdf file.
 
     Raises:
@@ -46,12 +46,12 @@ def draw_searches(folder: Path, out: Path) -> Path:
     """
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"{out} is no picture; end its name with {', '.join(SUFFIXES)}")
-    content = overview(read_searches(folder), kind=out.suffix[1:])
+    content = overview(read_runs(folder), kind=out.suffix[1:])
     write_atomically(out, content)
     return out
 
 
-def overview(searches: Sequence[FinishedSearch], *, kind: str = "png") -> bytes:
+def overview(searches: Sequence[FinishedRun], *, kind: str = "png") -> bytes:
     """Draw one picture of all searches: expected cost over the epochs, and the derived subnets."""
     figure = new_figure(12, 1.6 + 0.75 * max(3, len(searches)))
     left, right = figure.subplots(1, 2)
@@ -78,7 +78,7 @@ def overview(searches: Sequence[FinishedSearch], *, kind: str = "png") -> bytes:
     return figure_bytes(figure, kind)
 
 
-def progress_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
+def progress_picture(search: FinishedRun, *, kind: str = "svg") -> bytes:
     """Draw expected cost with its target, entropy, and validation accuracy of one search over the epochs."""
     figure = new_figure(11.5, 3.1)
     axes = figure.subplots(1, 3)
@@ -109,7 +109,7 @@ def progress_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
     return figure_bytes(figure, kind)
 
 
-def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
+def probability_picture(search: FinishedRun, *, kind: str = "svg") -> bytes:
     """Draw the probabilities at the end of a search as a heat map, candidates x edges, and what was derived."""
     from matplotlib.patches import Rectangle  # slow
 
@@ -140,7 +140,7 @@ def probability_picture(search: FinishedSearch, *, kind: str = "svg") -> bytes:
     return figure_bytes(figure, kind)
 
 
-def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") -> bytes | None:
+def trade_off_picture(searches: Sequence[FinishedRun], *, kind: str = "svg") -> bytes | None:
     """Draw accuracy over cost, numbered as in `searches`, by hardware and unit; None without two accuracies."""
     from matplotlib.lines import Line2D  # slow
 
@@ -148,7 +148,7 @@ def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") 
     shown = [(number, s, s.subnet_cost) for number, s in rated if s.subnet_cost is not None]
     if len(shown) < 2:
         return None
-    groups: dict[tuple[str | None, str], list[tuple[int, FinishedSearch, float]]] = {}
+    groups: dict[tuple[str | None, str], list[tuple[int, FinishedRun, float]]] = {}
     for number, search, cost in shown:
         groups.setdefault((search.row.get("hardware"), search.unit), []).append((number, search, cost))
     figure = new_figure(max(5.5, 3.8 * len(groups)), 3.6)
@@ -174,7 +174,7 @@ def trade_off_picture(searches: Sequence[FinishedSearch], *, kind: str = "svg") 
     return figure_bytes(figure, kind)
 
 
-def _draw_subnets(axes: Any, searches: Sequence[FinishedSearch]) -> None:
+def _draw_subnets(axes: Any, searches: Sequence[FinishedRun]) -> None:
     """Draw one line of blocks per search; edges in columns."""
     from matplotlib.patches import Rectangle  # slow
 

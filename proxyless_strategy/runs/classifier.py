@@ -1,20 +1,67 @@
-"""The Lightning module of an image classifier, as `proxyless search` gives it to the strategy."""
+"""NNI's evaluator of an image classifier: what a search gives to the strategy beside the supernet."""
 
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from nni.nas.evaluator.pytorch import LightningModule
+from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional
 
-from ..config import SearchSettings
+from ..config import SearchConfig, SearchSettings
+from ..data.images import ImageData
+from ..layout import SEARCH_CHECKPOINT
+
+
+def image_evaluator(config: SearchConfig, data: ImageData, log: Callback) -> Lightning:
+    """Build NNI's evaluator: the classifier, its loaders of both parts, and a trainer that keeps `search.ckpt`.
+
+    Args:
+        config: The search.
+        data: Its images.
+        log: What keeps a row per epoch.
+    """
+    settings = config.search
+    checkpoint = ModelCheckpoint(
+        dirpath=config.out,
+        filename=Path(SEARCH_CHECKPOINT).stem,
+        # By default Lightning saves when validation ends, and the log would lack the epoch that it counts as done.
+        save_on_train_epoch_end=True,
+        # By default a second checkpoint beside the first is search-v1.ckpt, and a resumed search finds the older one.
+        enable_version_counter=False,
+    )
+    trainer = Trainer(
+        max_epochs=settings.warmup_epochs + settings.epochs,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        callbacks=[checkpoint, log],
+        logger=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    shared: dict[str, Any] = {
+        "batch_size": settings.process_batch_size,
+        "seed": config.seed,
+        "workers": config.data.workers,
+    }
+    return Lightning(
+        ImageClassifier(settings),
+        trainer,
+        train_dataloaders=data.loader("weights", shuffle=True, drop_last=True, **shared),
+        val_dataloaders=data.loader("architecture", shuffle=True, **shared),
+    )
 
 
 class ImageClassifier(LightningModule):
-    """Cross-entropy with SGD, a cosine over the warm-up and another over the search (METHOD: the release's recipe).
+    """Cross-entropy with SGD, a cosine over the warm-up and another over the search, as in the authors' released code.
 
     Label smoothing applies to weight steps only; architecture steps see plain cross-entropy.
 
@@ -38,12 +85,12 @@ class ImageClassifier(LightningModule):
         return loss
 
     def architecture_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """Plain cross-entropy."""
+        """Return the plain cross-entropy."""
         x, y = batch
         return functional.cross_entropy(self(x), y)
 
     def architecture_accuracy(self, batch: Any, batch_idx: int) -> Tensor:
-        """Top-1 accuracy in 0..1."""
+        """Return the top-1 accuracy in 0..1."""
         x, y = batch
         return (self(x).argmax(-1) == y).float().mean()
 
@@ -69,6 +116,7 @@ class ImageClassifier(LightningModule):
             weight_decay=settings.weight_decay,
         )
         epochs = settings.warmup_epochs + settings.epochs
+        # Optimiser steps of the whole search, whatever the number of processes.
         per_epoch = self.trainer.estimated_stepping_batches / epochs
         warmup = settings.warmup_epochs * per_epoch
         start = (settings.warmup_learning_rate or settings.learning_rate) / settings.learning_rate

@@ -1,4 +1,4 @@
-"""A Lightning callback that keeps one row per epoch of a search."""
+"""The history of a search: one row per epoch, kept in its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 
 
 class EpochLog(Callback):
-    """Keeps one row per epoch and hands it on; it survives a restart from a checkpoint.
+    """Keep one row per epoch and hand it on; the rows survive a restart from a checkpoint.
 
     Args:
         warmup_epochs: Epochs that count as warm-up.
@@ -34,6 +34,7 @@ class EpochLog(Callback):
             "unit": self.unit,
             "entropy": metrics.get("search/entropy"),
         }
+        # Every process keeps the rows: which one writes the checkpoint is Lightning's choice.
         self.history.append(row)
         if trainer.is_global_zero:
             self.report(row)

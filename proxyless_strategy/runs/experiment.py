@@ -23,26 +23,10 @@ from rich.table import Table
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import write_atomically
 
-from ..layout import RESULT, SUMMARY
-from .nni_server import _POLL_SECONDS, RunningExperiment, _free_port, _is_free, _termination_as_exit
-from .sweep import Plan, read_plan
-
-_BUILD_BACK = """\
-import sys
-
-import proxyless_strategy, timm, torch
-
-for folder in sys.argv[1:]:
-    try:
-        model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
-        with torch.no_grad():
-            output = model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
-        assert output.shape == (1, model.num_classes), f"its output has the shape {tuple(output.shape)}"
-        assert output.isfinite().all(), "its output is not finite"
-    except Exception as error:
-        sys.exit(f"{folder}: {type(error).__name__}: " + " ".join(str(error).split()))
-"""
-
+from ..layout import SUMMARY
+from .finished import read_trial
+from .nni_server import POLL_SECONDS, RunningExperiment, free_port, is_free, termination_as_exit
+from .sweep import Sweep, read_sweep
 
 _PROGRESS_SECONDS = 5.0
 
@@ -55,7 +39,7 @@ def run_experiment(
     preset: str | None = None,
     only: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs the experiment to its end and returns one row a trial, the same as in `summary.json`.
+    """Run the experiment to its end and return one row a trial, the same as in `summary.json`.
 
     Args:
         path: The nnictl config.
@@ -70,56 +54,59 @@ def run_experiment(
         SystemExit: The process was told to terminate; everything that it started has been stopped.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    plan = read_plan(path, out=out, preset=preset, only=only)
-    if port is not None and not _is_free(port):
+    sweep = read_sweep(path, out=out, preset=preset, only=only)
+    if port is not None and not is_free(port):
         raise ConfigError(f"port {port} is in use; free it, or choose another with --port")
-    _empty_out(plan.out)
-    with _termination_as_exit():
-        _prepare(plan, console)
-        with RunningExperiment(plan, port=port or _free_port()) as experiment:
+    _empty_out(sweep.out)
+    with termination_as_exit():
+        _prepare(sweep, console)
+        with RunningExperiment(sweep, port=port or free_port()) as experiment:
             console.print(f"NNI experiment {experiment.id}: http://127.0.0.1:{experiment.port} (this machine only)")
             trials = _follow(experiment, console)
-        rows = [_read_row(plan.out, trial["trialJobId"]) for trial in trials if trial["status"] == "SUCCEEDED"]
-        write_atomically(plan.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
+        rows = [read_trial(sweep.out, trial["trialJobId"]) for trial in trials if trial["status"] == "SUCCEEDED"]
+        write_atomically(sweep.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
         console.print(_table(rows))
         _refuse_failures(trials)
         build_back([row["folder"] for row in rows])
-    console.print(f"timm built back all {len(rows)} exported models; the rows are in {_short(plan.out / SUMMARY)}")
+    console.print(f"timm built back all {len(rows)} exported models; the rows are in {_short(sweep.out / SUMMARY)}")
     return rows
 
 
 def build_back(folders: Sequence[Path | str]) -> None:
-    """Builds exported models with timm as their user will, in a process of its own, and runs each once.
+    """Build exported models with timm as their user will, in a process of its own, and run each once.
 
     Raises:
         ExperimentError: timm cannot build one, or its output is not one row of finite numbers.
     """
+    # In this process the models' families are registered already, whatever their user would have to import.
     process = subprocess.run(
-        [sys.executable, "-c", _BUILD_BACK, *map(str, folders)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"{__package__}.build_back", *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         raise ExperimentError(f"timm cannot build an exported model back: {reason}; run that trial again")
 
 
-def _prepare(plan: Plan, console: Console) -> None:
-    """Builds the missing latency tables and checks every trial's settings before the first trial starts."""
-    from . import search
+def _prepare(sweep: Sweep, console: Console) -> None:
+    """Measure the missing latency tables and check every trial's settings before the first trial starts."""
+    from .prepare import Library, prepare  # torch, timm, NNI
 
-    configs = plan.configs()
-    if plan.trials is None:
+    configs = sweep.configs()
+    if sweep.trials is None:
         console.print("The search space is no small grid of choices, so every trial checks its own settings.")
-    prepared = set()
+    library, told = Library(), set()
     for config in configs:
-        needs = config.model_dump_json(include={"space", "hardware", "data", "input_size", "deploy_input_size"})
-        if needs not in prepared:
-            search.prepare(config)
-            prepared.add(needs)
-        search.check(config)
+        # Trials that differ in rule and target alone have the same extremes, which are said once.
+        space = config.model_dump_json(include={"space", "hardware", "data", "input_size", "deploy_input_size"})
+        prepare(config, quiet=space in told, library=library)
+        told.add(space)
 
 
 def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, Any]]:
-    """Prints what happens until the experiment is done; returns its trials."""
+    """Print what happens until the experiment is done; return its trials."""
     states: dict[str, str] = {}
     printed: dict[str, tuple[int, float]] = {}
     while True:
@@ -141,7 +128,7 @@ def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, A
                 printed[name] = (number, now)
         if done:
             return trials
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _refuse_failures(trials: Sequence[dict[str, Any]]) -> None:
@@ -158,16 +145,6 @@ def _refuse_failures(trials: Sequence[dict[str, Any]]) -> None:
             f"{len(failed) + len(silent)} of {len(trials)} trials have no result: {names}; mend what their logs name "
             "and run the experiment again"
         )
-
-
-def _read_row(out: Path, trial: str) -> dict[str, Any]:
-    path = out / trial / RESULT
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExperimentError(
-            f"trial {trial} succeeded but left no readable {path} ({error}); run the experiment again"
-        ) from error
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -199,7 +176,7 @@ def _number(value: Any, spec: str) -> str:
 
 
 def _short(path: Path) -> str:
-    """The path as one would type it here."""
+    """Return the path as one would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -234,10 +211,11 @@ def _log_tail(trial: dict[str, Any], *, lines: int = 20) -> str:
 
 
 def _empty_out(out: Path) -> None:
-    """Makes the folder, and takes away an earlier experiment's summary, which would pass for this one's."""
+    """Make the folder, and take away an earlier experiment's summary, which would pass for this one's."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).unlink(missing_ok=True)
+        # A read-only file system shows only when something is written.
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:

@@ -1,31 +1,45 @@
-"""The one reader of a run folder."""
+"""The one reader of a run folder: for `derive`, the report, experiments, and a search that goes on after its supernet.
+
+Only what needs the table or the space imports torch, and only when it is asked for: a report is drawn without.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hardware.errors import ConfigError
+from hardware.errors import ConfigError, ExperimentError, TableError
+
+from ..config import SearchConfig, parse_config
+from ..layout import CONFIG_FILE, HUB_FILE, MODEL, RESULT, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
+
+if TYPE_CHECKING:
+    from hardware.model import CostModel
+    from search_spaces import SpaceDeclaration, Subnet
+
+    from ..strategy.derivation import Derived, Deriver
 
 
-@dataclass(frozen=True)
-class FinishedSearch:
-    """What a search folder says.
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A search that has ended, read back from its folder.
 
     Attributes:
         folder: Where it lies.
-        name: What the pictures call it.
+        name: What pictures call it.
         target: Its target; None where there was none.
-        unit: What target and expected cost are in.
+        unit: What target and costs are in.
         history: One row per epoch, see `EpochLog`.
         choices: Candidate by edge.
         argmax: The most probable candidate by edge; what is derived may be another one, to keep to the target or
             by the finalists' losses.
         probabilities: Probability by edge and candidate, at the end of the search.
+        expected: Expected cost under them.
         row: The result's row; empty while the search has not been retrained and measured.
-        settings: Its config.
+        settings: Its config, as `config.json` has it.
     """
 
     folder: Path
@@ -36,6 +50,7 @@ class FinishedSearch:
     choices: dict[str, str]
     argmax: dict[str, str]
     probabilities: dict[str, dict[str, float]]
+    expected: float
     row: dict[str, Any]
     settings: dict[str, Any]
 
@@ -54,48 +69,214 @@ class FinishedSearch:
         """What the exported subnet costs: measured where `is_measured`, else as counted or by the table."""
         return self.row["latency_ms"] if self.is_measured else self.row.get("subnet_cost")
 
+    # ---- what needs the space or the table, read when it is first asked for ------------------------------------
 
-def read_searches(folder: Path) -> list[FinishedSearch]:
-    """The search in `folder`, or the searches in its subfolders.
+    @cached_property
+    def config(self) -> SearchConfig:
+        """Its settings, with its folder as `out`."""
+        return parse_config({**self.settings, "out": str(self.folder)}, source=str(self.folder / CONFIG_FILE))
+
+    @cached_property
+    def export(self) -> dict[str, Any]:
+        """`config.json` of its export folder."""
+        from ..export.folder import read_export  # timm, torch
+
+        return read_export(self.folder / MODEL)
+
+    @cached_property
+    def space(self) -> SpaceDeclaration:
+        """Its space's declaration."""
+        from search_spaces import get_space  # timm, NNI
+
+        return get_space(self.config.space.name, **self.config.space.options)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """What its choices cost, by the table of its search.
+
+        Raises:
+            ConfigError: The search has no row yet.
+            TableError: That table is gone, or its latencies are others now.
+        """
+        from hardware.model import LatencyModel, cost_model
+        from hardware.tables.table import LatencyTable
+
+        from .space_table import table_path
+
+        config, arguments = self.config, self.export["model_args"]
+        costs = self.space.costs(
+            config.latency_input_size, num_classes=arguments["num_classes"], in_chans=arguments["in_chans"]
+        )
+        cost: CostModel
+        if config.hardware.cost == "latency":
+            path = self.folder / TABLE_FILE if (self.folder / TABLE_FILE).exists() else table_path(config)
+            if not path.exists():
+                raise TableError(f"the table {path} of the search in {self.folder} is gone; put it back there")
+            cost = LatencyModel(LatencyTable.load(path), fixed=costs.fixed, edges=costs.edges)
+        else:
+            cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
+        self._check_same(cost)
+        return cost
+
+    @cached_property
+    def deriver(self) -> Deriver:
+        """Its probabilities and costs, from which further subnets are derived."""
+        import numpy as np
+
+        from ..strategy.architecture import Edge  # torch
+        from ..strategy.derivation import Deriver
+
+        edges = [Edge(label, names) for label, names in zip(self.cost.labels, self.cost.candidates, strict=True)]
+        with np.errstate(divide="ignore"):  # log 0 = -inf marks cells that are no candidate
+            log_p = np.log(self._matrix(self.cost))
+        return Deriver(edges, log_p, self.cost.costs, self.cost.fixed)
+
+    def candidates(self, derived: Derived) -> dict[str, str]:
+        """Return a derived subnet's candidate by edge."""
+        return {e.label: str(e.candidates[i]) for e, i in zip(self.deriver.edges, derived.choice, strict=True)}
+
+    def _matrix(self, cost: CostModel) -> Any:
+        """Return the probabilities as `L x N`, rows and columns as in the costs; 0 where there is no candidate."""
+        import numpy as np
+
+        p = np.zeros(cost.costs.shape)
+        for row, (label, names) in enumerate(zip(cost.labels, cost.candidates, strict=True)):
+            # A probability that underflowed to 0 must stay a candidate that can be chosen under a tight target.
+            p[row, : len(names)] = [max(float(self.probabilities[label][str(name)]), 1e-300) for name in names]
+        return p
+
+    def _check_same(self, cost: CostModel) -> None:
+        """Refuse costs that are not those of the search."""
+        if "subnet_cost" not in self.row:
+            raise ConfigError(
+                f"{self.folder} holds no finished search (no cost in {ROW_FILE}); give the `out` of one that ran to "
+                "its end"
+            )
+        now, then = cost.cost(self.choices), self.row["subnet_cost"]
+        if abs(now - then) > 1e-6 * max(now, then):
+            raise TableError(
+                f"the subnet of {self.folder} took {then:.6g} {cost.unit} by the table of its search, but takes "
+                f"{now:.6g} by today's; put the old table back, or search again"
+            )
+        # The expected cost sees every candidate, not only those that the search derived.
+        now, then = float(cost.expected(self._matrix(cost))), self.expected
+        if abs(now - then) > 1e-6 * max(now, then):
+            raise TableError(
+                f"the choices of {self.folder} took {then:.6g} {cost.unit} on average by the table of its search, but "
+                f"take {now:.6g} by today's; put the old table back, or search again"
+            )
+
+
+def read_run(folder: Path | str) -> FinishedRun:
+    """Read the search in a folder that ran to its end.
+
+    Args:
+        folder: Its `out`.
+
+    Raises:
+        ConfigError: There is no such search.
+    """
+    folder = Path(folder)
+    try:
+        record, settings, row = (_read_json(folder / name) for name in (SEARCH_FILE, CONFIG_FILE, ROW_FILE))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} holds no finished search ({error}); give the `out` of one that ran to its end"
+        ) from error
+    return _run(folder, record, settings, row)
+
+
+def read_runs(folder: Path) -> list[FinishedRun]:
+    """Read the search in `folder`, or the searches in its subfolders; they may lack their row still.
 
     Raises:
         ConfigError: There is none, or one cannot be read.
     """
-    found = [path.parent for path in (folder / "search.json", *sorted(folder.glob("*/search.json"))) if path.exists()]
+    found = _places(folder, SEARCH_FILE)
     if not found:
-        raise ConfigError(f"{folder} holds no finished search (no search.json); give the `out` of a search")
-    searches = [_read_search(place) for place in found]
-    return sorted(searches, key=lambda search: (search.name.split(",")[0], search.unit, search.target or 0))
+        raise ConfigError(f"{folder} holds no finished search (no {SEARCH_FILE}); give the `out` of a search")
+    runs = [_read_as_far_as_it_is(place) for place in found]
+    return sorted(runs, key=lambda run: (run.name.split(",")[0], run.unit, run.target or 0))
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Folders of searches that have settings, but have not ended."""
-    places = [path.parent for path in (folder / "config.json", *sorted(folder.glob("*/config.json"))) if path.exists()]
-    return [place for place in places if not (place / "search.json").exists() and not (place / "hubconf.py").exists()]
+    """Return the folders of searches that have settings, but have not ended."""
+    return [
+        place
+        for place in _places(folder, CONFIG_FILE)
+        if not (place / SEARCH_FILE).exists() and not (place / HUB_FILE).exists()
+    ]
 
 
-def _read_search(place: Path) -> FinishedSearch:
+def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str, Any]] | None:
+    """Return the derived subnet of a folder and its weights in the supernet, or None before the search has ended.
+
+    The weights are empty where the subnet is retrained.
+    """
+    import torch  # slow, and no reader but a search needs weights
+
+    from search_spaces import Subnet
+
+    if not (out / SEARCH_FILE).exists():
+        return None
+    subnet = Subnet(space, _read_json(out / SEARCH_FILE)["subnet"]["choices"])
+    weights = out / SUPERNET_FILE
+    return subnet, torch.load(weights, weights_only=True) if weights.exists() else {}
+
+
+def read_trial(out: Path, trial: str) -> dict[str, Any]:
+    """Return the row of an experiment's trial.
+
+    Args:
+        out: The experiment's folder.
+        trial: The trial's id.
+
+    Raises:
+        ExperimentError: The trial left none.
+    """
+    path = out / trial / RESULT
+    try:
+        return _read_json(path)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"trial {trial} succeeded but left no readable {path} ({error}); run the experiment again"
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """Return `folder` and its subfolders, as far as they have a file of this name."""
+    return [path.parent for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.exists()]
+
+
+def _read_as_far_as_it_is(place: Path) -> FinishedRun:
     def read(name: str) -> Any:
         try:
-            return json.loads((place / name).read_text(encoding="utf-8"))
+            return _read_json(place / name)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read {place / name}: {error}; remove {place} or search again") from error
 
-    search, settings = read("search.json"), read("config.json")
-    row = read("row.json") if (place / "row.json").exists() else {}
+    record, settings = read(SEARCH_FILE), read(CONFIG_FILE)
+    return _run(place, record, settings, read(ROW_FILE) if (place / ROW_FILE).exists() else {})
+
+
+def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> FinishedRun:
     try:
-        unit, goal = search["unit"], search["target"]
-        hardware = settings["hardware"].get("name")
+        unit, goal = record["unit"], record["target"]
         target = "no target" if goal is None else f"target {goal:.4g} {unit}"
-        return FinishedSearch(
+        return FinishedRun(
             folder=place,
-            name=", ".join(filter(None, (settings["rule"], hardware, target))),
+            name=", ".join(filter(None, (settings["rule"], settings["hardware"].get("name"), target))),
             target=goal,
             unit=unit,
-            history=search["history"],
-            choices=search["subnet"]["choices"],
-            argmax={label: str(choice) for label, choice in search["argmax"].items()},
-            probabilities=search["probabilities"],
+            history=record["history"],
+            choices=record["subnet"]["choices"],
+            argmax={label: str(choice) for label, choice in record["argmax"].items()},
+            probabilities=record["probabilities"],
+            expected=record["expected"],
             row=row,
             settings=settings,
         )

@@ -42,7 +42,10 @@ class Schedule:
 
 
 def schedule(per_epoch: int, settings: SearchSettings, rule: Rule) -> Schedule:
-    """Steps of a search whose epochs have `per_epoch` weight steps; the first epoch after a warm-up has no other."""
+    """Count the steps of a search whose epochs have `per_epoch` weight steps.
+
+    The first epoch after a warm-up has no architecture steps.
+    """
     epochs = settings.epochs - (1 if settings.warmup_epochs else 0)
     return Schedule(
         weights=per_epoch * (settings.warmup_epochs + settings.epochs),
@@ -86,7 +89,7 @@ class Forecast:
     place: str
 
     def sentence(self) -> str:
-        """The forecast in words."""
+        """Return the forecast in words."""
         slower = "; the loader is the slower, more data.workers may help" if self.loader_is_slower else ""
         hours = self.seconds / 3600
         duration = f"{self.seconds / 60:.1f} minutes" if hours < 3 else f"{hours:.0f} hours"
@@ -103,7 +106,7 @@ class Forecast:
 
 
 def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData) -> Forecast:
-    """Times a few batches of the loader and a few steps of random subnets, and counts the search's steps.
+    """Time a few batches of the loader and a few steps of random subnets, and count the search's steps.
 
     Random numbers of the caller stay as they are.
 
@@ -139,12 +142,13 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
 
 
 def loader_rate(data: ImageData, batch: int) -> float:
-    """Images a second of the training loader alone.
+    """Return the images a second of the training loader alone.
 
-    Its workers prepare a batch each at the same time, so as many batches as there are workers pass before the clock
-    starts, and as many are timed; fewer where the data set has fewer.
+    Discards one batch per worker, then times one per worker; at least two of each, and fewer where the data set has
+    fewer.
     """
     loader = data.loader("weights", batch_size=min(batch, len(data.weights)))  # type: ignore[arg-type]
+    # Workers prepare a batch each at the same time, so batches arrive in waves.
     wave = max(2, data.workers)
     untimed = min(wave, (len(loader) - 1) // 2) if len(loader) > 1 else 0
     count, begun = 0, time.perf_counter()
@@ -193,7 +197,7 @@ def step_cost(
     num_classes: int,
     settings: SearchSettings,
 ) -> StepCost:
-    """What a training step of one stand-alone subnet takes.
+    """Measure what a training step of one stand-alone subnet takes.
 
     Args:
         space: The space's declaration.
@@ -208,6 +212,7 @@ def step_cost(
     model = timm.create_model(subnet.timm_name, **arguments).to(x.device).train()
     if settings.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    # The first step, which also chooses kernels, is not timed.
     with SavedBytes() as saved:
         _train(model, x, y, settings)
     start = _now(x.device)
@@ -226,7 +231,7 @@ def _train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, settings: S
 
 
 def _autocast(device: torch.device, settings: SearchSettings) -> Any:
-    """As Lightning does it: a CPU has no 16-mixed and takes bf16-mixed."""
+    """Return the context of mixed precision as Lightning enters it: a CPU has no 16-mixed and takes bf16-mixed."""
     if not settings.precision.endswith("-mixed"):
         return nullcontext()
     half = torch.float16 if settings.precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
@@ -234,6 +239,7 @@ def _autocast(device: torch.device, settings: SearchSettings) -> Any:
 
 
 def _now(device: torch.device) -> float:
+    # Kernels run after their launch has returned.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -26,8 +26,8 @@ import yaml
 
 from hardware.errors import ExperimentError
 
-from ..layout import OUT_VARIABLE, PRESET_VARIABLE
-from .sweep import Plan
+from ..layout import NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE
+from .sweep import Sweep
 
 DEFAULT_PORT = 8080
 MARK = "PROXYLESS_EXPERIMENT"
@@ -36,51 +36,20 @@ MARK = "PROXYLESS_EXPERIMENT"
 SUPERVISOR = "PROXYLESS_SUPERVISOR"
 """Environment variable with the id of the process that NNI's server must not outlive."""
 
-SERVER_SCRIPT = """\
-"use strict";
-const { Server } = require("net");
-const listen = Server.prototype.listen;
-const isPort = (value) => typeof value === "number" || (typeof value === "string" && /^[0-9]+$/.test(value));
-Server.prototype.listen = function (...args) {
-  if (isPort(args[0])) {
-    args.splice(1, typeof args[1] === "string" ? 1 : 0, "127.0.0.1");
-  } else if (args[0] !== null && typeof args[0] === "object" && isPort(args[0].port)) {
-    args[0] = { ...args[0], host: "127.0.0.1" };
-  }
-  return listen.apply(this, args);
-};
-const supervisor = Number(process.env.PROXYLESS_SUPERVISOR);
-if (supervisor) {
-  const watch = setInterval(() => {
-    try {
-      process.kill(supervisor, 0);
-    } catch {
-      clearInterval(watch);
-      process.kill(process.pid, "SIGTERM");
-    }
-  }, 2000);
-  watch.unref();
-}
-"""
-"""Loaded into NNI's web server by NODE_OPTIONS.
+SERVER_SCRIPT = Path(__file__).with_name("nni_loopback.js")
+"""What NODE_OPTIONS loads into NNI's web server: it binds it to loopback, and ends it with its supervisor."""
 
-Whatever would listen on every interface listens on loopback, and the server stops its trials and itself when its
-supervisor is gone, even if that was killed.
-"""
-
-
-_POLL_SECONDS = 1.0
-
-
-_SHUTDOWN_SECONDS = 20.0
+POLL_SECONDS = 1.0
+SHUTDOWN_SECONDS = 20.0
+# A proxy of the user's must not be asked for 127.0.0.1.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class RunningExperiment:
     """An nnictl experiment bound to loopback, from entering this context to leaving it; then no process is left."""
 
-    def __init__(self, plan: Plan, *, port: int) -> None:
-        self.plan = plan
+    def __init__(self, sweep: Sweep, *, port: int) -> None:
+        self.sweep = sweep
         self.port = port
         self.id = ""
         self._server: psutil.Process | None = None
@@ -118,32 +87,34 @@ class RunningExperiment:
         if answer["status"] == "ERROR" or reasons:
             reason = " ".join(" ".join(reasons).split()) or "NNI gives no reason"
             raise ExperimentError(
-                f"the tuner of {self.plan.path} failed: {reason}; mend `tuner` or `searchSpace` (its log is "
+                f"the tuner of {self.sweep.path} failed: {reason}; mend `tuner` or `searchSpace` (its log is "
                 f"{self._tuner_log})"
             )
         return answer["status"] in ("DONE", "STOPPED")
 
     def _tuner_errors(self) -> list[str]:
-        """Exceptions that ended one of the tuner's threads; NNI logs them and then waits for ever."""
+        """Return the exceptions that ended one of the tuner's threads; NNI logs them and then waits for ever."""
         if not self._tuner_log.exists():
             return []
         log = self._tuner_log.read_text(encoding="utf-8", errors="replace")
         return re.findall(r" ERROR \(nni\.runtime\.msg_dispatcher_base/.*?\) (.*)", log)
 
     def trials(self) -> list[dict[str, Any]]:
-        """Every trial as NNI describes it, in the order in which they were started."""
+        """Return every trial as NNI describes it, in the order in which they were started."""
         return sorted(self._get("/trial-jobs"), key=lambda trial: trial.get("sequenceId", -1))
 
     def intermediate_results(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        """The latest intermediate result of every trial that has one: its number and what was reported."""
+        """Return the latest intermediate result of every trial that has one: its number and what was reported."""
         latest = {}
         for metric in self._get("/metric-data-latest"):
             if metric["type"] == "PERIODICAL":
+                # NNI stores JSON within JSON.
                 latest[metric["trialJobId"]] = (metric["sequence"], json.loads(json.loads(metric["data"])))
         return latest
 
     def processes(self) -> list[psutil.Process]:
-        """The processes that this experiment started and that still run."""
+        """Return the processes that this experiment started and that still run."""
+        # A tree of parents and children would miss what a trial detached; the environment is inherited all the same.
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -153,12 +124,14 @@ class RunningExperiment:
         return found
 
     def stop(self) -> None:
-        """Stops the server and every trial: by NNI's own request first, then by signal; deaf to a second Ctrl-C."""
+        """Stop the server and every trial: by NNI's own request first, then by signal; deaf to a second Ctrl-C."""
+        # A second Ctrl-C in here would leave NNI's server behind, which nobody looks for.
         with _deaf():
             if self.id:
                 with contextlib.suppress(OSError, ValueError):
                     self._request("/experiment", method="DELETE")
-                    self._wait_for_end([self._server] if self._server else [], _SHUTDOWN_SECONDS)
+                    self._wait_for_end([self._server] if self._server else [], SHUTDOWN_SECONDS)
+            # The second kill is for what was started between the list of processes and the first.
             for action in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
                 for process in self.processes():
                     with contextlib.suppress(psutil.Error):
@@ -167,19 +140,17 @@ class RunningExperiment:
             self._folder.cleanup()
 
     def _wait_for_end(self, processes: Sequence[psutil.Process], seconds: float) -> None:
-        """Waits until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
+        """Wait until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and set(processes) & set(self.processes()):
             time.sleep(0.1)
 
     def _create(self) -> None:
-        script = Path(self._folder.name) / "server.js"
-        script.write_text(SERVER_SCRIPT, encoding="utf-8")
-        log = self.plan.out / "nnictl.log"
-        config = self.plan.path
-        if self.plan.narrowed is not None:
-            config = Path(self._folder.name) / self.plan.path.name
-            config.write_text(yaml.safe_dump(self.plan.narrowed), encoding="utf-8")
+        log = self.sweep.out / NNICTL_LOG
+        config = self.sweep.path
+        if self.sweep.narrowed is not None:
+            config = Path(self._folder.name) / self.sweep.path.name
+            config.write_text(yaml.safe_dump(self.sweep.narrowed), encoding="utf-8")
         command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create"]
         with log.open("w", encoding="utf-8") as stream:
             status = subprocess.run(
@@ -187,35 +158,38 @@ class RunningExperiment:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=self._environment(script),
+                env=self._environment(),
+                # Ctrl-C reaches the whole group of the terminal's process: NNI would end before `stop` asks it to.
                 start_new_session=True,
                 check=False,
             ).returncode
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
             raise ExperimentError(
-                f"nnictl could not start {self.plan.path}: {lines[-1].strip()} (its output is in {log})"
+                f"nnictl could not start {self.sweep.path}: {lines[-1].strip()} (its output is in {log})"
             )
 
-    def _environment(self, script: Path) -> dict[str, str]:
-        """Of nnictl, and by inheritance of NNI's server, its tuner and every trial."""
-        options = [os.environ.get("NODE_OPTIONS", ""), f'--require="{script}"']
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of nnictl, which NNI's server, its tuner and every trial inherit."""
+        options = [os.environ.get("NODE_OPTIONS", ""), f'--require="{SERVER_SCRIPT}"']
         proxies = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "127.0.0.1", "localhost"]
         without_proxy = ",".join(filter(None, proxies))
         return {
             **os.environ,
             MARK: self._mark,
             SUPERVISOR: str(os.getpid()),
-            OUT_VARIABLE: str(self.plan.out),
-            **({PRESET_VARIABLE: self.plan.preset} if self.plan.preset else {}),
+            OUT_VARIABLE: str(self.sweep.out),
+            **({PRESET_VARIABLE: self.sweep.preset} if self.sweep.preset else {}),
             "NODE_OPTIONS": " ".join(filter(None, options)),
+            # nnictl asks its own server through `requests`, which honours a proxy.
             "NO_PROXY": without_proxy,
             "no_proxy": without_proxy,
+            # `python` in trialCommand is this one, also where the environment is not activated.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
 
     def _get(self, path: str) -> Any:
-        """The JSON answer; a server that is busy is asked again, one that has died is an error."""
+        """Return the JSON answer; a server that is busy is asked again, one that has died is an error."""
         for attempt in itertools.count():
             try:
                 return json.loads(self._request(path))
@@ -223,9 +197,9 @@ class RunningExperiment:
                 if attempt >= 20 or not self.processes():
                     raise ExperimentError(
                         f"NNI's server on port {self.port} does not answer any more ({error}); see "
-                        f"{self.plan.out / 'nnictl.log'} and the experiment's log folder"
+                        f"{self.sweep.out / NNICTL_LOG} and the experiment's log folder"
                     ) from error
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
         raise AssertionError("unreachable")
 
     def _request(self, path: str, *, method: str = "GET") -> str:
@@ -234,8 +208,10 @@ class RunningExperiment:
             return answer.read().decode("utf-8")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of this machine."""
     with socket.socket() as probe:
+        # A port that a server left a moment ago is free for NNI. On Windows the option would allow one in use.
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -245,8 +221,9 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    if _is_free(DEFAULT_PORT):
+def free_port() -> int:
+    """Return NNI's usual port, or where that is taken another that is free."""
+    if is_free(DEFAULT_PORT):
         return DEFAULT_PORT
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -254,8 +231,8 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _termination_as_exit() -> Iterator[None]:
-    """SIGTERM and a closed terminal unwind the stack, as Ctrl-C does, so that everything is stopped on the way."""
+def termination_as_exit() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the stack, as Ctrl-C does: everything is stopped on the way."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         print(f"{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
@@ -273,7 +250,7 @@ def _deaf() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handlers(wanted: dict[str, Any]) -> Iterator[None]:
-    """Installs signal handlers where the platform has the signal; only the main thread may."""
+    """Install signal handlers where the platform has the signal; only the main thread may."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for name, handler in wanted.items():

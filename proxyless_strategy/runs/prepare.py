@@ -1,10 +1,9 @@
-"""Everything that a search stands on, loaded and checked once, before it starts."""
+"""Everything that a search stands on, checked and loaded once, before it starts."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -16,9 +15,7 @@ from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
 from hardware.measuring.locks import load_or_build
 from hardware.measuring.predictor import LearnedModel
-from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, cost_model
-from hardware.tables import shipped
 from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
@@ -27,17 +24,20 @@ from ..config import SearchConfig
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
 from ..layout import CONFIG_FILE
-from .space_table import CALIBRATION_NETS
+from ..strategy.objectives import make_objective
+from .space_table import latency_model, measure_space, table_path
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a search stands on before it starts.
+    """What a search stands on before it starts: nothing of it has to be read or checked again.
 
     Attributes:
+        config: What was asked for.
+        data: Its images.
         space: The space's declaration.
         costs: Its operators at the deployed input size.
         cost: What the search counts: the latency, or another cost.
@@ -46,6 +46,8 @@ class Prepared:
         table: Path of the latency table; None where none is used.
     """
 
+    config: SearchConfig
+    data: ImageData
     space: SpaceDeclaration
     costs: SpaceCosts
     cost: CostModel
@@ -59,120 +61,109 @@ class Prepared:
         return self.target if self.cost is self.latency else None
 
     def table_ms(self, subnet: Subnet) -> float | None:
-        """A subnet's latency by the table, where one is used."""
+        """Return a subnet's latency by the table, where one is used."""
         return None if self.latency is None else self.latency.latency(subnet.choices)
 
 
-def default_table_path(config: SearchConfig) -> Path:
-    """Where a table lies that the config does not name: in the user's cache, by space, size and backend."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hardware = config.hardware
-    name = f"{config.space.name.replace(':', '.')}-{config.latency_input_size}px-{hardware.backend}"
-    place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
-    return cache / "proxyless_strategy" / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
+class Library:
+    """What the searches of one process read once between them: every table, and the latest data set.
+
+    Earlier data sets are let go, as the images of one may fill a GiB.
+    """
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._data: ImageData | None = None
+        self._tables: dict[Path, LatencyTable] = {}
+
+    def data(self, config: SearchConfig) -> ImageData:
+        """Return a search's images."""
+        key = config.model_dump_json(include={"data", "input_size", "seed"})
+        if self._data is None or key != self._key:
+            self._data = load_data(config.data, input_size=config.input_size, seed=config.seed)
+            self._key = key
+        return self._data
+
+    def table(self, path: Path) -> LatencyTable | None:
+        """Return the table at a path; None where there is none yet."""
+        if path not in self._tables and path.exists():
+            self._tables[path] = LatencyTable.load(path)
+        return self._tables.get(path)
+
+    def keep(self, path: Path, table: LatencyTable) -> LatencyTable:
+        """Remember a table that was just measured."""
+        self._tables[path] = table
+        return table
 
 
-def table_path(config: SearchConfig) -> Path:
-    """The config's latency table: a shipped one by its name, a file, or `default_table_path`."""
-    table = config.hardware.table
-    if table is not None and str(table) in shipped_names():
-        return Path(shipped.__file__).with_name(f"{table}.yml")
-    return table or default_table_path(config)
+def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | None = None) -> Prepared:
+    """Check and load everything that a search stands on; measure its latency table where that is missing.
 
+    What cannot work is refused in the order of what it takes to find out: names and folders, the table's header, the
+    images, the target. Only then is a missing table measured. Nothing is written but that table.
 
-def check(config: SearchConfig) -> None:
-    """Refuse what cannot work, before any work is done.
+    >>> from proxyless_strategy.config import parse_config
+    >>> prepared = prepare(parse_config({"hardware": {"cost": "macs"}, "target": 0.5}), quiet=True)
+    >>> prepared.cost.unit, len(prepared.cost.labels), prepared.table
+    ('M MACs', 8, None)
+
+    Args:
+        config: The search.
+        quiet: Do not print what the space's extreme subnets cost.
+        library: Where data and tables that are read already are found, for several searches of one process.
 
     Raises:
         ProxylessError: The space, backend, data, table, target or objective is impossible, or `out` is not writable or
             holds another search.
     """
+    library = library or Library()
+    hardware = config.hardware
     space = get_space(config.space.name, **config.space.options)
     check_data(config.data)
-    if config.hardware.device != "other":
-        get_backend(config.hardware.backend, config.hardware.place).close()
+    if hardware.device != "other":
+        get_backend(hardware.backend, hardware.place).close()
     _check_objective(config)
     _check_out(config)
-    path = table_path(config)
-    table = None
-    if config.hardware.uses_table:
-        if config.hardware.device == "other" and not path.exists():
-            raise TableError(
-                f"there is no table {path} of the other device; give an existing one, or of "
-                f"{', '.join(shipped_names())}"
-            )
-        if path.exists():
-            table = LatencyTable.load(path)
-            _check_table(config, table)
-        if config.hardware.fill is not None:
-            LearnedModel.load(config.hardware.fill)
-    if table is not None or not config.hardware.uses_table:
-        data = load_data(config.data, input_size=config.input_size, seed=config.seed)
-        _prepared(config, space, data, table)
+    path = table_path(config) if hardware.uses_table else None
+    table = None if path is None else _existing_table(config, path, library)
+    learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
-
-def prepare(config: SearchConfig, *, data: ImageData | None = None, quiet: bool = False) -> Prepared:
-    """Build the latency table if one is needed and missing, and say what the space's extreme subnets cost.
-
-    Args:
-        config: The search.
-        data: Its data, where they are loaded already.
-        quiet: Print nothing.
-    """
-    space = get_space(config.space.name, **config.space.options)
-    data = data or load_data(config.data, input_size=config.input_size, seed=config.seed)
-    path = table_path(config)
-    costs = _costs(config, space, data)
-    table = None
-
-    def build() -> LatencyTable:
-        if not quiet:
-            print(
-                f"no latency table at {path}: measuring {len(costs.distinct())} operators of {space.name}", flush=True
-            )
-        nets = [costs.chain(choices) for choices in costs.random_choices(CALIBRATION_NETS, seed=0)]
-        return build_table(
-            costs.distinct(),
-            nets,
-            backend=config.hardware.backend,
-            input_size=config.latency_input_size,
-            batch=config.hardware.batch,
-            threads=config.hardware.threads,
-            place=config.hardware.place,
-            space=space.name,
-            out=path,
-            progress=sys.stderr.isatty(),
-        )
-
-    if config.hardware.uses_table:
-        table = load_or_build(path, build)
-        _check_table(config, table)
-    prepared = _prepared(config, space, data, table)
+    data = library.data(config)
+    costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
+    if path is not None and table is None:
+        table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
+    if table is not None and learned is not None:
+        table = learned.complete(table, costs.distinct(), input_size=config.latency_input_size)
+    latency = None if table is None else latency_model(table, costs, batch=hardware.batch)
+    cost: CostModel
+    if latency is not None and hardware.cost == "latency":
+        cost = latency
+    else:
+        cost = cost_model(hardware.cost, costs.fixed, costs.edges)
+    target = _target(config, cost, space.name)
+    prepared = Prepared(config, data, space, costs, cost, target, latency, path)
     if not quiet:
-        print(_summary(config, prepared), flush=True)
+        print(_summary(prepared), flush=True)
     return prepared
+
+
+def named(choices: Mapping[str, str]) -> str:
+    """Say the choices of a subnet: each of a few, or how often each candidate occurs."""
+    if len(choices) <= NAMED_EDGES:
+        return " ".join(choices.values())
+    counts = Counter(choices.values())
+    return f"{len(choices)} edges, " + ", ".join(f"{count} x {name}" for name, count in counts.most_common())
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 
 
 def _check_objective(config: SearchConfig) -> None:
-    from ..objectives import make_objective
-
+    # Names and options are checked before the table is read; 2.0 stands for costs that only the table tells.
     target = config.target_ms or config.target_cost or config.target
     make_objective(
         config.objective, rule=config.rule, target=2.0 if target else None, minimum=2.0, **config.objective_options
     )
-
-
-def _check_processes(config: SearchConfig) -> None:
-    from ..processes import launched
-
-    if config.search.devices > 1 and launched():
-        raise ConfigError(
-            f"search.devices = {config.search.devices}, but this script has already run a search on several processes; "
-            "run each of them in a script of its own"
-        )
 
 
 def _check_out(config: SearchConfig) -> None:
@@ -185,20 +176,28 @@ def _check_out(config: SearchConfig) -> None:
         )
     saved = config.out / CONFIG_FILE
     if saved.exists():
-        found = json.loads(saved.read_text(encoding="utf-8"))
-        if found != _identity(config):
-            differing = sorted(key for key in found if found[key] != _identity(config).get(key))
+        found, mine = json.loads(saved.read_text(encoding="utf-8")), config.identity()
+        if found != mine:
+            differing = sorted(key for key in found if found[key] != mine.get(key))
             raise ConfigError(
                 f"{config.out} holds a search with other settings ({', '.join(differing)}); "
                 "choose another out or remove it"
             )
 
 
-def _identity(config: SearchConfig) -> dict[str, Any]:
-    return json.loads(config.model_dump_json(exclude={"out"}))
+def _existing_table(config: SearchConfig, path: Path, library: Library) -> LatencyTable | None:
+    """Return the table at `path`; None where it is to be measured on this machine."""
+    table = library.table(path)
+    if table is not None:
+        _check_table(config, path, table)
+    elif config.hardware.device == "other":
+        raise TableError(
+            f"there is no table {path} of the other device; give an existing one, or of {', '.join(shipped_names())}"
+        )
+    return table
 
 
-def _check_table(config: SearchConfig, table: LatencyTable) -> None:
+def _check_table(config: SearchConfig, path: Path, table: LatencyTable) -> None:
     hardware, header = config.hardware, table.header
     if hardware.device == "other":
         return
@@ -207,62 +206,68 @@ def _check_table(config: SearchConfig, table: LatencyTable) -> None:
         ("threads", header.threads, hardware.threads),
     ]
     if hardware.place:
+        # A backend knows its devices under several names; it says which one `place` means.
         with get_backend(hardware.backend, hardware.place) as backend:
             compared.append(("device", header.place or "unknown", backend.place))
     for name, there, here in compared:
         if there != here:
             raise TableError(
-                f"the table {table_path(config)} was measured with {name} {there}, but the config says {here}; "
+                f"the table {path} was measured with {name} {there}, but the config says {here}; "
                 f"set hardware.{name} or give another table"
             )
 
 
-def _costs(config: SearchConfig, space: SpaceDeclaration, data: ImageData) -> SpaceCosts:
-    return space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
+def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: str, *, quiet: bool) -> LatencyTable:
+    hardware = config.hardware
+
+    def build() -> LatencyTable:
+        if not quiet:
+            print(f"no latency table at {path}: measuring {len(costs.distinct())} operators of {space}", flush=True)
+        return measure_space(
+            costs,
+            path,
+            name=space,
+            backend=hardware.backend,
+            place=hardware.place,
+            threads=hardware.threads,
+            batch=hardware.batch,
+        )
+
+    table = load_or_build(path, build)
+    # Another process may have measured it meanwhile, with other settings.
+    _check_table(config, path, table)
+    return table
 
 
-def _prepared(config: SearchConfig, space: SpaceDeclaration, data: ImageData, table: LatencyTable | None) -> Prepared:
-    costs = _costs(config, space, data)
-    latency = None
-    if table is not None:
-        if config.hardware.fill is not None:
-            model = LearnedModel.load(config.hardware.fill)
-            table = model.complete(table, costs.distinct(), input_size=config.latency_input_size)
-        table.check(costs.distinct(), input_size=config.latency_input_size, batch=config.hardware.batch)
-        latency = LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
-    cost: CostModel
-    if latency is not None and config.hardware.cost == "latency":
-        cost, (name, cheapest, dearest) = latency, ("target_ms", "fastest", "slowest")
-    else:
-        cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
-        name, cheapest, dearest = "target_cost", "cheapest", "dearest"
+def _target(config: SearchConfig, cost: CostModel, space: str) -> float | None:
+    """Return the target in the unit of `cost`, checked against the space's extremes and by the objective."""
     low, choices = cost.minimum()
     high, _ = cost.maximum()
+    name, cheapest, dearest = (
+        ("target_ms", "fastest", "slowest")
+        if config.hardware.cost == "latency"
+        else ("target_cost", "cheapest", "dearest")
+    )
     target = config.target_cost or config.target_ms
     if config.target is not None:
         target = low + config.target * (high - low)
     if target is not None and target < low:
         raise TargetError(
-            f"{name} = {target:g} is below the {cheapest} subnet of {space.name}, {low:.4g} {cost.unit} "
-            f"({_named(choices)}); raise the target or choose a smaller space"
+            f"{name} = {target:g} is below the {cheapest} subnet of {space}, {low:.4g} {cost.unit} "
+            f"({named(choices)}); raise the target or choose a smaller space"
         )
     if target is not None and target > high:
         warnings.warn(
-            f"{name} = {target:g} is above the {dearest} subnet of {space.name}, {high:.4g} {cost.unit}: it is idle",
-            stacklevel=2,
+            f"{name} = {target:g} is above the {dearest} subnet of {space}, {high:.4g} {cost.unit}: it is idle",
+            stacklevel=3,
         )
-    return Prepared(space, costs, cost, target, latency, None if latency is None else table_path(config))
+    make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
+    return target
 
 
-def _named(choices: Mapping[str, str]) -> str:
-    if len(choices) <= NAMED_EDGES:
-        return " ".join(choices.values())
-    counts = Counter(choices.values())
-    return f"{len(choices)} edges, " + ", ".join(f"{count} x {name}" for name, count in counts.most_common())
-
-
-def _summary(config: SearchConfig, prepared: Prepared) -> str:
-    cost, latency = prepared.cost, prepared.latency
+def _summary(prepared: Prepared) -> str:
+    """Say what the space's extreme subnets cost, and the target between them."""
+    cost, latency, fill = prepared.cost, prepared.latency, prepared.config.hardware.fill
     low, cheapest = cost.minimum()
     high, dearest = cost.maximum()
     title, words = prepared.space.name, ("cheapest", "dearest")
@@ -273,13 +278,13 @@ def _summary(config: SearchConfig, prepared: Prepared) -> str:
         )
     lines = [
         title,
-        f"  {words[0]} subnet {low:.4g} {cost.unit}: {_named(cheapest)}",
-        f"  {words[1]} subnet {high:.4g} {cost.unit}: {_named(dearest)}",
+        f"  {words[0]} subnet {low:.4g} {cost.unit}: {named(cheapest)}",
+        f"  {words[1]} subnet {high:.4g} {cost.unit}: {named(dearest)}",
     ]
     if prepared.target is not None:
         lines.append(f"  target {prepared.target:.4g} {cost.unit}")
-    if config.hardware.fill is not None and latency is not None:
+    if fill is not None and latency is not None:
         ops = prepared.costs.distinct()
         predicted = sum(latency.table.entry(op).predicted for op in ops)
-        lines.append(f"  {predicted} of {len(ops)} operators predicted by {config.hardware.fill}")
+        lines.append(f"  {predicted} of {len(ops)} operators predicted by {fill}")
     return "\n".join(lines)

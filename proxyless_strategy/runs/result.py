@@ -1,14 +1,22 @@
-"""What a finished search is, and the files that say so."""
+"""What a search writes: the settings that own its folder, what the supernet found, and the result's row."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hardware.files import write_atomically
 from search_spaces import Subnet
 
 from ..config import SearchConfig
+from ..layout import CONFIG_FILE, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
+
+if TYPE_CHECKING:
+    from .prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class SearchResult:
     seconds: float
 
     def row(self) -> dict[str, Any]:
-        """The result as plain values for a table of results."""
+        """Return the result as plain values, one row of a table of results."""
         return {
             "hardware": self.config.hardware.name,
             "rule": self.config.rule,
@@ -70,3 +78,73 @@ class SearchResult:
             "onnx": str(self.onnx),
             "seconds": self.seconds,
         }
+
+
+def claim_out(prepared: Prepared) -> None:
+    """Make `out` this search's own, by its settings, and keep there a table that a learned model filled."""
+    config = prepared.config
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.hardware.fill is not None and prepared.latency is not None:
+        prepared.latency.table.save(config.out / TABLE_FILE)
+    _write_json(config.out / CONFIG_FILE, config.identity())
+
+
+def search_record(
+    module: Any, *, unit: str, target: float | None, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what `search.json` says beside the subnet.
+
+    Args:
+        module: The strategy's module after the search.
+        unit: What target and costs are in.
+        target: The target; None where there is none.
+        history: One row per epoch.
+    """
+    architecture, problem = module.architecture, module.problem
+    return {
+        "probabilities": module.export_probs(),
+        "unit": unit,
+        "expected": problem.fixed + architecture.expected_cost(architecture.probabilities(), problem.costs),
+        "target": target,
+        "argmax": architecture.export(architecture.argmax()),
+        "finalists": [
+            {
+                "choices": architecture.export(finalist.derived.choice),
+                "cost": finalist.derived.cost,
+                "log_probability": finalist.derived.log_probability,
+                # JSON has no infinity, which stands for a subnet whose loss is not finite.
+                "loss": finalist.loss if math.isfinite(finalist.loss) else None,
+            }
+            for finalist in module.finalists
+        ],
+        "counters": dict(module.counters),
+        "history": history,
+    }
+
+
+def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Write what the supernet's search found.
+
+    Args:
+        out: The run folder.
+        subnet: The derived subnet.
+        record: Everything else of `search.json`.
+        weights: The subnet's weights under timm's names; empty where it is retrained from fresh ones.
+    """
+    # search.json says that the search is over, so the weights must lie there first.
+    if weights:
+        import torch  # slow, and only needed here
+
+        beside = (out / SUPERNET_FILE).with_suffix(".tmp")
+        torch.save(weights, beside)
+        beside.replace(out / SUPERNET_FILE)
+    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), **record})
+
+
+def write_row(result: SearchResult) -> None:
+    """Write the result's row, which ends the search."""
+    _write_json(result.config.out / ROW_FILE, result.row())
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=2) + "\n")

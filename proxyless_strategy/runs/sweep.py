@@ -13,13 +13,13 @@ import yaml
 
 from hardware.errors import ConfigError
 
-from ..config import SearchConfig, read_config
+from ..config import SearchConfig, load_config
 
 _LARGEST_CHECKED_GRID = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sweep:
     """What an nnictl config asks for.
 
     Attributes:
@@ -39,20 +39,20 @@ class Plan:
     narrowed: dict[str, Any] | None = None
 
     def configs(self) -> list[SearchConfig]:
-        """The search config of every trial, or the bare one if the trials are not known beforehand."""
+        """Return the search config of every trial, or the bare one if the trials are not known beforehand."""
         trials = self.trials or ({},)
-        configs = [read_config(self.search_path, parameters, preset=self.preset) for parameters in trials]
+        configs = [load_config(self.search_path, parameters, preset=self.preset) for parameters in trials]
         return [config.model_copy(update={"out": self.out}) for config in configs]
 
 
-def read_plan(
+def read_sweep(
     path: Path | str,
     *,
     out: Path | None = None,
     preset: str | None = None,
     only: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Reads an nnictl config and the search config that it names.
+) -> Sweep:
+    """Read an nnictl config and the search config that it names.
 
     Args:
         path: The nnictl config, a YAML file.
@@ -93,8 +93,8 @@ def read_plan(
         raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
     narrowed = _narrowed(path, config, space, only) if only else None
     trials = _grid(space if narrowed is None else narrowed["searchSpace"])
-    first = read_config(search_path, trials[0] if trials else {}, preset=preset)
-    return Plan(path, search_path, first.out if out is None else out.absolute(), trials, preset, narrowed)
+    first = load_config(search_path, trials[0] if trials else {}, preset=preset)
+    return Sweep(path, search_path, first.out if out is None else out.absolute(), trials, preset, narrowed)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _grid(space: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
-    """Every combination of the space's choices; None if it has other types, or too many to check beforehand."""
+    """Return every combination of the space's choices; None for other types, or too many to check beforehand."""
     choices = []
     size = 1
     for entry in space.values():
@@ -125,7 +125,7 @@ def _grid(space: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
 
 
 def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: Mapping[str, Any]) -> dict[str, Any]:
-    """The nnictl config with one value for some keys, and with paths that hold wherever it is written."""
+    """Return the nnictl config with one value for some keys, and with paths that hold wherever it is written."""
     space = dict(space)
     for key, value in only.items():
         entry = space.get(key)
@@ -148,5 +148,6 @@ def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: M
             changed[algorithm] = {**config[algorithm], "codeDirectory": directory}
     grid = _grid(space)
     if grid is not None:
+        # The file's number counts the whole sweep; a tuner that draws at random would repeat trials up to it.
         changed["maxTrialNumber"] = min(len(grid), config.get("maxTrialNumber", len(grid)))
     return changed

@@ -11,7 +11,7 @@ import pytest
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import load_config, parse_config
-from proxyless_strategy.runs.sweep import read_plan
+from proxyless_strategy.runs.sweep import read_sweep
 
 FILE = """
 target: 0.3
@@ -151,6 +151,6 @@ def test_an_experiment_hands_its_preset_to_every_trial(file: Path, command: str,
         "trainingService: {platform: local}\n"
         "searchSpace: {hardware: {_type: choice, _value: [phone, desk]}}\n"
     )
-    configs = read_plan(experiment, preset=preset or None).configs()
+    configs = read_sweep(experiment, preset=preset or None).configs()
     assert [config.input_size for config in configs] == [size] * 2
     assert [config.hardware.name for config in configs] == ["phone", "desk"]

@@ -15,7 +15,7 @@ from proxyless_strategy.report import pictures
 from proxyless_strategy.report.drawing import OTHER
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import candidate_style
-from proxyless_strategy.runs.finished import read_searches, unfinished
+from proxyless_strategy.runs.finished import read_runs, unfinished
 
 CANDIDATES = ("3x3_e3", "5x5_e6", "skip")
 
@@ -219,16 +219,16 @@ def test_searches_that_have_not_ended_are_named(tmp_path):
 
 def test_the_trade_off_is_drawn_where_two_searches_have_an_accuracy(tmp_path):
     leave(tmp_path / "a", hardware="cpu", row=result(hardware="cpu"))
-    assert pictures.trade_off_picture(read_searches(tmp_path)) is None
+    assert pictures.trade_off_picture(read_runs(tmp_path)) is None
     leave(tmp_path / "b", hardware="gpu", unit="M MACs", row=result(hardware="gpu", latency_ms=None))
-    assert pictures.trade_off_picture(read_searches(tmp_path)).startswith(b"<?xml")
+    assert pictures.trade_off_picture(read_runs(tmp_path)).startswith(b"<?xml")
 
 
 def test_a_cost_is_the_measured_one_where_a_latency_was_measured(tmp_path):
     leave(tmp_path / "a", row=result())
     leave(tmp_path / "b", unit="M MACs", row=result())
     leave(tmp_path / "c", unit="ms, uncalibrated", row=result(latency_ms=None))
-    costs = {search.folder.name: search.subnet_cost for search in read_searches(tmp_path)}
+    costs = {search.folder.name: search.subnet_cost for search in read_runs(tmp_path)}
     assert costs == {"a": 1.95, "b": 1.9, "c": 1.9}
 
 

@@ -17,7 +17,8 @@ from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.runs import search
-from proxyless_strategy.runs.derive import derive_folder, read_search, save_curve
+from proxyless_strategy.runs.derive import derive, save_curve
+from proxyless_strategy.runs.finished import read_run
 from search_spaces import get_space
 from tests.proxyless_strategy.runs.test_search import SPACE, table  # noqa: F401
 
@@ -59,9 +60,9 @@ def enumerated(finished: Path, budget: float) -> tuple[float, dict[str, str]]:
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
 def test_a_subnet_for_another_budget_is_the_enumerated_one(finished: Path, share: float, tmp_path: Path) -> None:
-    low, high = (getattr(read_search(finished).cost, side)()[0] for side in ("minimum", "maximum"))
+    low, high = (getattr(read_run(finished).cost, side)()[0] for side in ("minimum", "maximum"))
     budget = low + share * (high - low)
-    derived = derive_folder(finished, target=budget, out=tmp_path / "net")
+    derived = derive(finished, target=budget, out=tmp_path / "net")
     log_p, choices = enumerated(finished, budget)
     assert choices
     record = json.loads((finished / "search.json").read_text())["probabilities"]
@@ -86,23 +87,23 @@ def test_the_curve_rises_in_cost_and_probability(finished: Path, tmp_path: Path)
 
 def test_what_cannot_be_derived_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"no subnet is within 0.01: the fastest takes"):
-        derive_folder(finished, target=0.01, out=tmp_path / "net")
+        derive(finished, target=0.01, out=tmp_path / "net")
     with pytest.raises(ConfigError, match=r"holds no finished search .*; give the `out` of one that ran to its end"):
-        derive_folder(tmp_path, target=1.0, out=tmp_path / "net")
+        derive(tmp_path, target=1.0, out=tmp_path / "net")
     assert not (tmp_path / "net").exists()
 
 
 def test_the_searchs_own_result_is_not_replaced(finished: Path) -> None:
     before = (finished / "model" / "metrics.json").read_bytes()
     with pytest.raises(ConfigError, match=r"model would replace the network that the search exported; choose another"):
-        derive_folder(finished, target=1000.0, out=finished / "model")
+        derive(finished, target=1000.0, out=finished / "model")
     assert (finished / "model" / "metrics.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("target", [math.nan, math.inf])
 def test_a_target_that_is_no_number_is_refused(finished: Path, target: float, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"target = {target} is no budget; give one in M MACs"):
-        derive_folder(finished, target=target, out=tmp_path / "net")
+        derive(finished, target=target, out=tmp_path / "net")
 
 
 def test_a_cost_that_changed_since_is_noticed(finished: Path, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_cost_that_changed_since_is_noticed(finished: Path, tmp_path: Path) ->
     try:
         (finished / "row.json").write_text(json.dumps({**row, "subnet_cost": 2 * row["subnet_cost"]}))
         with pytest.raises(TableError, match=r"took .* M MACs by the table of its search, but takes .* by today's"):
-            read_search(finished)
+            assert read_run(finished).deriver
     finally:
         (finished / "row.json").write_text(kept)
 
@@ -132,7 +133,7 @@ def test_a_table_that_changed_where_the_search_did_not_go_is_noticed(
         }
     )
     found = search.run_search(config)
-    read_search(tmp_path / "run")
+    assert read_run(tmp_path / "run").deriver
     edges = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1).edges
     label, chosen = next(iter(found.subnet.choices.items()))
     other = next(op for name, op in edges[label].items() if name != chosen)
@@ -140,7 +141,7 @@ def test_a_table_that_changed_where_the_search_did_not_go_is_noticed(
     values["entries"][other.key]["ms"] *= 1.01
     (tmp_path / "table.yml").write_text(yaml.safe_dump(values))
     with pytest.raises(TableError, match=r"on average by the table of its search, but take .* by today's"):
-        read_search(tmp_path / "run")
+        assert read_run(tmp_path / "run").deriver
 
 
 def test_the_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -24,7 +25,7 @@ from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy.runs import experiment
 from proxyless_strategy.runs.experiment import build_back, run_experiment
 from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
-from proxyless_strategy.runs.sweep import read_plan
+from proxyless_strategy.runs.sweep import read_sweep
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"
 SPACE = {
@@ -296,7 +297,7 @@ def test_a_folder_that_cannot_be_written_is_refused(sandbox: Sandbox) -> None:
 )
 def test_an_impossible_experiment_is_refused_by_name(sandbox: Sandbox, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_plan(sandbox.write(**changes))
+        read_sweep(sandbox.write(**changes))
 
 
 @pytest.mark.parametrize(
@@ -307,15 +308,15 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str | None, m
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_plan(path)
+        read_sweep(path)
 
 
 def test_a_grid_names_every_trial_beforehand(sandbox: Sandbox) -> None:
-    plan = read_plan(sandbox.config)
-    assert plan.trials == ({"rule": "gradient", "target": 0.3}, {"rule": "reinforce", "target": 0.3})
-    assert [config.rule for config in plan.configs()] == ["gradient", "reinforce"]
-    assert plan.out == sandbox.out
-    assert read_plan(sandbox.config, out=sandbox.folder / "other").out == sandbox.folder / "other"
+    sweep = read_sweep(sandbox.config)
+    assert sweep.trials == ({"rule": "gradient", "target": 0.3}, {"rule": "reinforce", "target": 0.3})
+    assert [config.rule for config in sweep.configs()] == ["gradient", "reinforce"]
+    assert sweep.out == sandbox.out
+    assert read_sweep(sandbox.config, out=sandbox.folder / "other").out == sandbox.folder / "other"
 
 
 @pytest.mark.parametrize(
@@ -327,23 +328,23 @@ def test_a_grid_names_every_trial_beforehand(sandbox: Sandbox) -> None:
     ],
 )
 def test_other_search_spaces_leave_the_check_to_the_trials(sandbox: Sandbox, entry: dict[str, Any]) -> None:
-    plan = read_plan(sandbox.write(searchSpace={"seed": entry}))
-    assert plan.trials is None
-    assert len(plan.configs()) == 1
+    sweep = read_sweep(sandbox.write(searchSpace={"seed": entry}))
+    assert sweep.trials is None
+    assert len(sweep.configs()) == 1
 
 
 def test_the_quickstart_is_four_trials_in_the_checkout() -> None:
     root = Path(__file__).parents[3]
-    plan = read_plan(root / "examples" / "quickstart.yml")
-    assert plan.trials is not None
-    assert {(trial["rule"], trial["target"]) for trial in plan.trials} == {
+    sweep = read_sweep(root / "examples" / "quickstart.yml")
+    assert sweep.trials is not None
+    assert {(trial["rule"], trial["target"]) for trial in sweep.trials} == {
         ("gradient", 0.3),
         ("gradient", 0.6),
         ("reinforce", 0.3),
         ("reinforce", 0.6),
     }
-    assert plan.out == root / "runs" / "quickstart"
-    assert [config.space.name for config in plan.configs()] == ["small_mbconv"] * 4
+    assert sweep.out == root / "runs" / "quickstart"
+    assert [config.space.name for config in sweep.configs()] == ["small_mbconv"] * 4
 
 
 @pytest.mark.parametrize(
@@ -353,8 +354,7 @@ def test_the_quickstart_is_four_trials_in_the_checkout() -> None:
 def test_the_web_server_can_only_listen_on_loopback(tmp_path: Path, listen: str) -> None:
     import nni_node
 
-    script = tmp_path / "with space.js"
-    script.write_text(SERVER_SCRIPT)
+    script = shutil.copy(SERVER_SCRIPT, tmp_path / "with space.js")
     program = (
         f"const s = require('http').createServer(); s.{listen};"
         "s.on('listening', () => { console.log(s.address().address); s.close(); });"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from proxyless_strategy.config import SearchSettings, parse_config, read_config
+from proxyless_strategy.config import SearchSettings, load_config, parse_config
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.runs import forecast as module
 from proxyless_strategy.runs import search
@@ -109,7 +109,7 @@ def test_the_warm_up_and_the_search_have_a_cosine_each(monkeypatch: pytest.Monke
             "out": str(tmp_path / "run"),
         }
     )
-    search._searched(config, search.prepare(config), load_data(config.data, input_size=16, seed=0), lambda _: None)
+    search.search_supernet(search.prepare(config), lambda _: None)
     per_epoch = len(rates) // 5
     assert len(rates) == 5 * per_epoch > 10
     warmup = [0.5 * 0.05 * (1 + math.cos(math.pi * t / (2 * per_epoch))) for t in range(2 * per_epoch)]
@@ -118,7 +118,7 @@ def test_the_warm_up_and_the_search_have_a_cosine_each(monkeypatch: pytest.Monke
 
 
 def test_gpu_hours_are_steps_times_cost_over_the_assumed_rate() -> None:
-    config = read_config(imagenet_scale.CONFIG)
+    config = load_config(imagenet_scale.CONFIG)
     measured = imagenet_scale.Measured(
         weight=1.0,
         gradient=0.5,

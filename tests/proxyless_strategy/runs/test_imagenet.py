@@ -20,13 +20,13 @@ import yaml
 
 from hardware.errors import ConfigError, DataError
 from hardware.tables.table import LatencyTable
-from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, parse_config, read_config
+from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, load_config, parse_config
 from proxyless_strategy.data import imagefolder_source
 from proxyless_strategy.data.drawn import draw_image_folder
 from proxyless_strategy.data.images import PARTS
 from proxyless_strategy.data.sources import check_data, load_data
-from proxyless_strategy.runs.prepare import table_path
-from proxyless_strategy.runs.sweep import read_plan
+from proxyless_strategy.runs.space_table import table_path
+from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.trial import main
 from search_spaces import get_space
 
@@ -44,7 +44,7 @@ DRAW = {"classes": 3, "train": 4, "val": 2, "size": 16}
 
 @pytest.fixture(scope="module", params=PRESETS)
 def configs(request: pytest.FixtureRequest) -> list[SearchConfig]:
-    return read_plan(EXPERIMENT, preset=request.param).configs()
+    return read_sweep(EXPERIMENT, preset=request.param).configs()
 
 
 def test_the_experiment_sweeps_hardware_rule_and_target(configs: list[SearchConfig]) -> None:
@@ -71,7 +71,7 @@ def test_the_phone_is_the_table_that_ships(configs: list[SearchConfig]) -> None:
 
 
 def test_the_schedule_is_the_papers() -> None:
-    config = read_config(SEARCH)
+    config = load_config(SEARCH)
     settings = config.search
     assert (settings.warmup_epochs, settings.warmup_learning_rate) == (40, 0.05)
     assert (settings.epochs, settings.learning_rate) == (120, 0.025)
@@ -86,12 +86,12 @@ def test_the_schedule_is_the_papers() -> None:
 
 def test_the_smoke_preset_is_the_same_space_with_fewer_blocks() -> None:
     whole, smoke = (
-        get_space(c.space.name, **c.space.options) for c in (read_config(SEARCH, preset=p) for p in PRESETS)
+        get_space(c.space.name, **c.space.options) for c in (load_config(SEARCH, preset=p) for p in PRESETS)
     )
     assert {stage.width for stage in smoke.stages} == {stage.width for stage in whole.stages}
     assert [stage.stride for stage in smoke.stages] == [stage.stride for stage in whole.stages]
     built = [
-        {c.hardware.table for c in read_plan(EXPERIMENT, preset=p).configs() if c.hardware.device != "other"}
+        {c.hardware.table for c in read_sweep(EXPERIMENT, preset=p).configs() if c.hardware.device != "other"}
         for p in PRESETS
     ]
     assert [len(tables) for tables in built] == [2, 2]
@@ -100,16 +100,16 @@ def test_the_smoke_preset_is_the_same_space_with_fewer_blocks() -> None:
 
 
 def test_only_a_part_of_the_sweep_may_be_run() -> None:
-    plan = read_plan(EXPERIMENT, preset="smoke", only={"hardware": "mobile", "target": 0.3})
-    assert [(c.hardware.name, c.rule, c.target) for c in plan.configs()] == [
+    sweep = read_sweep(EXPERIMENT, preset="smoke", only={"hardware": "mobile", "target": 0.3})
+    assert [(c.hardware.name, c.rule, c.target) for c in sweep.configs()] == [
         ("mobile", "gradient", 0.3),
         ("mobile", "reinforce", 0.3),
     ]
-    assert plan.narrowed is not None
-    assert plan.narrowed["maxTrialNumber"] == 2
-    assert Path(plan.narrowed["trialCodeDirectory"]).samefile(EXPERIMENT.parent)
-    assert Path(plan.narrowed["tuner"]["codeDirectory"]).samefile(EXPERIMENT.parent)
-    assert plan.narrowed["experimentWorkingDirectory"] == str(EXPERIMENT.parent / "../runs/nni")
+    assert sweep.narrowed is not None
+    assert sweep.narrowed["maxTrialNumber"] == 2
+    assert Path(sweep.narrowed["trialCodeDirectory"]).samefile(EXPERIMENT.parent)
+    assert Path(sweep.narrowed["tuner"]["codeDirectory"]).samefile(EXPERIMENT.parent)
+    assert sweep.narrowed["experimentWorkingDirectory"] == str(EXPERIMENT.parent / "../runs/nni")
     assert yaml.safe_load(EXPERIMENT.read_text())["searchSpace"]["hardware"]["_value"] == ["mobile", "cpu", "gpu"]
 
 
@@ -122,7 +122,7 @@ def test_only_a_part_of_the_sweep_may_be_run() -> None:
 )
 def test_a_part_that_the_sweep_lacks_is_refused(only: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        read_plan(EXPERIMENT, only=only)
+        read_sweep(EXPERIMENT, only=only)
 
 
 # --- one search on several devices --------------------------------------------------------------------------------

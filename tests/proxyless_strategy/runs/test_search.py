@@ -20,10 +20,12 @@ from hardware.measuring import predictor
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.tables.table import LatencyTable
-from proxyless_strategy.config import load_config, parse_config, read_config
+from proxyless_strategy.config import load_config, parse_config
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.runs import search
+from proxyless_strategy.runs.prepare import prepare
+from proxyless_strategy.runs.space_table import default_table_path, table_path
 from search_spaces import Subnet, get_space
 
 SPACE = {
@@ -129,7 +131,7 @@ def test_settings_of_the_architecture_steps_reach_the_strategy(table, tmp_path, 
     def noted(**options):
         raise Reached(options)
 
-    monkeypatch.setattr("proxyless_strategy.strategy.proxyless.ProxylessStrategy", noted)
+    monkeypatch.setattr(search, "ProxylessStrategy", noted)
     changed = {
         "baseline": "moving",
         "warmup_paths": "fair",
@@ -163,14 +165,14 @@ def test_a_table_of_another_device_is_used_and_nothing_is_measured_here(table, t
     assert result.table_ms <= result.target_ms
     missing = settings(table, tmp_path / "other", hardware={"table": str(tmp_path / "no.yml"), "device": "other"})
     with pytest.raises(TableError, match=r"no\.yml.*pixel1"):
-        search.check(missing)
+        prepare(missing, quiet=True)
 
 
 def test_a_shipped_table_is_found_by_its_name(tmp_path):
     path = tmp_path / "search.yml"
     path.write_text("hardware: {table: pixel1, device: other}")
-    config = read_config(path)
-    assert LatencyTable.load(search.table_path(config)).header.device.startswith("Google Pixel")
+    config = load_config(path)
+    assert LatencyTable.load(table_path(config)).header.device.startswith("Google Pixel")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_a_search_can_count_what_needs_no_table(cost, target, unit, tmp_path, mo
     config = settings(
         None, tmp_path / "run", hardware=hardware, target=None, target_cost=target, retrain=None, search=QUICK
     )
-    search.check(config)
+    prepare(config, quiet=True)
     result = search.run_search(config, on_epoch=rows.append)
     assert not (tmp_path / "cache").exists()
     row = json.loads((tmp_path / "run" / "row.json").read_text())
@@ -212,7 +214,7 @@ def test_a_search_can_count_what_needs_no_table(cost, target, unit, tmp_path, mo
 def test_another_cost_with_a_table_reports_the_latency_beside_it(table, tmp_path):
     hardware = {"cost": "macs", "table": str(table)}
     result = search.run_search(settings(table, tmp_path / "run", hardware=hardware, retrain=None, search=QUICK))
-    prepared = search.prepare(result.config, quiet=True)
+    prepared = prepare(result.config, quiet=True)
     assert result.target_cost == pytest.approx((prepared.cost.minimum()[0] + prepared.cost.maximum()[0]) / 2)
     assert result.table_ms == prepared.latency.latency(result.subnet.choices)
     assert result.latency_ms > 0
@@ -237,7 +239,7 @@ def test_targets_of_another_kind_of_cost_are_refused(changes, words):
 def test_a_target_below_the_cheapest_subnet_names_the_unit(tmp_path):
     config = settings(None, tmp_path, hardware={"cost": "macs"}, target=None, target_cost=1e-3)
     with pytest.raises(TargetError, match=r"target_cost = 0\.001 is below the cheapest subnet .* M MACs"):
-        search.check(config)
+        prepare(config, quiet=True)
 
 
 @pytest.fixture(scope="session")
@@ -259,11 +261,11 @@ def test_a_learned_model_fills_what_the_table_lacks_on_request(other, table, lea
         changes["space"] = {"name": SPACE["name"], "options": {**SPACE["options"], "head_width": 48}}
     shared = {"retrain": None, "search": QUICK, **changes}
     with pytest.raises(TableError, match=r"predict them|input size 16, not 24"):
-        search.check(settings(table, tmp_path / "run", **shared))
+        prepare(settings(table, tmp_path / "run", **shared), quiet=True)
     hardware = {"table": str(table), "fill": str(learned)}
     config = settings(table, tmp_path / "run", hardware=hardware, **shared)
-    search.check(config)
-    used = search.prepare(config, quiet=True).latency.table
+    prepare(config, quiet=True)
+    used = prepare(config, quiet=True).latency.table
     measured = LatencyTable.load(table)
     predicted = {key for key, entry in used.entries.items() if entry.predicted}
     if other == "width":
@@ -298,7 +300,7 @@ def test_a_model_of_another_device_or_no_model_fills_nothing(table, learned, tmp
             table, tmp_path / "run", hardware={"table": str(table), "fill": str(tmp_path / f"{name}.json")}
         )
         with pytest.raises(TableError, match=words):
-            search.check(config)
+            prepare(config, quiet=True)
 
 
 def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):
@@ -310,7 +312,7 @@ def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):
 def test_another_search_in_the_same_folder_is_refused(table, tmp_path):
     search.run_search(settings(table, tmp_path))
     with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
-        search.check(settings(table, tmp_path, seed=5))
+        prepare(settings(table, tmp_path, seed=5), quiet=True)
 
 
 def test_a_missing_table_is_built_and_kept(table, tmp_path, monkeypatch):
@@ -321,10 +323,10 @@ def test_a_missing_table_is_built_and_kept(table, tmp_path, monkeypatch):
         LatencyTable.load(table).save(out)
         return LatencyTable.load(out)
 
-    monkeypatch.setattr(search, "build_table", quick)
+    monkeypatch.setattr("hardware.measuring.table.build_table", quick)
     config = settings(tmp_path / "new" / "table.yml", tmp_path / "run")
     for _ in range(2):
-        prepared = search.prepare(config)
+        prepared = prepare(config)
     assert calls == [tmp_path / "new" / "table.yml"]
     assert prepared.target_ms == pytest.approx(
         sum(m[0] for m in (prepared.latency.minimum(), prepared.latency.maximum())) / 2
@@ -350,7 +352,7 @@ def test_what_cannot_work_is_refused_before_training(changes, error, words, tabl
     if "hardware" in changes:
         changes = {"hardware": {**changes["hardware"], "table": str(table)}}
     with pytest.raises(error, match=words) as caught:
-        search.check(settings(table, changes.pop("out", tmp_path / "run"), **changes))
+        prepare(settings(table, changes.pop("out", tmp_path / "run"), **changes), quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -358,23 +360,23 @@ def test_what_cannot_work_is_refused_before_training(changes, error, words, tabl
 def test_a_table_of_another_backend_is_refused(table, tmp_path):
     config = settings(table, tmp_path, hardware={"table": str(table), "threads": 2})
     with pytest.raises(TableError, match=r"threads 1.*says 2"):
-        search.check(config)
+        prepare(config, quiet=True)
 
 
 def test_a_table_of_another_device_of_the_backend_is_refused(table, tmp_path):
     whole = LatencyTable.load(table)
     assert whole.header.place == "cpu"
-    search.check(settings(table, tmp_path / "run", hardware={"table": str(table), "device": "cpu"}))
+    prepare(settings(table, tmp_path / "run", hardware={"table": str(table), "device": "cpu"}), quiet=True)
     dataclasses.replace(whole, header=dataclasses.replace(whole.header, place="cuda:0")).save(tmp_path / "gpu.yml")
     config = settings(table, tmp_path / "run", hardware={"table": str(tmp_path / "gpu.yml"), "device": "cpu"})
     with pytest.raises(TableError, match=r"measured with device cuda:0.*says cpu"):
-        search.check(config)
+        prepare(config, quiet=True)
 
 
 def test_the_default_table_of_a_device_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = [
-        search.default_table_path(parse_config({"hardware": {"backend": "cuda", "device": device}})).name
+        default_table_path(parse_config({"hardware": {"backend": "cuda", "device": device}})).name
         for device in ("this", "cuda:1")
     ]
     assert names == ["small_mbconv-32px-cuda-1threads-batch1.yml", "small_mbconv-32px-cuda-cuda1-1threads-batch1.yml"]
@@ -386,12 +388,12 @@ def test_a_table_that_lacks_an_operator_is_refused(table, tmp_path):
     less = dataclasses.replace(whole, entries={k: v for k, v in whole.entries.items() if k != key})
     less.save(tmp_path / "less.yml")
     with pytest.raises((TableError, MissingOperatorError), match=key.split("-")[0]):
-        search.check(settings(tmp_path / "less.yml", tmp_path / "run"))
+        prepare(settings(tmp_path / "less.yml", tmp_path / "run"), quiet=True)
 
 
 def test_a_target_above_the_slowest_subnet_warns_that_it_is_idle(table, tmp_path):
     with pytest.warns(UserWarning, match="idle"):
-        search.check(settings(table, tmp_path / "run", target=None, target_ms=1e6))
+        prepare(settings(table, tmp_path / "run", target=None, target_ms=1e6), quiet=True)
 
 
 @pytest.mark.parametrize(

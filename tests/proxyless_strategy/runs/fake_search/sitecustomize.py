@@ -14,8 +14,14 @@ from typing import Any
 RULES = {"gradient": 0.0, "reinforce": 0.01}
 
 
-def prepare(config: Any) -> None:
-    print(f"prepared {config.hardware.backend}", flush=True)
+class Library:
+    """Finds nothing, as nothing is read."""
+
+
+def prepare(config: Any, *, quiet: bool, library: Library) -> None:
+    check(config)
+    if not quiet:
+        print(f"prepared {config.hardware.backend}", flush=True)
 
 
 def check(config: Any) -> None:
@@ -59,6 +65,7 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
 
 
 if os.environ.get("FAKE_SEARCH"):
-    module = ModuleType("proxyless_strategy.runs.search")
-    vars(module).update(prepare=prepare, check=check, run_search=run_search)
-    sys.modules[module.__name__] = module
+    search, preparation = (ModuleType(f"proxyless_strategy.runs.{name}") for name in ("search", "prepare"))
+    vars(search).update(run_search=run_search)
+    vars(preparation).update(prepare=prepare, Library=Library)
+    sys.modules |= {module.__name__: module for module in (search, preparation)}
