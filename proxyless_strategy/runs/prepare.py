@@ -105,7 +105,7 @@ def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | Non
     >>> from proxyless_strategy.config import parse_config
     >>> prepared = prepare(parse_config({"hardware": {"cost": "macs"}, "target": 0.5}), quiet=True)
     >>> prepared.cost.unit, len(prepared.cost.labels), prepared.table
-    ('M MACs', 8, None)
+    ('M MACs', 6, None)
 
     Args:
         config: The search.
