@@ -50,41 +50,7 @@ DOCUMENTED = ("proxyless_strategy.profiler", "hardware.testing", "hardware.backe
 LINES = 520
 UNPUBLISHED = re.compile(r"\b(METHOD|DESIGN|HOUSE)(\.md\b|: )")
 
-KNOWN: dict[str, set[str]] = {
-    "imports_point_down": {
-        "proxyless_strategy/runs/prepare.py -> proxyless_strategy.objectives",
-        "proxyless_strategy/runs/prepare.py -> proxyless_strategy.processes",
-    },
-    "imports_inside_a_package_are_relative": {
-        "hardware/backends/__init__.py",
-        "hardware/backends/cuda.py",
-        "hardware/backends/executorch.py",
-        "hardware/backends/inductor.py",
-        "hardware/backends/litert.py",
-        "hardware/backends/onnxruntime.py",
-        "hardware/backends/registry.py",
-        "hardware/backends/torch.py",
-        "hardware/backends/torch_worker.py",
-        "hardware/model.py",
-        "hardware/op_spec.py",
-        "hardware/testing.py",
-    },
-    "files_are_short": {
-        "proxyless_strategy/strategy/module.py: more than 520 lines",
-    },
-    "documents_that_are_not_here_are_not_mentioned": {
-        "hardware/backends/litert.py: DESIGN",
-        "hardware/backends/torch.py: DESIGN",
-        "hardware/measuring/predictor.py: METHOD",
-        "hardware/measuring/table.py: METHOD",
-        "hardware/model.py: METHOD",
-        "proxyless_strategy/config.py: METHOD",
-        "proxyless_strategy/runs/classifier.py: METHOD",
-        "tests/hardware/conftest.py: METHOD",
-        "tests/hardware/operators/test_primitives.py: METHOD",
-        "tests/hardware/tables/test_released.py: METHOD",
-    },
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 class Import(NamedTuple):

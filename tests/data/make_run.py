@@ -3,8 +3,10 @@
     git checkout bc6f2f8                        # with this file laid into it, and installed
     .venv/bin/python tests/data/make_run.py     # about three minutes on one core; replaces tests/data/run_bc6f2f8
 
-`tests/proxyless_strategy/runs/test_compatibility.py` reads these folders, continues what was killed, and searches anew. The files are as
-the commands below wrote them, in `/tmp/run_bc6f2f8`, whose path stands in some of them and means nothing elsewhere.
+`tests/proxyless_strategy/runs/test_compatibility.py` reads these folders, continues what was killed, and searches
+anew. The files are as the commands below wrote them, in `/tmp/run_bc6f2f8`, whose path stands in some of them and means
+nothing elsewhere.
+
 Left out is what nothing reads any more: `search.ckpt` of searches that ended, `retrain.ckpt` of the ended retraining by
 `proxyless retrain`, and the trade-off's picture.
 

@@ -86,7 +86,7 @@ def test_the_curve_rises_in_cost_and_probability(finished: Path, tmp_path: Path)
 
 
 def test_what_cannot_be_derived_is_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"no subnet is within 0.01: the fastest takes"):
+    with pytest.raises(TargetError, match=r"no subnet is within 0.01: the cheapest costs"):
         derive(finished, target=0.01, out=tmp_path / "net")
     with pytest.raises(ConfigError, match=r"holds no finished search .*; give the `out` of one that ran to its end"):
         derive(tmp_path, target=1.0, out=tmp_path / "net")
