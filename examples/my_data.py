@@ -1,7 +1,7 @@
 """Images of your own: a function that returns three data sets, for weights, architecture and test.
 
 A search config names it as `data: my_data:stripes`. The function gets `data.root` (None where the config has none) and
-`data.options` as keyword arguments. The module must be importable, for example by `PYTHONPATH=examples`.
+`data.options` as keyword arguments. The module lies beside the YAML or in the current folder.
 
 A data set has `len()` and gives pairs of an image and a class number. Images are PIL images, which are resized to
 `input_size`, augmented and normalised; or `C x H x W` float tensors, which are used as they are. `classes` names the

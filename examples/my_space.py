@@ -1,7 +1,7 @@
 """A search space of your own: a function that returns its declaration.
 
-A search config names it as `space: my_space:compact`; `options` there are the function's arguments. The module must be
-importable, for example by `PYTHONPATH=examples`.
+A search config names it as `space: my_space:compact`; `options` there are the function's arguments. The module lies
+beside the config or in the current folder.
 """
 
 from __future__ import annotations
