@@ -15,6 +15,10 @@ class ConfigError(ProxylessError):
     """A setting is unknown, missing or impossible."""
 
 
+class CheckpointError(ConfigError):
+    """A checkpoint cannot be written or read, or belongs to another run."""
+
+
 class DataError(ProxylessError):
     """A data set is missing, has another layout than expected, or is too small to be split."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import search_spaces  # noqa: F401 - registers the timm models as soon as timm is imported
 from hardware.errors import (
     BackendError,
+    CheckpointError,
     ConfigError,
     DataError,
     ExperimentError,
@@ -61,6 +62,7 @@ _ON_NNI = ("ProxylessStrategy", "derive", "prepare", "run_search")
 
 __all__ = [
     "BackendError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "ExperimentError",
