@@ -1,0 +1,121 @@
+"""Which images a run stands on, in one line that changes when they do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .images import ImageData
+
+SIZED_FILES = 10_000
+"""So many files, evenly spread over the list, are asked for their sizes: a million would take minutes on a network."""
+HASHED_BYTES = 1 << 30
+"""Of a larger array evenly spread rows of about so many bytes are hashed."""
+
+_ARRAYS = ("images", "data", "tensors", "labels", "_labels", "indices")
+_FILES = ("samples", "_samples", "_image_files")
+_WITHIN = ("source", "dataset", "datasets")
+
+
+def data_digest(data: ImageData) -> str:
+    """Say how many images and classes there are, and give a digest of what they are.
+
+    It covers the split, labels, class names, arrays' bytes, and files' paths (from the data set's root) and sizes; not
+    the bytes of files. Of a user's own data set class it covers its length and what lies under the names that
+    torchvision uses (`data`, `targets`, `samples`, ...).
+
+        >>> data_digest(load_data(DataConfig(name="digits"), input_size=8, seed=0))
+        '1004 + 434 + 359 images of 10 classes, 227ee2af4640'
+    """
+    digest = _Digest()
+    parts = (data.weights, data.architecture, data.test)
+    digest.add_text(data.num_classes, data.channels, *(data.class_names or ()))
+    for part in parts:
+        digest.add_dataset(part)
+    counts = " + ".join(str(len(part)) for part in parts)  # type: ignore[arg-type]
+    return f"{counts} images of {data.num_classes} classes, {digest.hexdigest()}"
+
+
+class _Digest:
+    """A running hash of data sets; what several parts share is hashed once."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._seen: dict[int, Any] = {}
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()[:12]
+
+    def add_text(self, *values: Any) -> None:
+        self._hash.update("".join(f"{value}\0" for value in values).encode("utf-8", "surrogateescape"))
+
+    def add_dataset(self, dataset: Any) -> None:
+        if id(dataset) in self._seen:
+            return
+        self._seen[id(dataset)] = dataset
+        self.add_text(type(dataset).__name__, len(dataset))
+        held = getattr(dataset, "__dict__", {})
+        for name in _ARRAYS:
+            self._add_arrays(held.get(name))
+        if "indices" not in held:  # else they are a cached selection, there or not there
+            self._add_arrays(held.get("targets"))
+        for name in _FILES:
+            self._add_files(held.get(name), str(held.get("root", "")))
+        for name in _WITHIN:
+            inner = held.get(name)
+            for part in inner if isinstance(inner, list | tuple) else [inner]:
+                if hasattr(part, "__len__") and hasattr(part, "__getitem__"):
+                    self.add_dataset(part)
+
+    def _add_arrays(self, value: Any) -> None:
+        if value is None or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, tuple | list) and value and isinstance(value[0], torch.Tensor | np.ndarray):
+            for item in value:
+                self._add_arrays(item)
+            return
+        try:
+            array = value.detach().cpu() if isinstance(value, torch.Tensor) else np.asarray(value)
+            step = max(1, -(-array.nbytes // HASHED_BYTES))
+            rows: Any = array[::step] if array.ndim else array
+            if isinstance(rows, torch.Tensor):  # NumPy has no bfloat16
+                content = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
+            elif rows.dtype.kind in "biufc":
+                content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+            else:
+                return
+        except (RuntimeError, TypeError, ValueError):
+            return  # no numbers: text, mappings, lists of different lengths, sparse tensors
+        self.add_text(array.dtype, tuple(array.shape))
+        self._hash.update(content.data)
+
+    def _add_files(self, value: Any, root: str) -> None:
+        if not isinstance(value, list | tuple) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        paths, labels = _paths_and_labels(value)
+        names = [path.removeprefix(root) for path in paths]
+        self.add_text(*names, *labels)
+        self.add_text(*(_size(path) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
+
+
+def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]:
+    paths, labels = [], []
+    for sample in samples:
+        path, *rest = sample if isinstance(sample, tuple | list) else (sample,)
+        paths.append(os.fspath(path) if isinstance(path, str | os.PathLike) else str(path))
+        labels += rest
+    return paths, labels
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # the loader names it when it comes to it
