@@ -51,6 +51,8 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
 
 
 Rule = Literal["gradient", "reinforce"]
+Change = Literal["table", "data", "target"]
+"""What a search that is continued may have another one of, if it is told so."""
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 TARGETS = ("target", "target_ms", "target_cost")
@@ -191,6 +193,11 @@ class SearchSettings(_Section):
     """Processes that share every step: GPUs, where there are any."""
     accelerator: str = "auto"
     channels_last: bool = False
+    checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
+    """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
+    resume_anyway: tuple[Change, ...] = ()
+    """What may be another thing than when the search was stopped: its `table` of costs, its `data`, its `target`. It is
+    refused otherwise, and recorded in `search.json`."""
 
     @property
     def process_batch_size(self) -> int:
@@ -303,11 +310,12 @@ class SearchConfig(_Section):
         return self.deploy_input_size or self.input_size
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that make two searches the same, as plain values: all but `out`.
+        """Return the settings that make two searches the same, as plain values.
 
-        A run folder keeps them in `config.json`, and only a search with equal ones continues there.
+        They are all but `out`, when checkpoints are written, and what may differ in them. A run folder keeps them in
+        `config.json`, and only a search with equal ones continues there.
         """
-        return json.loads(self.model_dump_json(exclude={"out"}))
+        return json.loads(self.model_dump_json(exclude={"out": True, "search": {"checkpoint_every", "resume_anyway"}}))
 
 
 def load_config(

@@ -4,44 +4,36 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional
 
 from ..config import SearchConfig, SearchSettings
 from ..data.images import ImageData
-from ..layout import SEARCH_CHECKPOINT
+from .checkpoints import SearchCheckpoints
 
 
-def image_evaluator(config: SearchConfig, data: ImageData, log: Callback) -> Lightning:
+def image_evaluator(config: SearchConfig, data: ImageData, log: Callback, checkpoints: SearchCheckpoints) -> Lightning:
     """Build NNI's evaluator: the classifier, its loaders of both parts, and a trainer that keeps `search.ckpt`.
 
     Args:
         config: The search.
         data: Its images.
         log: What keeps a row per epoch.
+        checkpoints: What keeps `search.ckpt`.
     """
     settings = config.search
-    checkpoint = ModelCheckpoint(
-        dirpath=config.out,
-        filename=Path(SEARCH_CHECKPOINT).stem,
-        # By default Lightning saves when validation ends, and the log would lack the epoch that it counts as done.
-        save_on_train_epoch_end=True,
-        # By default a second checkpoint beside the first is search-v1.ckpt, and a resumed search finds the older one.
-        enable_version_counter=False,
-    )
     trainer = Trainer(
         max_epochs=settings.warmup_epochs + settings.epochs,
         accelerator=settings.accelerator,
         devices=settings.devices,
         precision=settings.precision,
-        callbacks=[checkpoint, log],
+        callbacks=[log, checkpoints],
+        plugins=[checkpoints.files],
         logger=False,
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,

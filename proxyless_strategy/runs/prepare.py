@@ -20,15 +20,18 @@ from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
 
-from ..config import SearchConfig
+from ..config import TARGETS, Change, SearchConfig
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
-from ..layout import CONFIG_FILE
+from ..layout import CONFIG_FILE, SEARCH_FILE
 from ..strategy.objectives import make_objective
 from .space_table import latency_model, measure_space, table_path
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
+
+_KEYS: dict[Change, tuple[str, ...]] = {"table": ("hardware",), "data": ("data",), "target": TARGETS}
+"""The settings that `search.resume_anyway` lets be others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +180,11 @@ def _check_out(config: SearchConfig) -> None:
     saved = config.out / CONFIG_FILE
     if saved.exists():
         found, mine = json.loads(saved.read_text(encoding="utf-8")), config.identity()
-        if found != mine:
-            differing = sorted(key for key in found if found[key] != mine.get(key))
+        # Once the search has ended there is nothing left that could go on with something else.
+        anyway = () if (config.out / SEARCH_FILE).exists() else config.search.resume_anyway
+        allowed = {key for change in anyway for key in _KEYS[change]}
+        differing = sorted(key for key in {*found, *mine} - allowed if found.get(key) != mine.get(key))
+        if differing:
             raise ConfigError(
                 f"{config.out} holds a search with other settings ({', '.join(differing)}); "
                 "choose another out or remove it"

@@ -21,15 +21,17 @@ from hardware.measuring.nets import measure_model_file, measure_nets
 from hardware.measuring.sampling import Measurement
 from search_spaces import Subnet
 
+from ..checkpoints import previous_checkpoint
 from ..config import SearchConfig
 from ..export.folder import export_folder
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
-from ..layout import CHECKPOINT, MODEL, ONNX_FILE, SEARCH_CHECKPOINT
+from ..layout import CHECKPOINT, MODEL, ONNX_FILE
 from ..retraining.trainer import train
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched
 from ..strategy.proxyless import ProxylessStrategy
+from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .epoch_log import EpochLog
 from .finished import read_searched
@@ -60,11 +62,13 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     _refuse_second_launch(config)
     first = is_first_process()
     prepared = prepare(config, quiet=not first)
+    # A run that was killed later than the search has its subnet on disk, and does not search again.
+    searched = read_searched(config.out, prepared.space)
+    # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
+    checkpoints = None if searched else find_checkpoints(prepared, first=first)
     if first:
         claim_out(prepared)
-
-    # A run that was killed later than the search has its subnet on disk, and does not search again.
-    subnet, weights = read_searched(config.out, prepared.space) or search_supernet(prepared, report)
+    subnet, weights = searched or search_supernet(prepared, report, checkpoints)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
@@ -127,17 +131,21 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 
 
 @quiet_lightning()
-def search_supernet(prepared: Prepared, report: OnEpoch) -> tuple[Subnet, dict[str, Any]]:
+def search_supernet(
+    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None = None
+) -> tuple[Subnet, dict[str, Any]]:
     """Train the supernet and its architecture parameters, and derive a subnet.
 
     Args:
         prepared: What the search stands on.
         report: Called once per epoch.
+        checkpoints: Where it continues from; None: look for it.
 
     Returns:
         The subnet and, where it is not retrained, its weights in the supernet under timm's names.
     """
     config, settings, data = prepared.config, prepared.config.search, prepared.data
+    checkpoints = checkpoints or find_checkpoints(prepared)
     strategy = ProxylessStrategy(
         rule=config.rule,
         cost=prepared.cost,
@@ -161,12 +169,11 @@ def search_supernet(prepared: Prepared, report: OnEpoch) -> tuple[Subnet, dict[s
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
-    evaluator = image_evaluator(config, data, log)
+    evaluator = image_evaluator(config, data, log, checkpoints)
     if is_first_process():
         print(forecast(config, prepared.space, prepared.costs, data).sentence(), flush=True)
     # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.
-    last = config.out / SEARCH_CHECKPOINT
-    module = strategy.search(network, evaluator, ckpt_path=last if last.exists() else None)
+    module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
@@ -175,7 +182,9 @@ def search_supernet(prepared: Prepared, report: OnEpoch) -> tuple[Subnet, dict[s
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
     # From here on this process is alone: the others exit.
     end_processes(evaluator.trainer.strategy)
-    write_search(config.out, subnet, record, weights)
+    write_search(config.out, subnet, {**record, **checkpoints.record()}, weights)
+    # One is enough of a search that has ended.
+    previous_checkpoint(checkpoints.path).unlink(missing_ok=True)
     return subnet, weights
 
 

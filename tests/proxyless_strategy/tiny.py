@@ -4,6 +4,7 @@ import torch
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -131,7 +132,7 @@ def evaluator(*, module=None, epochs=4, callbacks=(), batch_size=16, **trainer):
             logger=trainer.pop("logger", False),
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=any(hasattr(c, "best_model_path") for c in callbacks),
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             callbacks=list(callbacks),
             num_sanity_val_steps=trainer.pop("num_sanity_val_steps", 0),
             **trainer,

@@ -1,0 +1,320 @@
+"""A search's checkpoints: when they are written, what search they belong to, and which one it continues from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Collection, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from hardware.errors import CheckpointError
+
+from ..checkpoints import checkpoint_names, latest_checkpoint, read_checkpoint, remove_leftovers, write_checkpoint
+from ..config import TARGETS, Change, SearchConfig
+from ..data.digest import data_digest
+from ..layout import SEARCH_CHECKPOINT
+from .prepare import Prepared
+
+FORMAT = "proxyless-search/1"
+WHAT = "a search"
+
+_SEARCH_KEY = "proxyless_strategy"  # of `SearchModule`
+_RUN_KEY = "proxyless_strategy_run"
+_LIBRARIES = ("proxyless-strategy", "torch", "pytorch-lightning", "nni", "timm", "numpy")
+_LOOK_EVERY = 10
+"""With several processes the clock is looked at once in so many batches, as all must hear what the first one saw."""
+
+
+# ---- what a checkpoint belongs to ------------------------------------------------------------------------------
+
+
+def search_identity(prepared: Prepared) -> dict[str, Any]:
+    """Return what tells one search from another, in plain values that are short enough for an error message."""
+    config = prepared.config
+    settings = config.model_dump(mode="json", include={"search", "objective", "objective_options", "input_size"})
+    for name in ("checkpoint_every", "resume_anyway"):
+        settings["search"].pop(name)
+    return {
+        "rule": config.rule,
+        "target": _target(config),
+        "seed": config.seed,
+        "space": _space(prepared),
+        "table": _costs(prepared),
+        "data": data_digest(prepared.data),
+        "settings": settings,
+    }
+
+
+def _target(config: SearchConfig) -> str:
+    # As the config says it: a fraction of the space's range is another number under another table.
+    given = [f"{name} {getattr(config, name):.9g}" for name in TARGETS if getattr(config, name) is not None]
+    return " ".join(given) or "none"
+
+
+def _space(prepared: Prepared) -> str:
+    costs, data = prepared.costs, prepared.data
+    ops = {label: {name: op.key for name, op in options.items()} for label, options in costs.edges.items()}
+    digest = _digest([prepared.space.to_dict(), [op.key for op in costs.fixed], ops])
+    return f"{prepared.space.name}, {len(ops)} edges, {data.num_classes} classes, {data.channels} channels, {digest}"
+
+
+def _costs(prepared: Prepared) -> str:
+    cost = prepared.cost
+    # Nine digits: the last ones of a sum depend on the machine.
+    digest = _digest([f"{value:.9g}" for value in (cost.fixed, *cost.costs.ravel().tolist())])
+    return f"{cost.minimum()[0]:.6g} to {cost.maximum()[0]:.6g} {cost.unit}, {digest}"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], *parents: str) -> dict[str, tuple[Any, Any]]:
+    """Both values of what differs, by dotted name; what an older version did not write down is no difference."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, value in here.items():
+        if name not in there or there[name] == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(there[name], Mapping):
+            found |= _differing(there[name], value, *parents, name)
+        else:
+            found[".".join((*parents, name)).removeprefix("settings.")] = (there[name], value)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _why_not(state: Any) -> str | None:
+    """Why a readable file is no checkpoint of a search that this version continues."""
+    if not isinstance(state, dict) or not isinstance(state.get(_SEARCH_KEY), dict):
+        return "it was written by another program"
+    run = state.get(_RUN_KEY)
+    if run is not None and (not isinstance(run, dict) or run.get("format") != FORMAT):
+        found = run.get("format") if isinstance(run, dict) else type(run).__name__
+        return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
+    missing = [name for name in ("state_dict", "loops", "optimizer_states", "lr_schedulers") if name not in state]
+    return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def find_checkpoints(prepared: Prepared, *, first: bool = True) -> SearchCheckpoints:
+    """Return a search's checkpoints, with the one that it continues from found and checked.
+
+    Raises:
+        CheckpointError: See `SearchCheckpoints.resume`.
+    """
+    settings, path = prepared.config.search, prepared.config.out / SEARCH_CHECKPOINT
+    found = SearchCheckpoints(path, minutes=settings.checkpoint_every, identity=search_identity(prepared))
+    found.resume(anyway=settings.resume_anyway, first=first)
+    return found
+
+
+# ---- when they are written -------------------------------------------------------------------------------------
+
+
+class SearchCheckpoints(Checkpoint):
+    """Writes a search's checkpoint at the end of each epoch and every so many minutes within one.
+
+    Give it to the trainer as a callback and its `files` as a plugin. Lightning's `ModelCheckpoint` will not do: its
+    file goes through TMPDIR, it has no clock under manual optimisation, and what it saves within an epoch continues
+    with the metrics of the rest of that epoch only.
+
+    As a `Checkpoint` it runs after all other callbacks and after the module's own hooks, so that it saves what they
+    changed.
+
+    Args:
+        path: The newest checkpoint's file.
+        minutes: Time between two checkpoints.
+        identity: See `search_identity`.
+
+    Attributes:
+        files: Writes and reads for Lightning.
+        latest: The checkpoint that `resume` found; None where there was none.
+        resumed_with: What was another thing when this search was continued, once for each time and thing.
+    """
+
+    def __init__(self, path: Path, *, minutes: float, identity: Mapping[str, Any]):
+        self.path = path
+        self.minutes = minutes
+        self.identity = dict(identity)
+        self.files: CheckpointIO = _Files()
+        self.latest: Path | None = None
+        self.resumed_with: list[dict[str, Any]] = []
+        self._written = time.monotonic()
+        self._sums: dict[str, dict[str, Any]] = {}
+        self._metrics: dict[str, Any] = {}
+        self._exact: dict[str, torch.Tensor] = {}
+        self._within_epoch = False
+
+    # ---- continuing --------------------------------------------------------------------------------------------
+
+    def resume(self, *, anyway: Collection[Change] = (), first: bool = True) -> Path | None:
+        """Find the checkpoint to continue from, None where there is none; say so where it is not as expected.
+
+        Args:
+            anyway: What may be another thing than the checkpoint's.
+            first: Whether this is the process that prints, and tidies up.
+
+        Raises:
+            CheckpointError: The checkpoint is of another search, or none of those that are there can be used.
+        """
+        if first:
+            remove_leftovers(self.path)
+        latest = latest_checkpoint(self.path, what=WHAT, check=_why_not, set_aside=first)
+        if latest is None:
+            return None
+        sentences = [] if latest.warning is None else [latest.warning]
+        run = latest.state.get(_RUN_KEY)
+        if run is None:
+            sentences.append(
+                f"{latest.path} does not say what table, data and target it is of, as older versions wrote it: it is "
+                "continued unchecked"
+            )
+        else:
+            self.resumed_with = list(run["resumed_with"])
+            sentences += self._accept(latest.path, latest.state, anyway)
+        if first and sentences:
+            print("\n".join(sentences), flush=True)
+        self.latest = latest.path
+        return self.latest
+
+    def _accept(self, path: Path, state: Mapping[str, Any], anyway: Collection[Change]) -> list[str]:
+        differing = _differing(state[_RUN_KEY]["identity"], self.identity)
+        refused = [name for name in differing if name not in anyway]
+        if refused:
+            named = "; ".join(f"{name} = {differing[name][0]} there, {differing[name][1]} here" for name in refused)
+            remedy = f"choose another out, or delete {checkpoint_names(self.path)} to start anew"
+            if all(name in get_args(Change) for name in refused):
+                remedy += f", or go on with search.resume_anyway=[{','.join([*anyway, *refused])}]"
+            raise CheckpointError(f"{path} is of another search ({named}); {remedy}")
+        step = {"epoch": state["epoch"], "step": state["global_step"]}
+        self.resumed_with += [
+            {"changed": name, "from": there, "to": here, **step} for name, (there, here) in differing.items()
+        ]
+        return [
+            f"{path} is continued with another {name} ({there} there, {here} here), as search.resume_anyway says"
+            for name, (there, here) in differing.items()
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Return what the search's record gets: nothing, where it never went on with something else."""
+        return {"resumed_with": self.resumed_with} if self.resumed_with else {}
+
+    # ---- hooks -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._written = time.monotonic()
+        # The last values of metrics that are logged now and then (E[LAT], entropy) stand until the next ones come.
+        trainer.callback_metrics.update(self._metrics)
+        self._metrics = {}
+        if self._exact:
+            own = pl_module.state_dict()
+            for name, value in self._exact.items():
+                own[name].copy_(value)
+            self._exact = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._add_sums(trainer)
+        # After the last batch comes the epoch's own checkpoint.
+        if not trainer.is_last_batch and self._due(trainer):
+            self._within_epoch = True
+            try:
+                self.save(trainer)
+            finally:
+                self._within_epoch = False
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._sums = {}
+        self.save(trainer)
+
+    def save(self, trainer: Any) -> None:
+        """Write a checkpoint now; all processes must call it."""
+        trainer.save_checkpoint(self.path)
+        self._written = time.monotonic()
+
+    def _due(self, trainer: Any) -> bool:
+        due = time.monotonic() - self._written >= 60 * self.minutes
+        if trainer.world_size == 1:
+            return due
+        return trainer.global_step % _LOOK_EVERY == 0 and bool(trainer.strategy.broadcast(due))
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_RUN_KEY] = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "resumed_with": self.resumed_with,
+            "versions": _versions(),
+            "sums": self._epoch_sums(trainer) if self._within_epoch else {},
+            "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
+        }
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        run = checkpoint.get(_RUN_KEY, {})
+        self._sums, self._metrics = dict(run.get("sums", {})), dict(run.get("metrics", {}))
+        # Lightning restores a module before it gives it the trainer's precision: into float32, which rounds float64.
+        own, saved = pl_module.state_dict(), checkpoint["state_dict"]
+        self._exact = {name: saved[name] for name in own if name in saved and saved[name].dtype != own[name].dtype}
+
+    # ---- an epoch's metrics ------------------------------------------------------------------------------------
+    # Lightning saves the progress of its loops, but not what `log(on_epoch=True)` has gathered in the epoch: its mean
+    # would be that of the batches after the restart. Nothing public reaches these sums.
+
+    def _epoch_sums(self, trainer: Any) -> dict[str, dict[str, Any]]:
+        sums = dict(self._sums)  # of a checkpoint that we continue from, not logged again yet
+        for name, metric in trainer.fit_loop.epoch_loop._results.items():
+            if _is_epoch_sum(metric):
+                count = metric.cumulated_batch_size if metric.meta.is_mean_reduction else None
+                sums[name] = {"value": metric.value.cpu(), "count": None if count is None else int(count)}
+        return sums
+
+    def _add_sums(self, trainer: Any) -> None:
+        """Add what the checkpoint's batches had gathered to what the first one after the restart did."""
+        for name in list(self._sums):
+            metric = trainer.fit_loop.epoch_loop._results.get(name)
+            if metric is None or not _is_epoch_sum(metric):
+                continue
+            saved = self._sums.pop(name)
+            value = saved["value"].to(metric.value)
+            if metric.meta.is_mean_reduction or metric.meta.is_sum_reduction:
+                metric.value = value + metric.value
+            else:
+                metric.value = metric.meta.reduce_fx(value, metric.value)
+            if metric.meta.is_mean_reduction:
+                metric.cumulated_batch_size = metric.cumulated_batch_size + saved["count"]
+            metric._computed = None
+
+
+def _is_epoch_sum(metric: Any) -> bool:
+    return metric.is_tensor and metric.meta.on_epoch and not metric.has_reset
+
+
+class _Files(CheckpointIO):
+    """Lightning's reading and writing of checkpoint files, by `proxyless_strategy.checkpoints`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        found = cast("dict[str, Any]", read_checkpoint(Path(path), what=WHAT, check=_why_not))
+        # Older versions wrote by ModelCheckpoint, and Lightning asks for every callback that has a state in the file.
+        callbacks = found.get("callbacks", {})
+        found["callbacks"] = {key: state for key, state in callbacks.items() if not key.startswith("ModelCheckpoint")}
+        return found
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
