@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
@@ -63,11 +64,11 @@ class SeededLoader:
             self.finish_epoch()
         self._resumed = False
         epoch, skip, loader = self.epoch, self.position, self.loader
-        _tell_epoch(loader, epoch)
+        start = _tell_epoch(loader, epoch, skip)
         rank = self.process()[0]
         with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank)):
             iterator = iter(loader)  # a DataLoader draws its workers' base seed here
-        for index in itertools.count():
+        for index in itertools.count(start):
             try:
                 with isolated_seed(mix_seed(self.seed, self.stream, epoch, rank, index)):
                     batch = next(iterator)
@@ -144,12 +145,21 @@ class ArchitectureBatches:
         self._state, self._loader, self._iterator = dict(state), None, None
 
 
-def _tell_epoch(loader: Any, epoch: int) -> None:
+def _tell_epoch(loader: Any, epoch: int, skip: int) -> int:
+    """Tell samplers the epoch; return how many batches the loader then leaves out by itself, `skip` or 0."""
     # Lightning does this for a DataLoader, but sees only the wrapper here. A user's own sampler may sit at any place.
     batch_sampler = getattr(loader, "batch_sampler", None)
     for item in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
         if item is not None and hasattr(item, "set_epoch"):
             item.set_epoch(epoch)
+    sampler: Any = getattr(loader, "sampler", None)
+    if not skip or not hasattr(sampler, "set_epoch") or "start" not in signature(sampler.set_epoch).parameters:
+        return 0
+    if getattr(loader, "batch_size", 1) is not None:
+        return 0  # such a sampler hands out images, not batches
+    # Reading what was already trained on takes as long as the training did where the images are files.
+    sampler.set_epoch(epoch, start=skip)
+    return skip
 
 
 def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
