@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
+import json
 import os
 import socket
 import time
@@ -53,6 +55,11 @@ def checkpoint_names(path: Path) -> str:
     """Name the checkpoints that there are: who deletes the newest alone continues from the one before."""
     files = (path, previous_checkpoint(path))
     return " and ".join(file.name for file in files if os.path.lexists(file))
+
+
+def short_digest(value: Any) -> str:
+    """Digest plain values, for an identity that fits into an error message."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from hardware.errors import ConfigError, ExportError, ProxylessError
 
+from ..checkpoints import short_digest
 from ..config import DataConfig
 from ..data.sources import check_data, load_data
 from ..export.folder import SUBNET, check_replaceable, export_folder, read_export
@@ -128,12 +128,6 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
     )
 
 
-def _digest(value: Any) -> str:
-    """Return 12 digits that tell a checkpoint's network and classes from others."""
-    # The weights do not: networks that differ in a stride alone have tensors of the same names and shapes.
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
     config = read_export(folder)
     feeding = config["pretrained_cfg"]
@@ -180,8 +174,9 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
         identity={
             "source": source,
             "augment": recipe.augment,
-            "classes": _digest(images.class_names),
-            "network": _digest([config["architecture"], arguments]),
+            "classes": short_digest(images.class_names),
+            # Networks that differ in a stride alone have tensors of the same names and shapes.
+            "network": short_digest([config["architecture"], arguments]),
         },
     )
     if not first:

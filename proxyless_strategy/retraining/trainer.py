@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,15 +22,17 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from hardware.errors import ConfigError, DataError, TrainingError
-from hardware.files import write_atomically
+from hardware.errors import CheckpointError, ConfigError, DataError, TrainingError
 
+from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers, write_checkpoint
 from ..config import RetrainSettings
 from ..data.batches import EpochBatches
+from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..seeds import seeded
 
 FORMAT = "proxyless-retrain/1"
+_WHAT = "a retraining"
 TEST_BATCH = 256
 
 
@@ -98,7 +98,8 @@ def train(
         settings: Recipe. Mixup replaces the hard labels, weight decay spares biases and norms, and the weights'
             moving average has a warm-up, so that it is of use in a short training too.
         seed: Seed of the fresh weights, the order of images, augmentation and dropout.
-        checkpoint: File that is written before the first and after each epoch, and continued from if it exists.
+        checkpoint: File that is written before the first and after each epoch, and continued from if it exists; until
+            the end the one before is kept too, see `proxyless_strategy.checkpoints`.
         on_epoch: Called after each epoch with epoch (1, 2, ...), epochs, loss, accuracy (of the training images as
             they were augmented), learning_rate and seconds.
         progress: Show a progress bar on standard error.
@@ -118,20 +119,20 @@ def train(
             torch.cuda.manual_seed_all(seed)
         model = build()
     training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {})
-    if checkpoint is not None and checkpoint.exists():
-        training.resume(checkpoint)
-    elif checkpoint is not None and training.rank == 0:
+    if checkpoint is not None and not training.resume(checkpoint) and training.rank == 0:
         # Before the first epoch: a path that cannot be written shows now, and not after hours.
-        training.save(checkpoint)
+        write_checkpoint(checkpoint, training.state())
     with _progress_bar(shown=progress and training.rank == 0) as bar:
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
         while training.epoch < settings.epochs:
             report = training.run_epoch()
             if checkpoint is not None and training.rank == 0:
-                training.save(checkpoint)
+                write_checkpoint(checkpoint, training.state())
             bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
             if on_epoch is not None and training.rank == 0:
                 on_epoch(report)
+    if checkpoint is not None and training.rank == 0:
+        previous_checkpoint(checkpoint).unlink(missing_ok=True)
     trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
     nothing = Evaluation(math.nan, math.nan, math.nan)
     found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
@@ -244,6 +245,7 @@ class _Training:
             "input_size": data.input_size,
             **settings.model_dump(),
             **identity,
+            "data": data_digest(data),
         }
 
     @property
@@ -312,9 +314,9 @@ class _Training:
             self.scheduler.step_update(number)
         return value, int((logits.argmax(dim=1) == labels).sum())
 
-    def save(self, path: Path) -> None:
-        """Write the state after an epoch."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """Return what `resume` continues from, after an epoch."""
+        return {
             "identity": self.identity,
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -323,41 +325,52 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        try:
-            write_atomically(path, content.getvalue())
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write the checkpoint {path}: {error.strerror}; give a path that can be written"
-            ) from error
 
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint."""
-        try:
-            # `weights_only`: unpickling anything else runs code of whoever wrote the file.
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            found = state["identity"]
-            different = [key for key in self.identity if found.get(key) != self.identity[key]]
-        except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
-            raise ConfigError(f"{path} is no checkpoint of a retraining; delete it, or give another path") from error
+    def resume(self, path: Path) -> bool:
+        """Continue from a checkpoint; False where there is none."""
+        first = self.rank == 0
+        if first:
+            remove_leftovers(path)
+        latest = latest_checkpoint(path, what=_WHAT, check=_why_not, map_location=self.device, set_aside=first)
+        if latest is None:
+            return False
+        path, state = latest.path, latest.state
+        if first and latest.warning is not None:
+            print(latest.warning, flush=True)
+        found = state["identity"]
+        # What an older version did not write down (`data`, a new setting) is no difference.
+        different = [key for key in self.identity if key in found and found[key] != self.identity[key]]
         if different:
             key = different[0]
-            raise ConfigError(
-                f"the checkpoint {path} is of another retraining ({key} = {found.get(key)!r} there, "
+            raise CheckpointError(
+                f"the checkpoint {path} is of another retraining ({key} = {found[key]!r} there, "
                 f"{self.identity[key]!r} here); delete it, or give another path"
             )
+        if first and "data" not in found:
+            print(f"{path} does not say what images it is of, as older versions wrote it: it is continued", flush=True)
         try:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(
+            raise CheckpointError(
                 f"the checkpoint {path} is of another network; delete it, or give another path"
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
+        return True
+
+
+def _why_not(state: Any) -> str | None:
+    """Why a readable file is no checkpoint of a retraining that this version continues."""
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        return "it was written by another program"
+    found = state["identity"].get("format")
+    if found != FORMAT:
+        return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
+    missing = [name for name in ("epoch", "seconds", "model", "ema", "optimizer", "scaler") if name not in state]
+    return f"it lacks {', '.join(missing)}" if missing else None
 
 
 def _place() -> tuple[int, int]:

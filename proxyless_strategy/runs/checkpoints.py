@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
 from collections.abc import Collection, Mapping
@@ -17,7 +15,14 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from hardware.errors import CheckpointError
 
-from ..checkpoints import checkpoint_names, latest_checkpoint, read_checkpoint, remove_leftovers, write_checkpoint
+from ..checkpoints import (
+    checkpoint_names,
+    latest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    short_digest,
+    write_checkpoint,
+)
 from ..config import TARGETS, Change, SearchConfig
 from ..data.digest import data_digest
 from ..layout import SEARCH_CHECKPOINT
@@ -62,19 +67,15 @@ def _target(config: SearchConfig) -> str:
 def _space(prepared: Prepared) -> str:
     costs, data = prepared.costs, prepared.data
     ops = {label: {name: op.key for name, op in options.items()} for label, options in costs.edges.items()}
-    digest = _digest([prepared.space.to_dict(), [op.key for op in costs.fixed], ops])
+    digest = short_digest([prepared.space.to_dict(), [op.key for op in costs.fixed], ops])
     return f"{prepared.space.name}, {len(ops)} edges, {data.num_classes} classes, {data.channels} channels, {digest}"
 
 
 def _costs(prepared: Prepared) -> str:
     cost = prepared.cost
     # Nine digits: the last ones of a sum depend on the machine.
-    digest = _digest([f"{value:.9g}" for value in (cost.fixed, *cost.costs.ravel().tolist())])
+    digest = short_digest([f"{value:.9g}" for value in (cost.fixed, *cost.costs.ravel().tolist())])
     return f"{cost.minimum()[0]:.6g} to {cost.maximum()[0]:.6g} {cost.unit}, {digest}"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], *parents: str) -> dict[str, tuple[Any, Any]]:

@@ -21,7 +21,7 @@ from hardware.measuring.nets import measure_model_file, measure_nets
 from hardware.measuring.sampling import Measurement
 from search_spaces import Subnet
 
-from ..checkpoints import previous_checkpoint
+from ..checkpoints import previous_checkpoint, short_digest
 from ..config import SearchConfig
 from ..export.folder import export_folder
 from ..export.onnx import export_onnx
@@ -210,6 +210,8 @@ def _trained(
         checkpoint=config.out / CHECKPOINT,
         on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
         progress=sys.stderr.isatty(),
+        # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
+        identity={"network": short_digest([subnet.timm_name, model_args])},
     )
     return trained.model, trained.test_accuracy
 

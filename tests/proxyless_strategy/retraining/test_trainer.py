@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from hardware.errors import ConfigError, DataError, TrainingError
+from hardware.errors import CheckpointError, ConfigError, DataError, TrainingError
 from proxyless_strategy.config import RetrainSettings
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.images import PARTS, ImageData
@@ -388,6 +388,46 @@ def test_a_checkpoint_of_another_training(tmp_path: Path, arguments: dict[str, A
         trained(checkpoint=path, on_epoch=stop_after(1))
     with pytest.raises(ConfigError, match=message):
         trained(checkpoint=path, **arguments)
+
+
+def test_other_images_of_the_same_number_are_another_training(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        trained(checkpoint=path, on_epoch=stop_after(1))
+    with pytest.raises(CheckpointError, match=r"another retraining \(data = '.* images of .* there, '.* here\)"):
+        trained(image_data(scale=0.5), checkpoint=path)
+
+
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        trained(checkpoint=path, on_epoch=stop_after(3))
+    previous = tmp_path / "checkpoint.previous.pt"
+    assert [torch.load(file, weights_only=True)["epoch"] for file in (path, previous)] == [3, 2]
+    path.write_bytes(path.read_bytes()[:100])
+    epochs: list[int] = []
+    resumed = trained(checkpoint=path, on_epoch=lambda report: epochs.append(report["epoch"]))
+    assert epochs == [3, 4]
+    assert "checkpoint.pt, it is damaged: its 100 bytes" in capsys.readouterr().out
+    assert same_weights(trained().model, resumed.model)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint.damaged.pt", "checkpoint.pt"]
+
+
+def test_a_checkpoint_of_before_there_were_digests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        trained(checkpoint=path, on_epoch=stop_after(2))
+    state = torch.load(path, weights_only=True)
+    del state["identity"]["data"]
+    torch.save(state, path)
+    assert same_weights(trained().model, trained(checkpoint=path).model)
+    assert "as older versions wrote it: it is continued" in capsys.readouterr().out
+    state["identity"]["format"] = "proxyless-retrain/2"
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match=r"delete it to start anew \(it was written by another version .*retrain/2"):
+        trained(checkpoint=path)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:

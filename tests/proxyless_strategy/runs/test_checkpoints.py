@@ -240,6 +240,19 @@ def test_several_processes_write_when_the_first_one_says_so(tmp_path):
     assert asked == [False] * 3
 
 
+@pytest.mark.parametrize("minutes", [0, -1, 1441, float("inf"), float("nan"), "often"])
+def test_the_time_between_checkpoints_has_bounds(minutes, tmp_path):
+    with pytest.raises(ConfigError, match=r"search\.checkpoint_every = "):
+        settings(tmp_path, search={"checkpoint_every": minutes})
+    assert settings(tmp_path).search.checkpoint_every == 10
+
+
+def test_what_may_change_is_named(tmp_path):
+    assert settings(tmp_path, search={"resume_anyway": ["table", "data"]}).search.resume_anyway == ("table", "data")
+    with pytest.raises(ConfigError, match=r"search\.resume_anyway\.0 = 'rule': .*'table', 'data' or 'target'"):
+        settings(tmp_path, search={"resume_anyway": ["rule"]})
+
+
 # ---- what it belongs to ----------------------------------------------------------------------------------------
 
 
