@@ -39,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         # after a power cut a renamed file may be empty, unless its content reached the disk before its name did
-        _sync(beside)
+        sync(beside)
         # mkstemp lets the owner alone read; other users of the machine share tables and runs
         beside.chmod(0o666 & ~current_umask())
         os.replace(beside, path)
@@ -48,7 +48,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     # the new name is part of the folder; where folders cannot be synced (some network disks), go without
     with contextlib.suppress(OSError):
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def current_umask() -> int:
@@ -58,7 +58,8 @@ def current_umask() -> int:
     return umask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hardware.errors import CheckpointError
+from hardware.files import sync
 
 FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 """Age from which an unfinished file of another machine counts as left: whether its writer lives cannot be asked."""
@@ -110,7 +111,7 @@ def _write_beside_and_move(path: Path, content: memoryview) -> None:
             beside.unlink()
         raise
     with contextlib.suppress(OSError):  # some network disks cannot sync folders
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _keep_as_previous(path: Path) -> None:
@@ -129,14 +130,6 @@ def _keep_as_previous(path: Path) -> None:
     finally:
         # POSIX: renaming a name to another name of the same file does nothing and leaves both
         link.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---- leftovers -------------------------------------------------------------------------------------------------
