@@ -43,6 +43,10 @@ class MissingOperatorError(TableError):
     """A latency table has no entry for an operator."""
 
 
+class LockError(ProxylessError):
+    """A lock file is a link, belongs to another user, or cannot be made."""
+
+
 class BackendError(ProxylessError):
     """A measuring backend is unknown or not installed."""
 

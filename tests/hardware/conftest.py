@@ -165,4 +165,4 @@ def tiny_table(tiny_ops):
 def locks_of_this_test_run(monkeypatch, tmp_path_factory):
     """Tests assert no time, so they need not wait for measurements that run on this machine."""
     folder = str(tmp_path_factory.getbasetemp())
-    monkeypatch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folder)

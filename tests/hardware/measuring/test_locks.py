@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
 
-from hardware.errors import TableError
+from hardware.errors import LockError, TableError
 from hardware.measuring import locks
 from hardware.measuring.table import build_table
 from hardware.tables.table import LatencyTable
@@ -91,3 +94,111 @@ def test_load_or_build_does_not_replace_a_broken_table(tmp_path, tiny_table):
     with pytest.raises(TableError):
         locks.load_or_build(path, lambda: tiny_table)
     assert path.read_text() == "hello"
+
+
+# --- safe places ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link"])
+@pytest.mark.parametrize("which", ["measuring", "table"])
+def test_a_planted_link_is_neither_followed_nor_emptied(tmp_path, which, kind):
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("years of work")
+    victim.chmod(0o644)
+    place = tmp_path / (locks.MEASURING_LOCK if which == "measuring" else ".table.yml.lock")
+    place.symlink_to(victim) if kind == "link" else place.hardlink_to(victim)
+    lock = locks.measuring_lock(folder=tmp_path) if which == "measuring" else locks.table_lock(tmp_path / "table.yml")
+    if kind == "link":
+        with pytest.raises(LockError, match=rf"the lock {place} is a link to {victim}; remove the link$"), lock:
+            pass
+    else:
+        with lock:
+            pass
+    assert victim.read_text() == "years of work"
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o644
+
+
+def test_a_link_to_nothing_makes_no_file(tmp_path):
+    (tmp_path / locks.MEASURING_LOCK).symlink_to(tmp_path / "new")
+    with pytest.raises(LockError, match="is a link to"), locks.measuring_lock(folder=tmp_path):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_no_lock(tmp_path, kind):
+    place = tmp_path / locks.MEASURING_LOCK
+    place.mkdir() if kind == "folder" else os.mkfifo(place)
+    with pytest.raises(LockError, match=f"the lock {place} .*; remove it"), locks.measuring_lock(folder=tmp_path):
+        pass
+
+
+def test_a_lock_keeps_what_its_file_holds_and_is_private(tmp_path):
+    with locks.measuring_lock(folder=tmp_path):
+        pass
+    place = tmp_path / locks.MEASURING_LOCK
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    place.write_text("a note")
+    with locks.measuring_lock(folder=tmp_path):
+        assert place.read_text() == "a note"
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Every place that `own_folder` knows, within `tmp_path`."""
+    for name in ("runtime", "temporary", "cache"):
+        (tmp_path / name).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+def test_the_measuring_lock_lies_where_its_user_alone_can_write(places):
+    assert locks.own_folder() == places / "runtime"
+    (places / "runtime").chmod(0o777)
+    made = places / "temporary" / f"proxyless-{os.geteuid()}"
+    assert locks.own_folder() == made
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    with locks.measuring_lock():
+        assert (made / locks.MEASURING_LOCK).exists()
+    assert locks.own_folder() == made
+
+
+def test_a_planted_folder_is_passed_over(places):
+    (places / "runtime").rmdir()
+    (places / "trap").mkdir()
+    (places / "temporary" / f"proxyless-{os.geteuid()}").symlink_to(places / "trap")
+    assert locks.own_folder() == places / "cache" / "proxyless_strategy" / "locks"
+    (places / "cache" / "proxyless_strategy" / "locks").chmod(0o777)
+    with pytest.raises(LockError, match=r"no place for the lock .*; set XDG_RUNTIME_DIR"), locks.measuring_lock():
+        pass
+    assert not list((places / "trap").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_owns_is_no_place_for_a_lock(places):
+    (places / "runtime").rmdir()
+    foreign = places / "temporary" / f"proxyless-{os.geteuid()}"
+    foreign.mkdir(mode=0o700)
+    os.chown(foreign, 12345, 12345)
+    assert locks.own_folder() == places / "cache" / "proxyless_strategy" / "locks"
+    planted = places / locks.MEASURING_LOCK
+    planted.touch()
+    os.chown(planted, 12345, 12345)
+    with pytest.raises(LockError, match="belongs to user 12345, not to you"), locks.measuring_lock(folder=places):
+        pass
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    place, lock = tmp_path / locks.MEASURING_LOCK, locks._lock
+    removed = []
+
+    def removing(descriptor, path, reason, *, wait):
+        lock(descriptor, path, reason, wait=wait)
+        if not removed:
+            removed.append(path.unlink())
+
+    monkeypatch.setattr(locks, "_lock", removing)
+    with locks.measuring_lock(folder=tmp_path):
+        assert place.exists()

@@ -40,7 +40,7 @@ def formula(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     monkeypatch.setattr(registry, "FACTORIES", dict(registry.FACTORIES))
     backends.register_backend("fake", make)
     folder = str(tmp_path_factory.getbasetemp())
-    monkeypatch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
     return opened
 
 
@@ -65,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One table of the formula, built once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "FACTORIES", {**registry.FACTORIES, "fake": FakeBackend})
-        patch.setattr("hardware.measuring.locks.tempfile.gettempdir", lambda: str(tmp_path_factory.getbasetemp()))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.getbasetemp()))
         out = tmp_path_factory.mktemp("built") / "table.yml"
         assert build(str(out)) == 0
     return out
