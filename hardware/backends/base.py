@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
+from ..onnx_runtime import import_onnxruntime
 from ..op_spec import OpSpec
 
 
@@ -163,7 +164,7 @@ def required(module: str, *, backend: str, package: str, extra: str | None = Non
         BackendError: The package is not installed.
     """
     try:
-        return import_module(module)
+        return import_onnxruntime() if module == "onnxruntime" else import_module(module)
     except ImportError:
         what = f"'proxyless-strategy[{extra}]'" if extra else package
         raise BackendError(

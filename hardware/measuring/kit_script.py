@@ -113,10 +113,13 @@ def timed(call, clock, repeats):
 
 
 def onnxruntime_session(threads):
+    # it would send reports of its use, from a thread that runs while something is measured
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError:
         sys.exit("--runtime onnxruntime needs onnxruntime; install it with `pip install onnxruntime`")
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = threads

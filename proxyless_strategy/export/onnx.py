@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 
 from hardware.errors import ExportError
 from hardware.files import write_atomically
+from hardware.onnx_runtime import import_onnxruntime
 
 from .folder import load_exported
 from .summary import image_shape, input_size
@@ -72,6 +72,7 @@ def export_onnx(
         with torch.inference_mode():
             expected = evaluated(images)
         content = _onnx_bytes(evaluated, images, opset=opset)
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
