@@ -23,6 +23,7 @@ from ..data.sources import check_data, load_data
 from ..export.folder import SUBNET, check_replaceable, export_folder, read_export
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
+from ..strategy.loopback import join, stay_on_loopback
 from .recipe import Recipe
 from .trainer import train
 
@@ -97,7 +98,7 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
-        with _group():
+        with _group(port=port):
             _run(*arguments)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))
@@ -105,15 +106,22 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
 
 
 @contextmanager
-def _group() -> Iterator[None]:
-    """Join the process group of torchrun or of `_process`, where this is one of several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def _group(*, port: int | None = None) -> Iterator[None]:
+    """Join the process group of torchrun or, at a port of this machine, of `_process`; one process has none."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    backend = "nccl" if cuda else "gloo"
+    if port is not None:
+        join(backend, rank=int(os.environ["RANK"]), world_size=world_size, port=port)
+    else:
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+            stay_on_loopback()
+        torch.distributed.init_process_group(backend)
     try:
         yield
         # Nobody leaves before the first process has tested and exported.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .loopback import join, stay_on_loopback
 
 BUFFERS_OPTION = next(
     name
@@ -31,6 +35,7 @@ def prepare(strategy: Any) -> None:
     Each step trains one path, so a different set of parameters lacks gradients each time: DDP must look for them, and
     may not assume a static graph, or it waits for gradients that never come. Running statistics are never used, and an
     architecture step must not write any, so that no buffer is sent. Batch norms are synchronised by timm's conversion.
+    Processes of one machine meet on its loopback.
 
     Args:
         strategy: `trainer.strategy`; only `DDPStrategy` has anything to set.
@@ -43,6 +48,39 @@ def prepare(strategy: Any) -> None:
     options.update({"find_unused_parameters": True, "static_graph": False, BUFFERS_OPTION: False})
     if isinstance(strategy._layer_sync, TorchSyncBatchNorm):
         strategy._layer_sync = TimmSyncBatchNorm()
+    if strategy.num_nodes == 1:
+        strategy.setup_distributed = _on_loopback(strategy, strategy.setup_distributed)
+
+
+def _on_loopback(strategy: DDPStrategy, setup: Callable[[], None]) -> Callable[[], None]:
+    """Return a strategy's `setup_distributed` that finds the process group there already, made on the loopback."""
+
+    def setup_distributed() -> None:
+        stay_on_loopback()
+        # torchrun has processes meet at a store of its own
+        if not torch.distributed.is_initialized() and not torch.distributed.is_torchelastic_launched():
+            strategy.set_world_ranks()
+            assert strategy.cluster_environment is not None
+            backend, device = strategy._get_process_group_backend(), strategy.root_device
+            join(
+                backend,
+                rank=strategy.global_rank,
+                world_size=strategy.world_size,
+                port=strategy.cluster_environment.main_port,
+                timeout=strategy._timeout,
+                device_id=None if device.type == "cpu" else device,
+            )
+            # as Lightning does for groups that it makes: torch warns of one that is left over
+            if backend == "nccl":
+                atexit.register(_leave)
+        setup()
+
+    return setup_distributed
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def averaged(value: Tensor, trainer: Any) -> Tensor:

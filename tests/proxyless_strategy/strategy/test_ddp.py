@@ -25,6 +25,7 @@ from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from search_spaces import get_space
 from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.runs.test_search import SPACE
+from tests.proxyless_strategy.sockets import listening
 from tests.proxyless_strategy.tiny import StopAt, Stopped
 
 WORLD = 2
@@ -151,6 +152,7 @@ def worker(folder):
             search(devices=WORLD, epochs=10, callbacks=[save, StopAt(40)], **RULES[rule])
         last = folder / rule / "last.ckpt"
         found["resumed", rule] = search(devices=WORLD, epochs=10, ckpt_path=last, **RULES[rule])
+    found["listening"] = listening()
     torch.save(found, folder / f"rank{os.environ['LOCAL_RANK']}.pt")
 
 
@@ -229,6 +231,13 @@ def test_a_resumed_search_equals_an_uninterrupted_one_on_every_rank(ranks, rule)
         assert torch.equal(whole["alpha"], resumed["alpha"])
         assert equal(whole["weights"], resumed["weights"]) == []
         assert whole["counters"] == resumed["counters"]
+
+
+def test_nobody_outside_the_machine_can_reach_a_search(ranks):
+    """Neither the store of torch, which asks for no password, nor gloo."""
+    for rank in ranks:
+        assert set(rank["listening"]) == {"127.0.0.1"}
+    assert len(ranks[0]["listening"]) > len(ranks[1]["listening"]), "the store is the first process's"
 
 
 def started(*arguments, **variables):
