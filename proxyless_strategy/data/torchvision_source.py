@@ -20,6 +20,7 @@ from .datasets import labels_of
 from .drawn import draw_cifar10
 from .images import ImageData
 from .pictures import PICTURE_OPTIONS, image_data, picture_options
+from .plain_pickles import arrays_alone
 from .transforms import channels_of
 
 PREFIX = "torchvision:"
@@ -89,7 +90,8 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
         with warnings.catch_warnings():
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
-            return found(root=str(config.root), **arguments)
+            with arrays_alone():
+                return found(root=str(config.root), **arguments)
     except Exception as error:
         download = "" if arguments.get("download") else ", or set data.options.download: true"
         reason = " ".join(str(error).split())
