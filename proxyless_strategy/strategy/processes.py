@@ -49,7 +49,8 @@ def prepare(strategy: Any) -> None:
     if isinstance(strategy._layer_sync, TorchSyncBatchNorm):
         strategy._layer_sync = TimmSyncBatchNorm()
     if strategy.num_nodes == 1:
-        strategy.setup_distributed = _on_loopback(strategy, strategy.setup_distributed)
+        # on the instance: the user's Trainer has made it already
+        strategy.setup_distributed = _on_loopback(strategy, strategy.setup_distributed)  # type: ignore[method-assign]
 
 
 def _on_loopback(strategy: DDPStrategy, setup: Callable[[], None]) -> Callable[[], None]:

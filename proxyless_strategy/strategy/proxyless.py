@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -329,7 +330,11 @@ class ProxylessStrategy(OneShotStrategy):
         wrapped = self.mutate_evaluator(evaluator)
         if ckpt_path is not None:
             # NNI resumes by itself only what it saved at the start or the end of an experiment; Lightning anything.
-            wrapped.fit_kwargs = {**wrapped.fit_kwargs, "ckpt_path": str(ckpt_path)}
+            wrapped.fit_kwargs = {
+                **wrapped.fit_kwargs,
+                "ckpt_path": str(ckpt_path),
+                **_weights_only(ckpt_path, wrapped),
+            }
         wrapped.evaluate(supernet)
         module = self.searched
         module.choose()  # a checkpoint of the last epoch leaves nothing to train, so that no hook has done it
@@ -362,6 +367,15 @@ class ProxylessStrategy(OneShotStrategy):
         """Yield the derived subnet, frozen; with the supernet's weights where `freezing_keeps_weights`."""
         self.oneshot_module.set_model(self.supernet)
         yield cast(RawFormatModelSpace, self.model_space).freeze(self.export())
+
+
+def _weights_only(ckpt_path: Any, trainer: Any) -> dict[str, bool]:
+    """Have a checkpoint read without running what whoever wrote it may have put there."""
+    if "weights_only" in inspect.signature(trainer.fit).parameters:
+        return {"weights_only": True}
+    # Lightning before 2.6 unpickles anything, so that a checkpoint must be known as harmless before it gets there.
+    torch.load(ckpt_path, map_location="meta", weights_only=True)
+    return {}
 
 
 def _described(architecture: ArchitectureParameters, derived: Derived) -> str:
