@@ -27,6 +27,8 @@ SUBNET, METRICS, HUB, ONNX = "subnet.json", "metrics.json", "hubconf.py", "model
 NETWORK = "tree_cell_net.py"
 FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, NETWORK, ONNX)
 """All that an export folder may hold; a folder with anything else is not replaced."""
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Arguments of `timm.create_model` that read weights from a file, a cache or the net; no export has them."""
 
 
 def export_folder(
@@ -111,6 +113,7 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}, so it is no export folder; give the folder of an export")
+    _check_harmless(folder, _read_config(folder))
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
     except Exception as error:
@@ -190,8 +193,14 @@ def read_export(folder: Path) -> dict[str, Any]:
     """Read `config.json` of an export folder.
 
     Raises:
-        ExportError: The folder is none.
+        ExportError: The folder is none, or its network is not one of timm's, built here and from nothing else.
     """
+    config = _read_config(folder)
+    _check_harmless(folder, config)
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config["architecture"], config["pretrained_cfg"]["input_size"]
@@ -201,6 +210,25 @@ def read_export(folder: Path) -> dict[str, Any]:
             "derive` or `proxyless import-released` wrote"
         ) from error
     return config
+
+
+def _check_harmless(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what would make `timm.create_model` fetch or open anything beside the folder's own weights."""
+    architecture, arguments = config["architecture"], config.get("model_args") or {}
+    # `hf-hub:NAME` is fetched, `local-dir:FOLDER` read from elsewhere: the folder's owner has asked for neither
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ExportError(
+            f"{folder / CONFIG} has architecture = {architecture!r}, which is no registered architecture of timm; give "
+            "the folder of an export, or fetch that network yourself"
+        )
+    if not isinstance(arguments, Mapping):
+        raise ExportError(f"{folder / CONFIG} has model_args = {arguments!r}, which is no mapping; export it again")
+    for name in _FETCHING:
+        if name in arguments:
+            raise ExportError(
+                f"{folder / CONFIG} has model_args.{name} = {arguments[name]!r}, which would read weights from "
+                "elsewhere; remove that key"
+            )
 
 
 def _why(error: Exception) -> str:
