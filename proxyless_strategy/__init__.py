@@ -32,7 +32,7 @@ from hardware.errors import (
 if TYPE_CHECKING:
     from hardware.model import LatencyModel
     from hardware.tables.table import LatencyTable
-    from search_spaces import Subnet, get_space
+    from search_spaces import Subnet, get_space, users_space
 
     from .config import SearchConfig, load_config
     from .export.onnx import export_onnx
@@ -57,6 +57,7 @@ _LAZY = {
     "read_run": "proxyless_strategy.runs.finished",
     "retrain": "proxyless_strategy.retraining.folder",
     "run_search": "proxyless_strategy.runs.search",
+    "users_space": "search_spaces",
 }
 # NNI is imported with these, some of which need it only when they run, so that its false alarms are silenced.
 _ON_NNI = ("ProxylessStrategy", "derive", "prepare", "run_search")
@@ -90,6 +91,7 @@ __all__ = [
     "read_run",
     "retrain",
     "run_search",
+    "users_space",
 ]
 
 

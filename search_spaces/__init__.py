@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .costs import SpaceCosts
     from .declaration import SpaceDeclaration
     from .mbconv import MBConvDeclaration, MBConvSpace, Stage
-    from .registry import SPACES, get_space, register
+    from .registry import SPACES, get_space, register, users_space
     from .subnet import Subnet
     from .tree_cell import TreeCellDeclaration, TreeCellSpace
 
@@ -33,6 +33,7 @@ _LAZY = {
     "TreeCellSpace": "tree_cell",
     "get_space": "registry",
     "register": "registry",
+    "users_space": "registry",
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "TreeCellSpace",
     "get_space",
     "register",
+    "users_space",
 ]
 
 

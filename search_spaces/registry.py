@@ -65,17 +65,16 @@ def register(name: str, factory: SpaceFactory, *, replace: bool = False) -> None
 
 
 def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
-    """Return a search space by name, or the user's own.
+    """Return a search space by its registered name; what a file names may be passed on as it is.
 
     Args:
-        name: One of `known_spaces()`, or `module:function` where the function returns a `SpaceDeclaration`; its module
-            may lie in the current folder.
+        name: One of `known_spaces()`. A `module:function` is refused, see `users_space`.
         width_mult: Multiplies every width, as in the release.
         **options: Of a space that ships, fields of its declaration to replace (`stem_stride=1`, `kernels=[3, 5]`,
             ...); of others, arguments of the function.
 
     Raises:
-        SpaceError: The space or an option is unknown, an option impossible, or the function fails.
+        SpaceError: The space or an option is unknown, or an option impossible.
 
     >>> space = get_space("small_mbconv", kernels=[3, 5])
     >>> list(space.candidates().items())[1]
@@ -87,10 +86,36 @@ def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
         return _made(name, _registered[name], options).scaled(width_mult)
     if name in SPACES:
         return SPACES[name].with_options(options).scaled(width_mult)
-    if ":" not in name:
+    if ":" in name:
         raise SpaceError(
-            f"unknown search space {name!r}; known are {', '.join(known_spaces())}, or give your own as module:function"
+            f"the space {name!r} is a function, which only you may name and no file; if it is yours, give "
+            f"--space {name} on the command line, or call `search_spaces.users_space`"
         )
+    raise SpaceError(
+        f"unknown search space {name!r}; known are {', '.join(known_spaces())}, or give your own as module:function"
+    )
+
+
+def users_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
+    """Return a search space that the user names, who may also name a function: its module is imported, and it runs.
+
+    Only for what stands on the user's command line, in their search config or in their code. A name that was read from
+    a file of results (a table, a run folder, an export) may be anyone's, and goes to `get_space`.
+
+    Args:
+        name: One of `known_spaces()`, or `module:function` where the function returns a `SpaceDeclaration`; its module
+            may lie in the current folder.
+        width_mult: Multiplies every width, as in the release.
+        **options: As `get_space` takes them; of a function, its arguments.
+
+    Raises:
+        SpaceError: The space or an option is unknown, an option impossible, or the function fails.
+
+    >>> users_space("small_mbconv", stem_stride=1).stem_stride
+    1
+    """
+    if ":" not in name:
+        return get_space(name, width_mult=width_mult, **options)
     try:
         function = import_function(name)
     except ConfigError as error:

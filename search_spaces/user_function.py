@@ -27,7 +27,7 @@ def search_modules_in(*folders: Path | str) -> None:
 
 
 def import_function(name: str, *, folders: Iterable[Path | str] = ()) -> Callable[..., Any]:
-    """Import what `module:function` names.
+    """Import what `module:function` names: code that runs, so the user's own word alone may come here.
 
     The module is looked for where Python looks, then in the current folder, then in `folders`. The command `proxyless`
     needs the current folder named here: Python adds it for `python -m`, but not for an installed script.

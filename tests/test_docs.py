@@ -32,7 +32,7 @@ import yaml
 from nni.nas.experiment import NasExperiment
 from typer.core import TyperCommand
 
-from proxyless_strategy import ConfigError, SearchConfig, get_space, load_config
+from proxyless_strategy import ConfigError, SearchConfig, get_space, load_config, users_space
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "examples/README.md", "tests/benchmarks/README.md")
@@ -326,7 +326,7 @@ def check_yaml(block: Block, workplace: Workplace) -> None:
     for preset in (None, *presets):
         config = load_config(path, preset=preset)
         if ":" not in config.space.name:
-            get_space(config.space.name, **config.space.options)
+            users_space(config.space.name, **config.space.options)
 
 
 def check_shell(block: Block, workplace: Workplace) -> None:

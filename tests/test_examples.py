@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proxyless_strategy import get_space
+from proxyless_strategy import users_space
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -45,7 +45,7 @@ def test_a_users_own_space_and_data_are_searched_by_the_command_line(tmp_path: P
 
 @pytest.mark.usefixtures("importable")
 def test_options_of_the_space_are_its_functions_arguments() -> None:
-    space = get_space("my_space:compact", width=24, kernels=[3])
+    space = users_space("my_space:compact", width=24, kernels=[3])
     assert [stage.width for stage in space.stages] == [24, 48]
     assert set(space.candidates()["stage1_block1"]) == {"3x3_e2", "3x3_e4", "skip"}
     assert "skip" not in space.candidates()["stage1_block0"]

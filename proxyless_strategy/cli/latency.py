@@ -93,7 +93,7 @@ def build(
     force: Force = False,
 ) -> None:
     """Measure a space's latency table on this machine. An interrupted build continues when started again."""
-    costs, name = space_costs(space, space_option, input_size, classes, channels)
+    costs, name = space_costs(space, space_option, input_size, classes, channels, by_user=True)
     from hardware.measuring.locks import table_lock
     from hardware.measuring.sampling import Plan
 
@@ -154,15 +154,18 @@ def show(
     if plot is not None and layers is None:
         raise ConfigError("--plot draws one net; say which with --layers minimum, maximum or a candidate")
     costs = model = None
-    if space is not None or layers is not None or own_space(loaded):
-        costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    own = own_space(loaded)
+    function = "" if own is None or ":" not in own[0] else own[0]
+    if space is not None or layers is not None or (own is not None and not function):
+        costs = costs_of_table(loaded, space, space_option, input_size, classes, channels, file=table)
         model = latency_model(loaded, costs)
     report = model.report(choices_named(layers, model)) if layers is not None and model is not None else None
     _echo_header(table, loaded)
     _echo_calibration(loaded)
     _echo_checks(loaded)
     if model is None or costs is None:
-        typer.echo("give --space to see what its nets take")
+        hint = f" {function}, which header.space of {table} names, if that function is yours," if function else ""
+        typer.echo(f"give --space{hint} to see what its nets take")
         return
     _echo_sums(model, costs)
     if report is not None:
@@ -200,7 +203,7 @@ def check(
     from hardware.tables.table import LatencyTable
 
     loaded = LatencyTable.load(table)
-    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels, file=table)
     loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
     check_same_device(loaded)
     if plot is not None:
@@ -251,7 +254,7 @@ def fit(
 
     _check_new(out, force=force)
     loaded = LatencyTable.load(table)
-    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels)
+    costs = costs_of_table(loaded, space, space_option, input_size, classes, channels, file=table)
     loaded.check(costs.distinct(), input_size=costs.input_size, batch=loaded.header.batch)
     check_same_device(loaded)
     header = loaded.header
@@ -298,7 +301,7 @@ def fill(
     _check_new(out, force=force)
     learned = LearnedModel.load(model)
     size = input_size or learned.header.input_size
-    costs, name = space_costs(space, space_option, size, classes, channels)
+    costs, name = space_costs(space, space_option, size, classes, channels, by_user=True)
     if table is None:
         filled = learned.table(costs.distinct(), input_size=size)
         filled = dataclasses.replace(filled, header=dataclasses.replace(filled.header, space=name))
@@ -332,7 +335,7 @@ def kit(
     """Write a folder to copy to any device with Python and onnxruntime, and measure there."""
     from hardware.measuring.kit import write_kit
 
-    costs, name = space_costs(space, space_option, input_size, classes, channels)
+    costs, name = space_costs(space, space_option, input_size, classes, channels, by_user=True)
     _check_new(out, force=True, folder=True)
     calibration = random_nets(costs, nets, seed=CALIBRATION_SEED)
     script = write_kit(

@@ -113,6 +113,9 @@ def derive(
     ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="The whole trade-off as a table and a picture.")] = False,
     points: Annotated[int, typer.Option(min=2, help="Budgets on the curve.")] = 20,
+    space: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="The search's space, where it is your own function.")
+    ] = None,
 ) -> None:
     """Derive another subnet, or the whole trade-off, from a search that is finished."""
     from ..runs.derive import derive as derive_into
@@ -121,10 +124,10 @@ def derive(
     if curve == (target is not None):
         raise ConfigError("give either --target or --curve")
     if target is not None:
-        derived = derive_into(folder, target=target, out=out)
+        derived = derive_into(folder, target=target, out=out, space=space)
         typer.echo(f"{derived.folder}: {' '.join(derived.choices.values())}, {derived.cost:.4g} {derived.unit}")
         return
-    for row in save_curve(folder, out=out, points=points):
+    for row in save_curve(folder, out=out, points=points, space=space):
         typer.echo(f"{row['cost']:.5g} {row['unit']}  log p {row['log_probability']:8.2f}  {row['subnet']}")
     typer.echo(f"{out / 'curve.png'}")
 

@@ -40,22 +40,24 @@ class DerivedFolder:
     unit: str
 
 
-def derive(folder: Path | str, *, target: float, out: Path | str) -> DerivedFolder:
+def derive(folder: Path | str, *, target: float, out: Path | str, space: str | None = None) -> DerivedFolder:
     """Derive the most probable subnet on a target into an export folder, with fresh weights.
 
     Args:
         folder: The `out` of a finished search.
         target: Greatest cost, in the unit of the search's own.
         out: The export folder to write.
+        space: The `module:function` of the search's space, where that is the user's own.
 
     Raises:
         ConfigError: There is no finished search, the target is not finite, or `out` holds the search's own result.
+        SpaceError: The space is a function, which is not given again.
         TableError: The table of the search is gone, or has changed.
         TargetError: No subnet is within the target.
         ExportError: `out` cannot be written.
     """
     folder, out = Path(folder), Path(out)
-    run = read_run(folder)
+    run = read_run(folder, space=space)
     deriver, unit = run.deriver, run.cost.unit
     if not math.isfinite(target):
         raise ConfigError(f"target = {target} is no budget; give one in {unit}")
@@ -83,18 +85,19 @@ def derive(folder: Path | str, *, target: float, out: Path | str) -> DerivedFold
     return DerivedFolder(written, choices, derived.cost, unit)
 
 
-def save_curve(folder: Path, *, out: Path, points: int = 20) -> list[dict[str, Any]]:
+def save_curve(folder: Path, *, out: Path, points: int = 20, space: str | None = None) -> list[dict[str, Any]]:
     """Write the trade-off of a finished search: `curve.json`, `curve.csv` and `curve.png` in `out`.
 
     Args:
         folder: The `out` of a finished search.
         out: Folder to write to.
         points: Budgets between the cheapest and the most probable subnet.
+        space: See `derive`.
 
     Returns:
         One row per subnet, from cheap to dear: `cost`, `unit`, `log_probability`, `subnet`.
     """
-    run = read_run(folder)
+    run = read_run(folder, space=space)
     rows = [
         {
             "cost": derived.cost,

@@ -6,12 +6,12 @@ Only what needs the table or the space imports torch, and only when it is asked 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware.errors import ConfigError, ExperimentError, TableError
+from hardware.errors import ConfigError, ExperimentError, SpaceError, TableError
 
 from ..config import SearchConfig, parse_config
 from ..layout import CONFIG_FILE, HUB_FILE, MODEL, RESULT, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
@@ -40,6 +40,7 @@ class FinishedRun:
         expected: Expected cost under them.
         row: The result's row; empty while the search has not been retrained and measured.
         settings: Its config, as `config.json` has it.
+        own_space: The `module:function` of its space, as the user names it again; None: its config must do without.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class FinishedRun:
     expected: float
     row: dict[str, Any]
     settings: dict[str, Any]
+    own_space: str | None = None
 
     @property
     def kind(self) -> str:
@@ -85,10 +87,20 @@ class FinishedRun:
 
     @cached_property
     def space(self) -> SpaceDeclaration:
-        """Its space's declaration."""
-        from search_spaces import get_space  # timm, NNI
+        """Its space's declaration.
 
-        return get_space(self.config.space.name, **self.config.space.options)
+        Raises:
+            SpaceError: It is unknown, or a function that its config names and the user has not.
+        """
+        from search_spaces import get_space, users_space  # timm, NNI
+
+        space = self.config.space
+        if self.own_space is not None:
+            return users_space(self.own_space, **space.options)
+        try:
+            return get_space(space.name, **space.options)
+        except SpaceError as error:
+            raise SpaceError(f"space.name of {self.folder / CONFIG_FILE}: {error}") from error
 
     @cached_property
     def cost(self) -> CostModel:
@@ -167,11 +179,12 @@ class FinishedRun:
             )
 
 
-def read_run(folder: Path | str) -> FinishedRun:
+def read_run(folder: Path | str, *, space: str | None = None) -> FinishedRun:
     """Read the search in a folder that ran to its end.
 
     Args:
         folder: Its `out`.
+        space: The `module:function` of its space, where that is the user's own: what the folder says runs no code.
 
     Raises:
         ConfigError: There is no such search.
@@ -183,7 +196,7 @@ def read_run(folder: Path | str) -> FinishedRun:
         raise ConfigError(
             f"{folder} holds no finished search ({error}); give the `out` of one that ran to its end"
         ) from error
-    return _run(folder, record, settings, row)
+    return replace(_run(folder, record, settings, row), own_space=space)
 
 
 def read_runs(folder: Path) -> list[FinishedRun]:

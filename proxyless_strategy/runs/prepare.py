@@ -18,7 +18,7 @@ from hardware.measuring.predictor import LearnedModel
 from hardware.model import CostModel, LatencyModel, cost_model
 from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
-from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, get_space
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 
 from ..config import TARGETS, Change, SearchConfig
 from ..data.images import ImageData
@@ -121,7 +121,7 @@ def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | Non
     """
     library = library or Library()
     hardware = config.hardware
-    space = get_space(config.space.name, **config.space.options)
+    space = users_space(config.space.name, **config.space.options)
     check_data(config.data)
     if hardware.device != "other":
         get_backend(hardware.backend, hardware.place).close()

@@ -96,14 +96,30 @@ def measure_space(
 
 
 def space_costs(
-    space: str, options: Sequence[str] | None, input_size: int, classes: int, channels: int
+    space: str,
+    options: Sequence[str] | None,
+    input_size: int,
+    classes: int,
+    channels: int,
+    *,
+    by_user: bool = False,
 ) -> tuple[SpaceCosts, str]:
-    """Return a space's operators, and its name with its options, from which `own_space` makes it again."""
-    from search_spaces import get_space
+    """Return a space's operators, and its name with its options, from which `own_space` makes it again.
+
+    Args:
+        space: Its name.
+        options: Texts of the form `key=value`.
+        input_size: Side of an image.
+        classes: Outputs of the classifier.
+        channels: Channels of an image.
+        by_user: Whether the user named it, who may also name a function; else a file did.
+    """
+    from search_spaces import get_space, users_space
 
     chosen = key_values(options or [], option="--space-option")
     try:
-        costs = get_space(space, **chosen).costs(input_size, num_classes=classes, in_chans=channels)
+        make = users_space if by_user else get_space
+        costs = make(space, **chosen).costs(input_size, num_classes=classes, in_chans=channels)
     except (TypeError, ValueError) as error:
         raise SpaceError(f"the space {space} cannot be made with these options: {error}; correct them") from error
     written = [f"{key}={json.dumps(value, separators=(',', ':'), default=str)}" for key, value in chosen.items()]
@@ -126,22 +142,40 @@ def costs_of_table(
     input_size: int | None,
     classes: int | None,
     channels: int | None,
+    *,
+    file: Path | str,
 ) -> SpaceCosts:
-    """Return the operators of a space as the table has them, where the options do not say otherwise."""
-    own = own_space(table)
+    """Return the operators of a space as the table has them, where the options do not say otherwise.
+
+    Args:
+        table: The table.
+        space: The space that the user names; None: the table's own.
+        options: Its options; None: the table's own.
+        input_size: Side of an image; None: the table's own.
+        classes: Outputs of the classifier; None: the table's own.
+        channels: Channels of an image; None: the table's own.
+        file: Where the table was read, for the errors.
+    """
+    own, by_user = own_space(table), space is not None
     if space is None and own is None:
         raise ConfigError(f"the table's space is {table.header.space!r}, which is unknown here; give --space")
     if own is not None and not options and space in (None, own[0]):
         space, options = own
     heads, images = _ends(table)
     size = input_size or table.header.input_size
-    costs, _ = space_costs(
-        space or "",
-        options,
-        size,
-        classes or (heads[0] if len(heads) == 1 else 1000),
-        channels or (images[0] if len(images) == 1 else 3),
-    )
+    try:
+        costs, _ = space_costs(
+            space or "",
+            options,
+            size,
+            classes or (heads[0] if len(heads) == 1 else 1000),
+            channels or (images[0] if len(images) == 1 else 3),
+            by_user=by_user,
+        )
+    except SpaceError as error:
+        if by_user:
+            raise
+        raise SpaceError(f"header.space of the latency table {file}: {error}") from error
     return costs
 
 

@@ -28,7 +28,7 @@ import torch
 from proxyless_strategy.config import SearchConfig, load_config
 from proxyless_strategy.export.summary import SavedBytes, model_summary
 from proxyless_strategy.runs.forecast import schedule
-from search_spaces import Subnet, get_space
+from search_spaces import Subnet, users_space
 
 from .step_cost import imagenet
 
@@ -104,7 +104,7 @@ def predict(config: SearchConfig, measured: Measured, images_per_second: float) 
 def measure(config: SearchConfig, *, choices: int, batch: int) -> tuple[Measured, dict[str, Any]]:
     """Measure step ratios, saved bytes and relative cost; return them and the figures that they come from."""
     ratios = imagenet(choices, config.input_size, batch, 2)
-    space = get_space(config.space.name, **config.space.options)
+    space = users_space(config.space.name, **config.space.options)
     x = torch.randn(batch, 3, config.input_size, config.input_size)
     y = torch.arange(batch)
     macs, saved = [], []

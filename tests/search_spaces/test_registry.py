@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from hardware.errors import SpaceError
-from search_spaces import Stage, get_space, registry
+from search_spaces import Stage, get_space, registry, users_space
 from search_spaces.mbconv import MBConvDeclaration
 
 
@@ -33,7 +33,7 @@ def own_space(width=24):
 
 
 def test_a_users_own_space():
-    space = get_space(f"{__name__}:own_space", width=32)
+    space = users_space(f"{__name__}:own_space", width=32)
     assert space.stages[0].width == 32
 
 
@@ -63,7 +63,7 @@ def needy(width, *, depth=2):
 )
 def test_a_users_space_is_refused_in_one_sentence(function, options, words):
     with pytest.raises(SpaceError, match=words):
-        get_space(f"{__name__}:{function}", **options)
+        users_space(f"{__name__}:{function}", **options)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy.config import load_config
-from search_spaces import get_space
+from search_spaces import users_space
 from search_spaces.user_function import import_function, search_modules_in
 
 MODULE = """
@@ -53,7 +53,7 @@ def test_a_module_is_found_beside_the_config_that_names_it(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     config = load_config("study/search.yml")
     monkeypatch.chdir("/")
-    assert get_space(config.space.name, **config.space.options).stages[0].width == 24
+    assert users_space(config.space.name, **config.space.options).stages[0].width == 24
 
 
 def test_a_config_that_names_no_module_leaves_the_path_alone(tmp_path):
