@@ -4,3 +4,5 @@ import os
 
 # Two busy threads on a shared machine wait for each other far longer than one takes; resumed runs must be bit-equal.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Some tests import ONNX Runtime themselves, before `hardware.onnx_runtime` could silence it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

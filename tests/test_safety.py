@@ -1,0 +1,179 @@
+"""What no file of the three packages may do: run what data say, listen, or ask for what nobody wanted."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("hardware", "search_spaces", "proxyless_strategy")
+
+ALLOWED = {
+    # The user's own word: what stands in their config or on their command line.
+    "import_function": {"search_spaces/registry.py", "proxyless_strategy/data/function_source.py"},
+    "users_space": {
+        "proxyless_strategy/runs/finished.py",
+        "proxyless_strategy/runs/prepare.py",
+        "proxyless_strategy/runs/space_table.py",
+    },
+    # Names of this project's own modules.
+    "import_module": {
+        "hardware/__init__.py",
+        "hardware/backends/base.py",
+        "hardware/backends/registry.py",
+        "hardware/onnx_runtime.py",
+        "proxyless_strategy/__init__.py",
+        "search_spaces/__init__.py",
+        "search_spaces/nni_import.py",
+        "search_spaces/user_function.py",
+    },
+    "spec_from_file_location": {"proxyless_strategy/export/hubconf_tree.py"},
+    # Networks by names of ours, or by names that were looked up among the registered ones before.
+    "create_model": {
+        "proxyless_strategy/benchmark/models.py",
+        "proxyless_strategy/export/folder.py",
+        "proxyless_strategy/export/released.py",
+        "proxyless_strategy/retraining/folder.py",
+        "proxyless_strategy/runs/build_back.py",
+        "proxyless_strategy/runs/derive.py",
+        "proxyless_strategy/runs/forecast.py",
+        "proxyless_strategy/runs/search.py",
+    },
+    "Unpickler": {"proxyless_strategy/data/plain_pickles.py"},
+    "connect": set[str](),
+    "urlopen": set[str](),
+    "urlretrieve": set[str](),
+    "hf_hub_download": set[str](),
+    "load_state_dict_from_url": set[str](),
+    "system": set[str](),
+    "popen": set[str](),
+    "unsafe_load": set[str](),
+    "full_load": set[str](),
+    "__import__": set[str](),
+}
+"""Who may call what; whoever is not here and wants to must show that no file's content gets there."""
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """File, called name with its module where one is written, and the call."""
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield file, ast.unparse(node.func), node
+
+
+def keywords(call: ast.Call) -> dict[str | None, str]:
+    return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_only_those_call_it_who_may(name: str) -> None:
+    # as a parameter it may be passed on, and called under another name
+    found = {
+        file
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
+    }
+    assert found <= ALLOWED[name], f"{name}: see ALLOWED"
+
+
+def test_nothing_is_unpickled_but_weights() -> None:
+    wrong = [
+        f"{file}:{call.lineno}"
+        for file, name, call in calls()
+        if (name == "torch.load" and keywords(call).get("weights_only") != "True")
+        or name in ("pickle.load", "pickle.loads", "joblib.load", "cloudpickle.loads", "dill.loads")
+        or (name in ("np.load", "numpy.load") and "allow_pickle" in keywords(call))
+        or name.endswith("load_from_checkpoint")
+    ]
+    assert wrong == []
+
+
+def test_yaml_is_read_by_safe_loaders() -> None:
+    wrong = [f"{file}:{call.lineno}" for file, name, call in calls() if name in ("yaml.load", "yaml.load_all")]
+    assert [place.split(":")[0] for place in wrong] == ["hardware/tables/table.py"], (
+        "its loader derives from SafeLoader"
+    )
+    assert "SafeLoader" in (ROOT / "hardware/tables/table.py").read_text()
+
+
+def test_no_text_becomes_code_and_no_shell_is_asked() -> None:
+    wrong = [
+        f"{file}:{call.lineno}"
+        for file, name, call in calls()
+        if name in ("eval", "exec", "compile", "os.system", "os.popen")
+        or keywords(call).get("shell", "False") != "False"
+        or (name == "torch.hub.load")
+    ]
+    assert wrong == []
+
+
+def test_networks_are_named_pretrained_in_export_folders_alone() -> None:
+    """Elsewhere `pretrained=True` would fetch weights that nobody has asked for."""
+    for file, name, call in calls():
+        if name.endswith("create_model") and keywords(call).get("pretrained", "False") != "False":
+            assert ast.unparse(call.args[0]).startswith(("f'local-dir:", "'local-dir:' + ")), f"{file}:{call.lineno}"
+
+
+# ---- ONNX Runtime's telemetry --------------------------------------------------------------------------------------
+
+THREADS = """
+import os
+{program}
+names = [open(f"/proc/self/task/{{t}}/comm").read() for t in os.listdir("/proc/self/task")]
+opened = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path)]
+print(len(names), any("onnxruntime" in name for name in opened), os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+PROGRAMS = {
+    "the backend": "from hardware.backends import get_backend; get_backend('onnxruntime')",
+    "the one import": "from hardware.onnx_runtime import import_onnxruntime; import_onnxruntime()",
+    "a kit's script": "from hardware.measuring.kit_script import onnxruntime_session; onnxruntime_session(1)",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are looked up in /proc")
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_onnx_runtime_reports_to_nobody(program: str, tmp_path: Path) -> None:
+    """Its telemetry is a thread, and a data base in the user's cache."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS.format(program=program)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "False", "1"], done.stderr
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
+
+
+def test_onnx_runtime_is_imported_in_one_place() -> None:
+    found = {
+        file
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "onnxruntime" for name in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "onnxruntime")
+        or (
+            isinstance(node, ast.Call)
+            and [ast.unparse(a) for a in node.args] == ["'onnxruntime'"]
+            and ast.unparse(node.func).endswith("import_module")
+        )
+    }
+    assert found == {"hardware/onnx_runtime.py", "hardware/measuring/kit_script.py"}, "the latter goes to other devices"
