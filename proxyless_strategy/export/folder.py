@@ -113,9 +113,11 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}, so it is no export folder; give the folder of an export")
-    _check_harmless(folder, _read_config(folder))
     try:
+        _check_harmless(folder, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
+    except ExportError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(
@@ -218,16 +220,19 @@ def _check_harmless(folder: Path, config: Mapping[str, Any]) -> None:
     # `hf-hub:NAME` is fetched, `local-dir:FOLDER` read from elsewhere: the folder's owner has asked for neither
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ExportError(
-            f"{folder / CONFIG} has architecture = {architecture!r}, which is no registered architecture of timm; give "
-            "the folder of an export, or fetch that network yourself"
+            f"cannot build the network of {folder}: its {CONFIG} has architecture = {architecture!r}, which is no "
+            "registered architecture of timm; give the folder of an export"
         )
     if not isinstance(arguments, Mapping):
-        raise ExportError(f"{folder / CONFIG} has model_args = {arguments!r}, which is no mapping; export it again")
+        raise ExportError(
+            f"cannot build the network of {folder}: its {CONFIG} has model_args = {arguments!r}, which is no mapping; "
+            "export it again"
+        )
     for name in _FETCHING:
         if name in arguments:
             raise ExportError(
-                f"{folder / CONFIG} has model_args.{name} = {arguments[name]!r}, which would read weights from "
-                "elsewhere; remove that key"
+                f"cannot build the network of {folder}: its {CONFIG} has model_args.{name} = {arguments[name]!r}, "
+                "which would read weights from elsewhere; remove that key"
             )
 
 

@@ -241,7 +241,7 @@ def test_an_export_fetches_nothing_and_names_no_code(
     for read in (lambda: load_exported(folder), lambda: export_onnx(folder, tmp_path / "net.onnx"), retrained):
         with pytest.raises(ExportError) as raised:
             read()
-        assert f"{folder / 'config.json'} has {words}" in str(raised.value)
+        assert f"the network of {folder}: its config.json has {words}" in str(raised.value)
 
 
 def test_an_exports_own_code_and_pickles_are_left_alone(mark: Path, tmp_path: Path) -> None:
