@@ -357,8 +357,10 @@ def load_config(
     if preset is not None:
         if preset not in presets:
             raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
+        _refuse_erasing(dict(_leaves(presets[preset])))
         for dotted, value in _leaves(presets[preset]):
             _lay_over(values, dotted, value)
+    _refuse_erasing(overrides)
     for dotted, value in overrides.items():
         _lay_over(values, dotted, value)
     config = parse_config(values, source=str(path))
@@ -417,10 +419,27 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"cannot set {dotted}: {parent} is {child!r}, not a section of settings")
         node = child
-    if last in TARGETS and not parents:
+    # A target takes the place of the file's own, of whichever kind; none takes the place of its own kind alone.
+    if last in TARGETS and not parents and value is not None:
         for name in TARGETS:
             node.pop(name, None)
     node[last] = value
+
+
+def _refuse_erasing(settings: dict[str, Any]) -> None:
+    """Refuse settings of which a later one would silently erase an earlier one that was given beside it."""
+    given = [f"{name} = {settings[name]}" for name in TARGETS if settings.get(name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are given together; keep one of them")
+    seen: list[str] = []
+    for dotted in settings:
+        erased = next((name for name in seen if name.startswith(f"{dotted}.")), None)
+        if erased is not None:
+            raise ConfigError(
+                f"{dotted} = {settings[dotted]!r} would erase {erased} = {settings[erased]!r}, which was given before "
+                f"it; give {dotted} first, or leave one of them out"
+            )
+        seen.append(dotted)
 
 
 def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:

@@ -61,6 +61,41 @@ def test_a_sweep_is_laid_over_the_preset(file: Path) -> None:
     assert (config.hardware.name, config.hardware.threads) == ("desk", 1)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "target", "target_ms"),
+    [
+        ({"target": 0.4, "target_ms": None}, 0.4, None),
+        ({"target_ms": None, "target": 0.4}, 0.4, None),
+        ({"target_ms": None}, 0.3, None),
+        ({"target": None}, None, None),
+        ({"target": None, "target_ms": 30.0}, None, 30.0),
+        ({"target_ms": 30.0}, None, 30.0),
+    ],
+)
+def test_no_target_of_one_kind_erases_no_target_of_another(
+    file: Path, overrides: dict[str, float | None], target: float | None, target_ms: float | None
+) -> None:
+    config = load_config(file, overrides)
+    assert (config.target, config.target_ms) == (target, target_ms)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"target": 0.4, "target_ms": 30.0}, r"target = 0.4 and target_ms = 30.0 are given together"),
+        ({"target_cost": 2.0, "target": 0.4}, r"target = 0.4 and target_cost = 2.0 are given together"),
+        ({"search.epochs": 3, "search": {"batch_size": 8}}, r"search = .* would erase search.epochs = 3"),
+        ({"hardware.threads": 2, "hardware": "desk"}, r"hardware = 'desk' would erase hardware.threads = 2"),
+    ],
+)
+def test_settings_that_erase_one_another_are_refused(file: Path, overrides: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(file, overrides)
+    with_search_first = dict(reversed(overrides.items()))
+    if not set(overrides) & {"target"}:
+        assert load_config(file, with_search_first)
+
+
 def test_hardware_is_a_platform_and_what_is_given_beside_its_name(file: Path) -> None:
     assert (load_config(file).hardware.table, load_config(file).hardware.device) == (Path("pixel1"), "other")
     assert load_config(file, {"hardware": "desk"}).hardware.threads == 4
