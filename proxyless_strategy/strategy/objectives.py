@@ -101,7 +101,7 @@ class PaperReward(_Stateless):
     exponent: float = 0.1
 
     def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
-        return accuracy * (self.target / latency) ** self.exponent
+        return _not_negative(accuracy) * (self.target / latency) ** self.exponent
 
 
 @dataclass
@@ -123,7 +123,17 @@ class HardReward(_Stateless):
     exponent: float = -0.07
 
     def reward(self, accuracy: Tensor, latency: Tensor, expected: float) -> Tensor:
-        return accuracy * (latency / self.target).clamp(min=1.0) ** self.exponent
+        return _not_negative(accuracy) * (latency / self.target).clamp(min=1.0) ** self.exponent
+
+
+def _not_negative(accuracy: Tensor) -> Tensor:
+    # The factor of the latency would reward slow subnets.
+    if (accuracy < 0).any():
+        raise ConfigError(
+            f"an accuracy of {scalar(accuracy.min()):.4g} cannot be multiplied by a latency factor; return 0..1 from "
+            "architecture_accuracy, or set objective 'target'"
+        )
+    return accuracy
 
 
 class TargetController:

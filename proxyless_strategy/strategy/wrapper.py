@@ -11,7 +11,7 @@ import torch
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from torch import Tensor, nn
 
-from hardware.errors import ConfigError
+from .rewards import checked_scalar, labels_of, right_argmax
 
 
 class EvaluatorWrapper(BaseOneShotLightningModule):
@@ -47,23 +47,24 @@ class EvaluatorWrapper(BaseOneShotLightningModule):
         """Return the plain task loss, a scalar: `architecture_loss`, else what `training_step` returns."""
         own = getattr(self.training_module, "architecture_loss", None)
         output = own(batch, batch_idx) if own is not None else self.training_module.training_step(batch, batch_idx)
-        return output["loss"] if isinstance(output, Mapping) else output
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        what = "what architecture_loss returns" if own is not None else "the loss that training_step returns"
+        return checked_scalar(loss, what=what, method="architecture_loss")
 
     def task_accuracy(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the accuracy in 0..1, a scalar: `architecture_accuracy`, else the share of right argmax on `(x, y)`.
 
         Raises:
-            ConfigError: The module has no `architecture_accuracy`, and the batch is not `(x, y)`.
+            ConfigError: It returns no scalar; or the module has none, and the batch is not `(x, y)` with `B` class
+                numbers, or the network's output not `B x C` logits.
         """
         own = getattr(self.training_module, "architecture_accuracy", None)
         if own is not None:
-            return own(batch, batch_idx)
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-            raise ConfigError(
-                f"REINFORCE needs an accuracy, but batches are {type(batch).__name__}, not (x, y); define "
-                "architecture_accuracy(batch, batch_idx) in the evaluator's module"
+            return checked_scalar(
+                own(batch, batch_idx), what="what architecture_accuracy returns", method="architecture_accuracy"
             )
-        return (self.training_module(batch[0]).argmax(-1) == batch[1]).float().mean()
+        labels = labels_of(batch)
+        return right_argmax(self.training_module(batch[0]), labels)
 
     # ---- validation and tests of the derived subnet ------------------------------------------------------------
 
