@@ -30,6 +30,7 @@ from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..seeds import seeded
+from ..strategy.nonfinite import blame, is_finite, largest
 
 FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
@@ -190,6 +191,7 @@ class _Training:
         self.seconds = 0.0
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.memory_format)
+        self.largest_at_start = float(largest(self.model.parameters(), device))
         self.rank, self.replicas = _place()
         if settings.batch_size % self.replicas:
             raise ConfigError(
@@ -300,8 +302,13 @@ class _Training:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the training loss became {value} in epoch {self.epoch + 1}, update {number}, at learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.4g}; lower retrain.learning_rate "
-                f"(now {self.settings.learning_rate})"
+                f"{self.optimizer.param_groups[0]['lr']:.4g}: "
+                + blame(
+                    input_is_finite=is_finite(images),
+                    largest_weight=float(largest(self.model.parameters(), self.device)),
+                    largest_at_start=self.largest_at_start,
+                    learning_rate=f"retrain.learning_rate (now {self.settings.learning_rate})",
+                )
             )
         self.optimizer.zero_grad()
         # Small gradients vanish in float16 unless they are scaled; for other precisions the scaler is switched off.

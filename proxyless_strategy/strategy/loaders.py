@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from hardware.errors import DataError
@@ -29,7 +31,8 @@ class SeededLoader:
         loader: Any iterable of batches; a `DataLoader`'s samplers are told the epoch.
         seed: The search's seed.
         stream: Distinguishes the loaders of one search.
-        process: Gives rank and number of processes; a plain DataLoader is divided among them.
+        process: Gives rank and number of processes; a DataLoader is divided among them. Another iterable must give
+            each process its own share.
     """
 
     def __init__(self, loader: Any, *, seed: int, stream: int, process: Callable[[], tuple[int, int]] = lambda: (0, 1)):
@@ -47,7 +50,9 @@ class SeededLoader:
         """This process's share of the wrapped loader."""
         if self._share is None:
             rank, world_size = self.process()
-            self._share = _distributed(self._whole, self.seed, rank, world_size) if world_size > 1 else self._whole
+            self._share = self._whole
+            if world_size > 1:
+                self._share = _distributed(self._whole, self.seed, rank, world_size, stream=self.stream)
         return self._share
 
     def twin(self, *, stream: int) -> SeededLoader:
@@ -60,7 +65,7 @@ class SeededLoader:
     def __iter__(self) -> Iterator[Any]:
         # A position that was not just restored is that of a reading which has ended or was given up: what comes is the
         # next epoch. So it is after a position that was saved at an epoch's very end.
-        if self.position and not (self._resumed and self.position < self._length()):
+        if self.position and not (self._resumed and self.position < self.length()):
             self.finish_epoch()
         self._resumed = False
         epoch, skip, loader = self.epoch, self.position, self.loader
@@ -79,8 +84,12 @@ class SeededLoader:
                 self.position = index + 1
                 yield batch
 
-    def _length(self) -> float:
-        return len(self.loader) if hasattr(self.loader, "__len__") else math.inf
+    def length(self) -> float:
+        """Return the number of batches of an epoch; infinity where it is not known."""
+        try:
+            return len(self.loader)
+        except TypeError:  # a DataLoader over an IterableDataset has `__len__`, but no length
+            return math.inf
 
     def finish_epoch(self) -> None:
         """Let the next reading start the next epoch."""
@@ -115,18 +124,23 @@ class ArchitectureBatches:
         Raises:
             DataError: The loader has no batch at all.
         """
-        if self._loader is None:
-            self._loader = self._factory()
-            if self._state is not None:
-                self._loader.load_state_dict(self._state)
+        loader = self.loader()
         for _ in range(2):  # the end of an epoch, and the first batch of the next; twice nothing is an empty loader
             if self._iterator is None:
-                self._iterator = iter(self._loader)
+                self._iterator = iter(loader)
             try:
                 return next(self._iterator)
             except StopIteration:
                 self._iterator = None
         raise DataError("the validation loader of the evaluator gave no batch; give it some data")
+
+    def loader(self) -> SeededLoader:
+        """Return the loader, which is made on the first call; its workers start with the first batch."""
+        if self._loader is None:
+            self._loader = self._factory()
+            if self._state is not None:
+                self._loader.load_state_dict(self._state)
+        return self._loader
 
     def twin(self, *, stream: int) -> SeededLoader:
         """Return a reading of the same data in an order of its own, once from beginning to end."""
@@ -162,32 +176,154 @@ def _tell_epoch(loader: Any, epoch: int, skip: int) -> int:
     return skip
 
 
-def _distributed(loader: Any, seed: int, rank: int, world_size: int) -> Any:
+class Share(Sampler[Any]):
+    """One process's share of what a user's sampler gives.
+
+    Each process draws the whole order, under the same seed, and takes every `replicas`-th item of it. All get the same
+    number: for that the first items come twice, or with `drop_last` the last ones are left out.
+
+    Args:
+        sampler: The user's, with a length.
+        seed: Mixed with the epoch; the same on every process.
+        rank: Which of `replicas` processes this one is.
+        replicas: Their number.
+        drop_last: Leave the remainder out.
+    """
+
+    def __init__(self, sampler: Any, *, seed: int, rank: int, replicas: int, drop_last: bool):
+        self.sampler = sampler
+        self.seed = seed
+        self.rank = rank
+        self.replicas = replicas
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next order."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        count = len(self.sampler)
+        return count // self.replicas if self.drop_last else -(-count // self.replicas)
+
+    def __iter__(self) -> Iterator[Any]:
+        seed = mix_seed(self.seed, self.epoch)
+        # A generator of the sampler's own is where its last epoch left it, which after a restart is nowhere.
+        if getattr(self.sampler, "generator", None) is not None:
+            self.sampler.generator.manual_seed(seed)
+        with isolated_seed(seed):
+            order = list(self.sampler)
+        count = len(order) // self.replicas if self.drop_last else -(-len(order) // self.replicas)
+        return iter([order[(step * self.replicas + self.rank) % len(order)] for step in range(count)])
+
+
+def _distributed(loader: Any, seed: int, rank: int, world_size: int, *, stream: int = 0) -> Any:
     # Lightning would put its own sampler into a plain DataLoader, but not into one that is wrapped.
-    if not isinstance(loader, DataLoader) or isinstance(loader.sampler, DistributedSampler):
+    if not isinstance(loader, DataLoader):
         return loader
-    if hasattr(loader.sampler, "replicas"):
-        sampler: Any = copy.copy(loader.sampler)
-        sampler.rank, sampler.replicas = rank, world_size
-        return _rebuilt(loader, sampler=sampler)
-    return _rebuilt(
-        loader,
-        sampler=DistributedSampler(
+    if isinstance(loader.dataset, IterableDataset):
+        raise DataError(
+            f"an IterableDataset ({type(loader.dataset).__name__}) cannot be divided among {world_size} processes; "
+            "give a data set with a length, or an iterable of batches that gives each process its own"
+        )
+    sampler, _, drop_last = _batching(loader)
+    if isinstance(sampler, DistributedSampler):
+        if (sampler.rank, sampler.num_replicas) != (rank, world_size):
+            raise DataError(
+                f"the loader's DistributedSampler is of rank {sampler.rank} of {sampler.num_replicas} processes, but "
+                f"this is rank {rank} of {world_size}; give a sampler of the whole data, it is divided here"
+            )
+        return loader
+    if hasattr(sampler, "replicas"):
+        share: Any = copy.copy(sampler)
+        share.rank, share.replicas = rank, world_size
+    elif type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and _is_permutation(sampler, loader)):
+        share = DistributedSampler(
             loader.dataset,
             num_replicas=world_size,
             rank=rank,
-            shuffle=isinstance(loader.sampler, RandomSampler),
+            shuffle=type(sampler) is RandomSampler,
             seed=seed & 0x7FFFFFFF,  # torch adds the epoch to it and seeds a generator with the sum
-            drop_last=loader.drop_last,
-        ),
-    )
+            drop_last=drop_last,
+        )
+    else:
+        # Any other sampler has a say in which images are read: a SubsetRandomSampler keeps those of architecture steps
+        # away from weight steps.
+        if not hasattr(sampler, "__len__"):
+            raise DataError(
+                f"a sampler without a length ({type(sampler).__name__}) cannot be divided among {world_size} "
+                "processes; give it __len__"
+            )
+        share = Share(sampler, seed=mix_seed(seed, stream), rank=rank, replicas=world_size, drop_last=drop_last)
+    return _rebuilt(loader, sampler=share)
+
+
+def _is_permutation(sampler: RandomSampler, loader: DataLoader) -> bool:
+    return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+
+
+def lone_image_batch(loader: Any) -> Any:
+    """Return the last batch of an epoch if it is known to have one image, else None.
+
+    Args:
+        loader: Only a `DataLoader`'s batches are known without reading them.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler, size, drop_last = _batching(loader)
+    batched = size is not None
+    if not batched:  # a sampler of whole batches, if it says so
+        size, drop_last = getattr(sampler, "batch_size", None), getattr(sampler, "drop_last", True)
+    count = getattr(sampler, "length", None) if not batched else len(sampler)
+    if size is None or count is None or drop_last or count % size != 1 or count < size:
+        return None
+    generator: Any = getattr(sampler, "generator", None)
+    state = None if generator is None else generator.get_state()
+    with isolated_seed(0):
+        (last,) = deque(sampler, maxlen=1)
+        if generator is not None:
+            generator.set_state(state)
+        item = loader.dataset[last]
+        return loader.collate_fn([item]) if batched else loader.collate_fn(item)
+
+
+@contextmanager
+def of_one_image(what: str) -> Iterator[None]:
+    """Say in a sentence why batch norms refuse a batch of one image.
+
+    Args:
+        what: Which batch has one image.
+
+    Raises:
+        DataError: They do.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"{what}, of which batch norms have no statistics; let the loader drop its last batch (drop_last=True), or "
+            "choose another batch_size or number of images"
+        ) from error
+
+
+def _batching(loader: DataLoader) -> tuple[Any, int | None, bool]:
+    """Return a loader's sampler, batch size and whether it drops the last batch, however they were given."""
+    batches = loader.batch_sampler
+    # Given a batch sampler, a DataLoader makes up a sampler that it does not use.
+    if type(batches) is BatchSampler:
+        return batches.sampler, batches.batch_size, batches.drop_last
+    return loader.sampler, loader.batch_size, loader.drop_last
 
 
 def _without_workers(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
     # A twin is read for some batches and dropped; its workers would outlive it, beside those of the loader proper.
-    return _rebuilt(loader, sampler=loader.sampler, workers=0)
+    return _rebuilt(loader, sampler=_batching(loader)[0], workers=0)
 
 
 def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) -> DataLoader:
@@ -196,15 +332,21 @@ def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) ->
             f"a DataLoader with its own batch_sampler ({type(loader.batch_sampler).__name__}) cannot be divided among "
             "processes or read twice; give batch_size and a sampler"
         )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise DataError(
+            f"a DataLoader with its own __iter__ ({type(loader).__name__}) cannot be divided among processes or read "
+            "twice; put what it does into the data set or collate_fn"
+        )
     count = loader.num_workers if workers is None else workers
+    _, batch_size, drop_last = _batching(loader)
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
+        batch_size=batch_size,
+        sampler=None if isinstance(loader.dataset, IterableDataset) else sampler,
         num_workers=count,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
+        drop_last=drop_last,
         timeout=loader.timeout if count else 0,  # without workers DataLoader refuses this and the last two
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if count else None,

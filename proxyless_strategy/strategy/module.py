@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
-from hardware.errors import ConfigError
+from hardware.errors import ConfigError, TrainingError
 
 from ..seeds import isolated_seed, mix_seed, seed_everything
-from . import finalists, gates, recalibration
+from . import finalists, gates, nonfinite, recalibration
 from .derivation import Derived, Deriver
 from .finalists import Finalist
-from .loaders import ArchitectureBatches, SeededLoader
-from .objectives import TargetController
+from .loaders import ArchitectureBatches, SeededLoader, of_one_image
+from .objectives import AccuracyOnly, TargetController
 from .options import SearchOptions
+from .probe import refuse_empty, try_batches
 from .rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome, derived_learning_rate
 from .schedulers import Schedulers
 from .supernet.frozen import one_path_copy
 from .supernet.step_mode import ArchitectureStepMode
 from .unlogged import unlogged
+from .verdict import Plan, SearchWarning, done_warnings
 from .wrapper import EvaluatorWrapper
 
 _logger = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "proxyless_strategy"
+_LOOK_EVERY = 100
+"""Weight steps between two looks at whether losses are finite, each of which waits for the device."""
 
 
 class SearchModule(EvaluatorWrapper):
@@ -49,6 +54,7 @@ class SearchModule(EvaluatorWrapper):
         problem: What the update works on.
         update: The rule.
         options: The search's options, with the absolute target.
+        target_found: What is wrong with the target, see `verdict.target_warnings`.
 
     Attributes:
         counters: Steps taken: of weights, of these in the warm-up, of the architecture, and of these skipped.
@@ -64,6 +70,7 @@ class SearchModule(EvaluatorWrapper):
         problem: Problem,
         update: GradientUpdate | ReinforceUpdate,
         options: SearchOptions,
+        target_found: Sequence[SearchWarning] = (),
     ):
         super().__init__(training_module)
         # The names of these attributes are part of every checkpoint's keys (`architecture.alpha`).
@@ -72,6 +79,7 @@ class SearchModule(EvaluatorWrapper):
         self.problem = problem
         self.update = update
         self.options = options
+        self.target_found = tuple(target_found)
         self.finalists: list[Finalist] = []
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
         self.train_batches: SeededLoader | None = None
@@ -81,6 +89,9 @@ class SearchModule(EvaluatorWrapper):
         self._micro = 0  # batches of the weight step under way that have been added up
         self._paths: list[int] = []  # what it runs
         self._rate_is_set = options.learning_rate is not None
+        self._bad_loss = nonfinite.FirstBadLoss()
+        self._plan: Plan | None = None  # once training has started
+        self._bad_batch = ""  # what is wrong with a batch that finalists were compared on
         # DDP reads this name. Alpha's gradient comes from no backward pass, and each rank computes the whole of it.
         self._ddp_params_and_buffers_to_ignore = [f"architecture.{name}" for name in self.architecture.state_dict()]
 
@@ -94,11 +105,34 @@ class SearchModule(EvaluatorWrapper):
         """Take over the evaluator's schedulers."""
         return self._schedulers.adopt(optimizers)
 
+    def plan(self) -> Plan:
+        """Return the schedule that the trainer's epochs give.
+
+        Raises:
+            ConfigError: The training loader has no length, or there is no last epoch.
+        """
+        batches, epochs = self.trainer.num_training_batches, self.trainer.max_epochs
+        if math.isinf(batches):
+            raise ConfigError(
+                "the training loader has no length, so that architecture steps cannot be planned; give it one, or set "
+                "limit_train_batches of the Trainer to the number of batches that make an epoch"
+            )
+        if epochs is None or epochs < 0:
+            raise ConfigError(
+                f"max_epochs = {epochs} has no end, so that architecture steps cannot be planned; set max_epochs"
+            )
+        options = self.options
+        return Plan(
+            batches=int(batches),
+            epochs=epochs,
+            warmup_epochs=options.warmup_epochs,
+            steps_per_update=options.steps_per_update,
+            accumulate=options.accumulate_grad_batches,
+        )
+
     def planned_architecture_steps(self) -> int:
         """Return how many architecture steps the trainer's epochs leave room for."""
-        batches = self.trainer.num_training_batches
-        epochs = (self.trainer.max_epochs or 0) - self.first_architecture_epoch
-        return int(max(0, epochs) * batches // (self.options.steps_per_update * self.options.accumulate_grad_batches))
+        return self.plan().architecture_steps
 
     @property
     def first_architecture_epoch(self) -> int:
@@ -106,12 +140,13 @@ class SearchModule(EvaluatorWrapper):
         return self.options.warmup_epochs + 1 if self.options.warmup_epochs else 0
 
     def on_train_start(self) -> None:
-        steps, options = self.planned_architecture_steps(), self.options
+        plan, options = self.plan(), self.options
+        steps, found = plan.architecture_steps, plan.warnings()
         if steps < 1:
-            raise ConfigError(
-                f"max_epochs = {self.trainer.max_epochs} leaves no architecture step after {options.warmup_epochs} "
-                f"warm-up epochs and one more; train for at least {self.first_architecture_epoch + 1} epochs"
-            )
+            raise ConfigError(found[0].sentence)
+        for warning in (*self.target_found, *found):
+            _logger.warning("%s", warning.sentence)
+        self._plan = plan
         self.problem.objective.plan(steps)
         if not self._rate_is_set:
             dense, candidates = options.moves_every_candidate, self.architecture.alpha.shape[1]
@@ -119,7 +154,31 @@ class SearchModule(EvaluatorWrapper):
             for group in self._architecture_optimizer().param_groups:
                 group["lr"] = rate
             _logger.info("architecture learning rate %.4g, derived from %d planned architecture steps", rate, steps)
+        with self._measuring():
+            try_batches(self)
         super().on_train_start()
+
+    def planned_warnings(self) -> list[SearchWarning]:
+        """Return what can be said before the first step: of the target and, once training has started, the schedule."""
+        return [*self.target_found, *([] if self._plan is None else self._plan.warnings())]
+
+    def warnings(self) -> list[SearchWarning]:
+        """Return why the result may be worth little: `planned_warnings`, and what the search did not do."""
+        target, objective = self.options.target, self.problem.objective
+        expected = self.problem.fixed + self.architecture.expected_cost(
+            self.architecture.probabilities(), self.problem.costs
+        )
+        cost = self.options.cost
+        return self.planned_warnings() + done_warnings(
+            planned=None if self._plan is None else self._plan.architecture_steps,
+            done=self.counters["architecture"],
+            skipped=self.counters["skipped"],
+            expected=expected,
+            target=target,
+            unit="" if cost is None else cost.unit,
+            objective="none" if isinstance(objective, AccuracyOnly) else self.options.objective,
+            idle=any(warning.code == "idle_target" for warning in self.target_found),
+        )
 
     def _architecture_optimizer(self) -> torch.optim.Optimizer:
         # Lightning's wrapper would count alpha's steps as `global_step`, on which users' checkpoints and logs depend.
@@ -137,6 +196,7 @@ class SearchModule(EvaluatorWrapper):
         self.finalists = []
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
+        refuse_empty(self)
         super().on_fit_start()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -156,6 +216,7 @@ class SearchModule(EvaluatorWrapper):
         return loss
 
     def on_train_epoch_end(self) -> None:
+        self._bad_loss.refuse_together(self.trainer, self.problem.reduce)
         super().on_train_epoch_end()
         self._advance_schedulers("epoch", self.current_epoch + 1)
         if self.train_batches is not None:
@@ -196,11 +257,13 @@ class SearchModule(EvaluatorWrapper):
                 # Optimisers skip a gradient that is None, but move a weight whose gradient is 0 by momentum and decay:
                 # candidates off the path must stay as they are.
                 optimizer.zero_grad(set_to_none=True)
-        with self.supernet.running(self._paths):
+        with self.supernet.running(self._paths), of_one_image(f"training batch {batch_idx + 1} has one image"):
             output = self.training_module.training_step(batch, batch_idx)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if loss is not None:
                 self.manual_backward(loss / options.accumulate_grad_batches)
+        if loss is not None:
+            self._look_at(loss, batch, batch_idx, optimizers)
         self._micro += 1
         last = bool(self.trainer.is_last_batch)
         if self._micro >= options.accumulate_grad_batches or last:
@@ -217,6 +280,16 @@ class SearchModule(EvaluatorWrapper):
                 self.counters["warmup"] += 1
         return None if loss is None else loss.detach()
 
+    def _look_at(self, loss: Tensor, batch: Any, batch_idx: int, optimizers: list[Any]) -> None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        weights = (weight for group in groups for weight in group["params"] if weight.grad is not None)
+        self._bad_loss.note(self.current_epoch, batch_idx, loss=loss, batch=batch, weights=weights)
+        # On several processes they look together, at the epoch's end: one that stopped alone would leave the others
+        # waiting for it.
+        due = nonfinite.asks_for_free(loss.device) or self.counters["weights"] % _LOOK_EVERY == 0
+        if due and self.trainer.world_size == 1:
+            self._bad_loss.refuse(self.trainer)
+
     def _architecture_step(self, batch_idx: int) -> None:
         assert self.architecture_batches is not None
         batch = self.ready(self.architecture_batches.next())
@@ -226,10 +299,21 @@ class SearchModule(EvaluatorWrapper):
         def task() -> Tensor:
             return self.task_loss(batch, batch_idx) if loss_based else self.task_accuracy(batch, batch_idx)
 
-        with self._measuring():
+        with self._measuring(), of_one_image("a validation batch has one image"):
             outcome = self.update.compute(self.problem, task, step, scale=self.loss_scale())
+        # The step has waited for the device, so that asking costs nothing now.
+        if self.trainer.world_size == 1:
+            self._bad_loss.refuse(self.trainer)
+        if not math.isfinite(outcome.task):
+            what = "loss" if loss_based else "accuracy"
+            raise nonfinite.stopped(
+                f"the {what} of architecture step {step + 1} became {outcome.task:g}: "
+                f"{self._bad_loss.blame_now(batch, self.training_module)}",
+                self.trainer,
+            )
         self.counters["architecture"] += 1
         if outcome.gradient is None:
+            # In float16 a scaled gradient may overflow now and then, as in a weight step.
             self.counters["skipped"] += 1
             _logger.warning("architecture step %d skipped: its gradient is not finite", step)
             return
@@ -280,12 +364,26 @@ class SearchModule(EvaluatorWrapper):
         if self.finalists:
             return
         options = self.options
+        if self.counters["weights"] < 1:
+            raise TrainingError(
+                "not one weight step was taken, so that there is nothing to choose by; give the training loader images "
+                "and the Trainer epochs"
+            )
         if options.finalists == 1:
             found = [self.derive()]
         else:
             found = self.deriver().finalists(options.finalists, options.target, slack=options.slack)
         losses = self._losses_of(found) if len(found) > 1 else [math.nan]
+        if len(found) > 1 and not any(map(math.isfinite, losses)):
+            raise nonfinite.stopped(
+                f"none of {len(found)} finalists has a finite loss on validation batches{self._bad_batch}, so that "
+                "there is nothing to choose by",
+                self.trainer,
+            )
         self.finalists = finalists.ranked(found, losses)
+        for warning in self.warnings():
+            if warning not in self.planned_warnings():
+                _logger.warning("%s", warning.sentence)
 
     def _losses_of(self, found: list[Derived]) -> list[float]:
         """Return each subnet's mean loss over validation batches, in the mode of an architecture step.
@@ -298,7 +396,11 @@ class SearchModule(EvaluatorWrapper):
 
         def loss(derived: Derived, batch: Any, index: int) -> float:
             with self.supernet.running(list(derived.choice)):
-                return float(self.task_loss(batch, index)) if has_loss else 1 - float(self.task_accuracy(batch, index))
+                value = self.task_loss(batch, index) if has_loss else 1 - self.task_accuracy(batch, index)
+            found = float(value)
+            if not math.isfinite(found) and not self._bad_batch and not nonfinite.is_finite(batch):
+                self._bad_batch = f" (batch {index + 1} holds values that are not finite; mend these images)"
+            return found
 
         seed = mix_seed(self.problem.seed, finalists.STREAM, self.global_rank)
         precision = self.trainer.precision_plugin.forward_context()  # on_train_end is outside of Lightning's own
@@ -341,6 +443,8 @@ class SearchModule(EvaluatorWrapper):
     # ---- state -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A state after such a step is lost: what is on disk must stay the last good one.
+        self._bad_loss.refuse(self.trainer)
         super().on_save_checkpoint(checkpoint)
         train, architecture = self.train_batches, self.architecture_batches
         checkpoint[_CHECKPOINT_KEY] = {
@@ -351,6 +455,7 @@ class SearchModule(EvaluatorWrapper):
             "architecture_batches": None if architecture is None else architecture.state_dict(),
             "labels": list(self.architecture.labels),
             "seed": self.problem.seed,
+            "plan": None if self._plan is None else asdict(self._plan),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -365,6 +470,7 @@ class SearchModule(EvaluatorWrapper):
             )
         self.finalists = []
         self.counters.update(state["counters"])
+        self._plan = Plan(**state["plan"]) if state.get("plan") else None
         self.update.load_state_dict(state["update"])
         self.problem.objective.load_state_dict(state["objective"])
         if self.train_batches is not None and state["train_batches"] is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -27,6 +26,7 @@ from .options import Rule, SearchOptions, renamed
 from .processes import averaged, prepare
 from .rules import Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
 from .supernet.space import Supernet, check_mutables, refuse
+from .verdict import SearchWarning, target_warnings
 
 
 class ProxylessStrategy(OneShotStrategy):
@@ -150,6 +150,7 @@ class ProxylessStrategy(OneShotStrategy):
         self.paths_of_space = Supernet()
         self.architecture: ArchitectureParameters | None = None
         self._minimum: float | None = None  # cost of the cheapest subnet, once the space is known
+        self._target_found: list[SearchWarning] = []  # what is wrong with the target, likewise
         self._trainer: Any = None
         self._module: SearchModule | None = None
 
@@ -206,6 +207,7 @@ class ProxylessStrategy(OneShotStrategy):
         """Check the costs, and turn the target into an absolute one that some subnet meets."""
         costs, fixed = self.cost_matrix()
         if self.cost is None:
+            self._target_found = target_warnings(target=None, dearest=None, unit="", objective=self.options.objective)
             return
         deriver = Deriver(architecture.edges, torch.zeros_like(costs).numpy(), costs.numpy(), fixed)
         cheapest, dearest = deriver.cheapest(), deriver.dearest()
@@ -213,16 +215,15 @@ class ProxylessStrategy(OneShotStrategy):
         share, unit = self.options.target_share, self.cost.unit
         if share is not None:
             self.target = cheapest.cost + share * (dearest.cost - cheapest.cost)
+        hint = ""
+        if share is None and self.target is not None and 0 <= self.target <= 1:
+            # `target` meant a share before `target_share` did.
+            hint = f"; a share of the range from the cheapest to the dearest is given as target_share={self.target:.6g}"
+        self._target_found = target_warnings(
+            target=self.target, dearest=dearest.cost, unit=unit, objective=self.options.objective, hint=hint
+        )
         if self.target is None:
             return
-        hint = ""
-        if share is None and 0 <= self.target <= 1:  # `target` meant a share before `target_share` did
-            hint = f"; a share of the range from the cheapest to the dearest is given as target_share={self.target:.6g}"
-            if self.target > dearest.cost:
-                warnings.warn(
-                    f"target {self.target:.6g} {unit} is above the dearest subnet's {dearest.cost:.6g}, so that every "
-                    f"subnet is within it{hint}"
-                )
         if self.target < cheapest.cost:
             raise TargetError(
                 f"target {self.target:.6g} {unit} is below the cheapest subnet's {cheapest.cost:.6g} "
@@ -287,7 +288,9 @@ class ProxylessStrategy(OneShotStrategy):
             seed=options.seed,
             reduce=lambda value: averaged(value, self._trainer),
         )
-        self._module = SearchModule(training_module, problem=problem, update=update, options=options)
+        self._module = SearchModule(
+            training_module, problem=problem, update=update, options=options, target_found=self._target_found
+        )
         return self._module
 
     def mutate_evaluator(self, evaluator: Any) -> Any:

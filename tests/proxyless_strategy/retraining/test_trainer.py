@@ -309,15 +309,39 @@ def test_mixup_with_fewer_images_than_a_batch() -> None:
         trained(settings=settings(mixup=0.2, batch_size=500))
 
 
+def with_bad_pixel() -> ImageData:
+    data = image_data("none")
+    data.training.images[4, 0, 2, 3] = float("nan")  # type: ignore[attr-defined]
+    return data
+
+
+class Logarithm(nn.Module):
+    """A network whose output is no number, whatever its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(-self.network(x).abs())
+
+
 @pytest.mark.parametrize(
-    ("data", "changes"), [(image_data("none", scale=float("nan")), {}), (image_data(), {"learning_rate": 1e30})]
+    ("data", "changes", "make", "blamed"),
+    [
+        (image_data("none", scale=float("nan")), {}, build, "its input holds values that are not finite; mend these"),
+        (with_bad_pixel(), {}, build, "its input holds values that are not finite; mend these"),
+        (with_bad_pixel(), {"mixup": 0.2}, build, "its input holds values that are not finite; mend these"),
+        (image_data(), {"learning_rate": 1e30}, build, r"(no longer are|has grown .*); lower retrain.learning_rate"),
+        (image_data(), {}, Logarithm, "input and weights are finite .* the loss function or the network gave it"),
+    ],
 )
-def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(
+    tmp_path: Path, data: ImageData, changes: dict[str, Any], make: Any, blamed: str
+) -> None:
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(
-        TrainingError, match=r"loss became (nan|inf) in epoch 1, update \d+.*lower retrain.learning_rate"
-    ):
-        trained(data, settings=settings(**changes), checkpoint=path)
+    with pytest.raises(TrainingError, match=rf"loss became (nan|inf) in epoch 1, update \d+.*: .*{blamed}"):
+        train(make, data, settings(**changes), seed=0, checkpoint=path)
     assert torch.load(path, weights_only=True)["epoch"] == 0
 
 

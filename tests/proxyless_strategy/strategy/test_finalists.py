@@ -9,7 +9,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from hardware.errors import DataError
+from hardware.errors import DataError, TrainingError
 from proxyless_strategy.strategy.derivation import Derived
 from proxyless_strategy.strategy.finalists import BATCHES, but_last, mean_losses, ranked
 from tests.proxyless_strategy import tiny
@@ -17,14 +17,14 @@ from tests.proxyless_strategy.tiny import RULES, assert_equal_states, final_stat
 
 
 class Add(torch.nn.Module):
-    """`x + value`, whose task loss can be told in advance."""
+    """`x + value`, whose task loss can be told in advance; None is no number once the training has ended."""
 
     def __init__(self, value):
         super().__init__()
         self.value = value
 
     def forward(self, x):
-        return x + self.value
+        return x + (0.0 if self.value is None else self.value)
 
 
 class Sum(ModelSpace):
@@ -33,7 +33,7 @@ class Sum(ModelSpace):
     def __init__(self):
         super().__init__()
         for label in ("first", "second"):
-            values = {"zero": 0.0, "one": 1.0, "two": 2.0, "none": math.nan}
+            values = {"zero": 0.0, "one": 1.0, "two": 2.0, "none": None}
             setattr(self, label, LayerChoice({name: Add(value) for name, value in values.items()}, label=label))
         self.scale = torch.nn.Parameter(torch.ones(()))
 
@@ -73,6 +73,9 @@ class Ending(Callback):
     def on_train_end(self, trainer, pl_module):
         with torch.no_grad():
             pl_module.architecture.alpha.copy_(self.alpha)
+        for module in pl_module.modules():
+            if isinstance(module, Add) and module.value is None:
+                module.value = math.nan
 
 
 def ending(alpha, **options):
@@ -119,6 +122,13 @@ def test_one_finalist_is_the_most_probable_subnet_and_is_not_run():
 def test_a_loss_that_is_no_number_ranks_last():
     found = ending([[0.0, -1.0, -2.0, 9.0], [3.0, 2.0, 0.0, -9.0]], finalists=4).searched.finalists
     assert [finalist.derived.choice for finalist in found] == [(0, 0), (3, 0), (3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_any_finite_loss_no_subnet_is_exported(rule):
+    nothing_but_none = [[-3.0, -3.0, -3.0, 9.0]] * 2
+    with pytest.raises(TrainingError, match=r"none of 3 finalists has a finite loss .*no checkpoint was written"):
+        ending(nothing_but_none, rule=rule)
 
 
 def test_comparing_finalists_changes_nothing_else():

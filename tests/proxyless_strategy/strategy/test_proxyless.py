@@ -1,5 +1,7 @@
 """The strategy: its target, its costs, its results."""
 
+import re
+
 import pytest
 import torch
 from nni.nas.experiment import NasExperiment
@@ -70,8 +72,9 @@ def test_a_target_that_may_have_been_meant_as_a_share_says_so():
     assert "target_share" not in str(low.value)
     small = tiny.costs()
     small.costs, small.fixed = small.costs / 100, 0.01
-    with pytest.warns(UserWarning, match=r"target 0.5 ms is above the dearest .* given as target_share=0.5"):
-        ProxylessStrategy(cost=small, target=0.5).mutate_model(tiny.TinySpace())
+    strategy = tiny.searched(cost=small, target=0.5, epochs=3)
+    (idle,) = [warning.sentence for warning in strategy.searched.warnings() if warning.code == "idle_target"]
+    assert re.search(r"target 0.5 ms is idle: the dearest subnet costs 0.13.* given as target_share=0.5", idle)
 
 
 def test_the_former_name_of_derives_target_goes_on_working():
