@@ -22,6 +22,7 @@ from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
 from search_spaces.nni_import import silence_false_alarms
 
+from . import signals
 from .config import load_config
 from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT
 
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _look(options.config, preset=options.preset)
         else:
-            run_trial(options.config, preset=options.preset)
+            with signals.stopped_in_order():
+                run_trial(options.config, preset=options.preset)
     except ProxylessError as error:
         print(error, file=sys.stderr)
         return 2

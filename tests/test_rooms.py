@@ -22,7 +22,12 @@ PACKAGES = ("hardware", "search_spaces", "proxyless_strategy")
 STOREYS: tuple[set[str], ...] = (
     {"hardware"},
     {"search_spaces"},
-    {"proxyless_strategy.checkpoints", "proxyless_strategy.layout", "proxyless_strategy.seeds"},
+    {
+        "proxyless_strategy.checkpoints",
+        "proxyless_strategy.layout",
+        "proxyless_strategy.seeds",
+        "proxyless_strategy.signals",
+    },
     {"proxyless_strategy.config"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},
     {"proxyless_strategy.export", "proxyless_strategy.data"},

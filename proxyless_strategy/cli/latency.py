@@ -17,6 +17,7 @@ import typer
 
 from hardware.errors import ConfigError, TableError
 
+from .. import signals
 from ..config import key_values
 from ..runs.space_table import (
     CALIBRATION_SEED,
@@ -75,6 +76,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exi
 
 
 @app.command()
+@signals.stopped_in_order()
 def build(
     space: Space,
     input_size: InputSize,
@@ -112,7 +114,7 @@ def build(
                 nets=nets,
                 plan=Plan(rounds=300, seconds=seconds),
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, signals.Stopped):
             if Path(f"{out}.partial").exists():
                 typer.echo(f"interrupted; the same command continues from {out}.partial", err=True)
             raise
@@ -122,6 +124,7 @@ def build(
 
 
 @app.command()
+@signals.stopped_in_order()
 def prepare(config: Config, settings: Settings = None) -> None:
     """Measure a search's latency table if it is missing; show its space's extremes."""
     from ..config import load_config

@@ -17,6 +17,7 @@ import typer
 from hardware.errors import ConfigError, ProxylessError
 from search_spaces.nni_import import silence_false_alarms
 
+from .. import signals
 from ..config import key_values
 from . import latency as latency_cli
 from .options import Config, Preset, Settings, SpreadOptions, Threads
@@ -32,6 +33,7 @@ app.add_typer(latency_cli.app, name="latency")
 
 
 @app.command()
+@signals.stopped_in_order()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
     """Search once: supernet, subnet, retraining, export, measured latency."""
     from ..config import load_config
@@ -79,6 +81,7 @@ def export(
 
 
 @app.command()
+@signals.stopped_in_order()
 def retrain(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder; its weights are not read.")],
     data: Annotated[Path, typer.Option(metavar="ROOT", help="Root of the images.")],
@@ -105,6 +108,7 @@ def retrain(
 
 
 @app.command()
+@signals.stopped_in_order("nothing is half written; repeat the command")
 def derive(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a finished search.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The export folder, or with --curve a folder for it.")],
@@ -210,7 +214,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: with 0, with 2 for what the user can mend, with 130 after Ctrl-C.
+    """Run a command and exit: with 0, with 2 for what the user can mend, with 130 after Ctrl-C and 143 after SIGTERM.
 
     Typer itself turns a wrong command line and Ctrl-C into exit statuses.
 

@@ -254,7 +254,8 @@ def _handlers(wanted: dict[str, Any]) -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         for name, handler in wanted.items():
-            if hasattr(signal, name):
+            # What the parent has set to be ignored stays so, as by nohup.
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
                 number = getattr(signal, name)
                 before[number] = signal.signal(number, handler)
     try:

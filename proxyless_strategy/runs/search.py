@@ -36,6 +36,7 @@ from .classifier import image_evaluator
 from .epoch_log import EpochLog
 from .finished import read_searched
 from .forecast import forecast
+from .own_signals import OwnSignals
 from .prepare import Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
@@ -170,6 +171,7 @@ def search_supernet(
         network = network.to(memory_format=torch.channels_last)
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     evaluator = image_evaluator(config, data, log, checkpoints)
+    evaluator.trainer.callbacks.insert(0, OwnSignals())
     if is_first_process():
         print(forecast(config, prepared.space, prepared.costs, data).sentence(), flush=True)
     # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.

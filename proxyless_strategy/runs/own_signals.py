@@ -1,0 +1,20 @@
+"""Keep a command's signal handlers over Lightning's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning import Callback
+
+from .. import signals
+
+
+class OwnSignals(Callback):
+    """Takes the signals back when a fit starts.
+
+    Lightning's handler of SIGTERM ends a training as if it had reached its end, with status 0, and broadcasts from
+    within the handler, which waits for ever where another process waits in something else.
+    """
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        signals.reclaim()

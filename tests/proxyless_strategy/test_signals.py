@@ -1,0 +1,192 @@
+"""SIGTERM, Ctrl-C and a closed terminal: the exit status, one sentence, and no process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+HEAD = "import ctypes, os, signal, subprocess, sys, time\nfrom proxyless_strategy import signals\n"
+
+
+def default_signals() -> None:
+    """Run in a child: what a terminal's foreground process has, also where this suite runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program and wait until it prints `ready`."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(body: str, *, preexec: Callable[[], None] = default_signals) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", HEAD + body],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=preexec,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        while (line := process.stdout.readline().strip()) != "ready":
+            assert line or process.poll() is None, process.communicate()[1]
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def ends(process: subprocess.Popen[str], timeout: float = 30) -> tuple[int, str]:
+    _, error = process.communicate(timeout=timeout)
+    return process.returncode, error
+
+
+WAIT = "with signals.stopped_in_order():\n    print('ready')\n    time.sleep(60)\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "SIGHUP")],
+)
+def test_a_signal_is_its_status_and_one_sentence(
+    start: Callable[..., subprocess.Popen[str]], number: int, status: int, word: str
+) -> None:
+    process = start(WAIT)
+    process.send_signal(number)
+    assert ends(process) == (status, f"{word}: stopped; repeat the command to continue\n")
+
+
+def test_what_the_parent_ignores_stays_ignored(start: Callable[..., subprocess.Popen[str]]) -> None:
+    def background() -> None:
+        default_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start(WAIT, preexec=background)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert ends(process)[0] == 143
+
+
+BODIES = {
+    # an exception in a destructor goes no further
+    "in a destructor": """
+class Slow:
+    def __del__(self):
+        print('ready')
+        time.sleep(1)
+with signals.stopped_in_order():
+    Slow()
+    time.sleep(60)
+""",
+    # a collective that waits for a dead process never returns to Python
+    "in C code": """
+signals.GRACE_SECONDS = 0.6
+with signals.stopped_in_order():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    libc.pthread_mutex_lock(mutex)
+    print('ready')
+    libc.pthread_mutex_lock(mutex)
+""",
+    # the signal kills a data worker first, and its loader complains
+    "with an error of its own": """
+with signals.stopped_in_order():
+    try:
+        print('ready')
+        time.sleep(60)
+    except BaseException:
+        raise RuntimeError('a worker was killed')
+""",
+    "while it saves between two steps": """
+with signals.stopped_in_order():
+    with signals.held():
+        print('ready')
+        for step in range(600):
+            time.sleep(0.1)
+            signals.leave_if_asked(lambda: print('saved'))
+""",
+    "after a library took the signal": """
+with signals.stopped_in_order():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signals.reclaim()
+    print('ready')
+    time.sleep(60)
+""",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_signal_arrives_wherever_it_finds_the_command(
+    start: Callable[..., subprocess.Popen[str]], body: str
+) -> None:
+    process = start(body)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in error
+    assert error.startswith("SIGTERM: ")
+    assert ("saved" in output) == ("saves" in body or "'saved'" in body)
+
+
+def test_children_end_with_the_command_and_a_second_ctrl_c_says_nothing(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = start("""
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+with signals.stopped_in_order():
+    child = subprocess.Popen([sys.executable, '-c', deaf], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+    print('ready')
+    time.sleep(60)
+""")
+    time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 2
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # a terminal's second Ctrl-C, while the deaf child is waited for
+    process.send_signal(signal.SIGINT)
+    assert ends(process) == (130, "interrupted: stopped; repeat the command to continue\n")
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_forked_worker_dies_by_the_default_handler(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("""
+with signals.stopped_in_order():
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+    print('ready')
+""")
+    assert ends(process) == (0, "")
+
+
+def test_handlers_are_put_back() -> None:
+    from proxyless_strategy import signals
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with signals.stopped_in_order(), signals.stopped_in_order():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
