@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hardware.errors import ConfigError
 from hardware.tables.shipped import shipped_names
@@ -53,8 +62,24 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
 Rule = Literal["gradient", "reinforce"]
 Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+
+
+def _number(value: Any) -> Any:
+    """Refuse YAML's yes and no, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("it takes a value, neither yes nor no")
+    return value
+
+
+MOST_EPOCHS = 100_000
+MOST_IMAGES = 1_000_000
+"""Of a batch; the data set is the closer bound."""
+MOST_PIXELS = 4096
+MOST_WORKERS = 256
+MOST_SEED = 2**63 - 1
+"""Bounds stand far above every use: they keep a slip of the hand from filling memory or from never ending."""
+Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)]
+Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 TARGETS = ("target", "target_ms", "target_cost")
 CIFAR10 = "torchvision:CIFAR10"
 _NAMED = ("space", "data", "hardware")
@@ -62,7 +87,12 @@ _NAMED = ("space", "data", "hardware")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if cls.model_fields[str(info.field_name)].annotation is bool else _number(value)
 
 
 class SpaceConfig(_Section):
@@ -75,11 +105,11 @@ class SpaceConfig(_Section):
 class DrawnImages(_Section):
     """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
 
-    classes: int = Field(20, ge=2)
-    train: int = Field(12, ge=2)
+    classes: int = Field(20, ge=2, le=100_000)
+    train: int = Field(12, ge=2, le=100_000)
     """Training pictures of each class."""
-    val: int = Field(4, ge=1)
-    size: int = Field(64, ge=8)
+    val: int = Field(4, ge=1, le=100_000)
+    size: int = Field(64, ge=8, le=MOST_PIXELS)
     """Height and width."""
 
 
@@ -95,11 +125,11 @@ class DataConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
     architecture_fraction: float = Field(0.3, gt=0, lt=1)
     """Share of the training images that architecture steps see (the paper's validation set, section 3.2)."""
-    architecture_per_class: int | None = Field(None, gt=0)
+    architecture_per_class: int | None = Field(None, gt=0, le=MOST_IMAGES)
     """Exact number of architecture images of each class; overrides the fraction."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=MOST_WORKERS)
     augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
-    num_classes: int | None = Field(None, ge=2)
+    num_classes: int | None = Field(None, ge=2, le=1_000_000)
     """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
     classifier (Pixel 1: 1000)."""
     draw: DrawnImages | None = None
@@ -132,8 +162,8 @@ class HardwareConfig(_Section):
     fill: Path | None = None
     """A learned model (`proxyless latency fit`) that predicts the operators which the table lacks, at another width or
     input size; without it a missing operator is an error."""
-    threads: int = Field(1, ge=1)
-    batch: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
+    batch: int = Field(1, ge=1, le=65_536)
     device: str = Field("this", min_length=1)
     """`this`: the backend's own choice on this machine; or one of the backend's devices (`cpu`, `cuda:1`, ...); or
     `other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
@@ -161,10 +191,10 @@ class HardwareConfig(_Section):
 class SearchSettings(_Section):
     """Training of the supernet and of the architecture parameters."""
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, le=MOST_EPOCHS)
     """Epochs after the warm-up."""
-    warmup_epochs: int = Field(10, ge=0)
-    batch_size: int = Field(64, ge=2)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    batch_size: int = Field(64, ge=2, le=MOST_IMAGES)
     """Images of one step, divided among the devices."""
     learning_rate: float = Field(0.05, gt=0)
     """At the start of a cosine over `epochs`; the warm-up has a cosine of its own."""
@@ -176,7 +206,7 @@ class SearchSettings(_Section):
     """None: derived from the planned number of architecture steps; for each rule, where they differ."""
     steps_per_update: Count | dict[Rule, Count] = 5
     """Weight steps between two architecture steps; for each rule, where they differ."""
-    samples: int = Field(10, ge=2)
+    samples: int = Field(10, ge=2, le=10_000)
     """Subnets drawn in one REINFORCE step."""
     baseline: Literal["moving", "leave_one_out"] = "leave_one_out"
     """What a REINFORCE step's rewards are held against."""
@@ -184,12 +214,12 @@ class SearchSettings(_Section):
     """Paths of the warm-up: drawn independently, or so that each candidate runs equally often."""
     weight_paths: Literal["sampled", "uniform"] = "uniform"
     """Paths of later weight steps: drawn from the architecture's probabilities (the paper's), or uniformly."""
-    finalists: int = Field(8, ge=1)
+    finalists: int = Field(8, ge=1, le=1000)
     """Most probable subnets on the target, of which the one with the least loss on architecture images is exported."""
     estimator: Literal["paper", "unbiased"] = "paper"
     paths: Literal["two", "all"] = "two"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=1024)
     """Processes that share every step: GPUs, where there are any."""
     accelerator: str = "auto"
     channels_last: bool = False
@@ -230,21 +260,21 @@ class SearchSettings(_Section):
 class RetrainSettings(_Section):
     """Training of the derived subnet from fresh weights; it never inherits the search's settings."""
 
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(64, ge=2)
+    epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(64, ge=2, le=MOST_IMAGES)
     optimizer: str = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0)
     scheduler: str = "cosine"
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0, le=1000)
     rand_augment: str | None = None
-    cutout: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0, le=MOST_PIXELS)
     """Side of a square, at a random place, that every training image loses (Cutout)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
@@ -255,8 +285,8 @@ class SearchConfig(_Section):
     """One search from start to finished folder."""
 
     space: SpaceConfig = Field(default_factory=SpaceConfig)
-    input_size: int = Field(32, ge=8)
-    deploy_input_size: int | None = Field(None, ge=8)
+    input_size: int = Field(32, ge=8, le=MOST_PIXELS)
+    deploy_input_size: int | None = Field(None, ge=8, le=MOST_PIXELS)
     """Input size of the deployed model and its table; None: `input_size`."""
     data: DataConfig = Field(default_factory=DataConfig)
     hardware: HardwareConfig = Field(default_factory=HardwareConfig)
@@ -270,10 +300,10 @@ class SearchConfig(_Section):
     target_cost: float | None = Field(None, gt=0)
     """Target of another cost than latency: millions of MACs or parameters, or MB (1e6 bytes) of activations."""
     objective: str = "target"
-    objective_options: dict[str, float] = Field(default_factory=dict)
+    objective_options: dict[str, Annotated[float, BeforeValidator(_number)]] = Field(default_factory=dict)
     search: SearchSettings = Field(default_factory=SearchSettings)
     retrain: RetrainSettings | None = Field(default_factory=lambda: RetrainSettings())
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     out: Path = Path("runs/search")
 
     @model_validator(mode="before")
@@ -450,7 +480,7 @@ def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown key {where!r} ({_known_keys(item['loc'], schema)})")
         elif where:
-            parts.append(f"{where} = {item['input']!r}: {item['msg']}")
+            parts.append(f"{where} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
         else:
             parts.append(item["msg"].removeprefix("Value error, "))
     return "; ".join(parts)

@@ -23,6 +23,9 @@ ONNX_FILE = "model.onnx"
 ROW_FILE = "row.json"
 """The result as one row of plain values; its presence says that nothing is left to do."""
 
+STARTS_FILE = "starts.json"
+"""When, where and for how long a run worked, one entry a start; the last one owns the folder while its lock is held."""
+
 RESULT = "result.json"
 """Of an NNI trial: its row, with the trial's id."""
 SUMMARY = "summary.json"

@@ -16,6 +16,9 @@ from .costs import SpaceCosts
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MOST_CHANNELS = 65_536
+"""Far above every use: a slip of the hand must not fill the memory or never end."""
+
 
 @runtime_checkable
 class SpaceDeclaration(Protocol):
@@ -86,6 +89,8 @@ class ShippedDeclaration(ABC):
                 raise SpaceError(
                     f"{field} = {value!r} of the space {self.name}; it must be an integer of {smallest} or more"
                 )
+            if value > MOST_CHANNELS:
+                raise SpaceError(f"{field} = {value!r} of the space {self.name}; it must be at most {MOST_CHANNELS}")
 
     def scaled(self, width_mult: float) -> Self:
         """Return the same space with its widths times `width_mult`; its name ends in `_w` and that factor.

@@ -31,8 +31,11 @@ from .blocks import (
     skip_spec,
 )
 from .costs import SpaceCosts
-from .declaration import ShippedDeclaration
+from .declaration import MOST_CHANNELS, ShippedDeclaration
 from .timm_space import TimmSpace
+
+MOST_BLOCKS = 256
+"""Of a stage; far above every use, so that a slip of the hand ends in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,10 @@ class MBConvDeclaration(ShippedDeclaration):
         if not self.stages or not self.kernels or not self.expansions:
             raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
         for stage in self.stages:
-            if stage.depth < 1 or stage.stride not in (1, 2):
-                raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 or more, stride 1 or 2")
+            if stage.width > MOST_CHANNELS:
+                raise SpaceError(f"{stage} of the space {self.name}: width must be at most {MOST_CHANNELS}")
+            if not 1 <= stage.depth <= MOST_BLOCKS or stage.stride not in (1, 2):
+                raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 to {MOST_BLOCKS}, stride 1 or 2")
         for kernel in self.kernels:
             if kernel < 1 or kernel % 2 == 0:
                 raise SpaceError(f"kernel {kernel} of the space {self.name}; kernels must be odd")

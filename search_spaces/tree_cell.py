@@ -21,6 +21,9 @@ from .declaration import ShippedDeclaration
 from .timm_space import TimmSpace
 from .tree_cell_net import CODES, GROUPS, assemble, block_widths, candidate, cell_edges
 
+MOST_BLOCKS, MOST_DEPTH = 1000, 8
+"""Far above every use: a slip of the hand must not fill the memory or never end."""
+
 
 @dataclass(frozen=True)
 class TreeCellDeclaration(ShippedDeclaration):
@@ -48,6 +51,12 @@ class TreeCellDeclaration(ShippedDeclaration):
 
     def __post_init__(self) -> None:
         self.check_integers(blocks=1, stem_width=1, alpha=0, bottleneck=1, cell_depth=2)
+        # A cell has 2 ** cell_depth edges, of all blocks.
+        if self.blocks > MOST_BLOCKS or self.cell_depth > MOST_DEPTH:
+            raise SpaceError(
+                f"blocks = {self.blocks}, cell_depth = {self.cell_depth} of the space {self.name}; they must be at "
+                f"most {MOST_BLOCKS} and {MOST_DEPTH}"
+            )
         unknown = [name for name in self.operations if name not in CODES]
         if unknown or not self.operations or len(set(self.operations)) < len(self.operations):
             raise SpaceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,7 +156,7 @@ def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] |
     if given is None:
         return None
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if len(values) != channels or not all(isinstance(value, int | float) for value in values):
+    if len(values) != channels or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         raise DataError(f"data.options.{name} = {given!r}; give one number for each of the {channels} channels")
     return tuple(float(value) for value in values)
 

@@ -14,6 +14,8 @@ from torchvision import transforms
 
 from hardware.errors import ConfigError
 
+MOST_OPERATIONS = 100
+"""Of RandAugment on one image; far above every use."""
 PIL_MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by number of channels."""
 
@@ -114,6 +116,11 @@ def _rand_augment(text: str, *, size: int, mean: tuple[float, ...]) -> list[Any]
         augment = rand_augment_transform(text, hints)
     except (AssertionError, ValueError, KeyError) as error:
         raise ConfigError(f"rand_augment = {text!r} is not timm's RandAugment; write e.g. rand-m9-mstd0.5") from error
+    if not 1 <= augment.num_layers <= MOST_OPERATIONS:
+        raise ConfigError(
+            f"rand_augment = {text!r} has {augment.num_layers} operations an image; write 1 to {MOST_OPERATIONS}, as "
+            "in rand-m9-n2"
+        )
     # timm fills what an operation lays bare with a colour of three values, which a grey image does not take.
     return [_converter(3), augment]
 

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from ..data.sources import check_data, load_data
 from ..export.folder import SUBNET, check_replaceable, export_folder, read_export
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
+from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
 from .recipe import Recipe
-from .trainer import train
+from .trainer import check_training, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -68,8 +69,8 @@ def retrain(
         raise ConfigError(f"devices = {devices} within torchrun's processes; leave it out, torchrun starts them")
     arguments = (folder, data, recipe, out, source)
     if devices == 1:
-        with _group():
-            return _run(*arguments)
+        with ExitStack() as owning, _group():
+            return _run(*arguments, owning)
     available = torch.cuda.device_count()
     if available and devices > available:
         raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
@@ -98,8 +99,8 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
-        with _group(port=port):
-            _run(*arguments)
+        with ExitStack() as owning, _group(port=port):
+            _run(*arguments, owning)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))
         raise
@@ -136,7 +137,7 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
     )
 
 
-def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Path:
+def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, owning: ExitStack) -> Path:
     config = read_export(folder)
     feeding = config["pretrained_cfg"]
     size = recipe.input_size or int(feeding["input_size"][-1])
@@ -168,7 +169,9 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str) -> Pa
                 f"cannot build the network of {folder}: {type(error).__name__}: {reason}; export it again"
             ) from error
 
-    out.mkdir(parents=True, exist_ok=True)
+    check_training(images, recipe.settings, seed=recipe.seed, replicas=int(os.environ.get("WORLD_SIZE", "1")))
+    if first:
+        owning.enter_context(owned(out))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     trained = train(
         build,

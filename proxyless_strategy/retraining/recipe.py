@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from hardware.errors import ConfigError
 
-from ..config import RetrainSettings, validation_sentence
+from ..config import MOST_PIXELS, MOST_SEED, MOST_WORKERS, RetrainSettings, validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -21,11 +21,11 @@ class Recipe(RetrainSettings):
 
     augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
     """none, crop, crop_flip or imagenet, as `data.augment` of a search."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=MOST_WORKERS)
     """Processes that read images, for each training process."""
-    input_size: int | None = Field(None, ge=8)
+    input_size: int | None = Field(None, ge=8, le=MOST_PIXELS)
     """Height and width of the images; None: what the network was exported for."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @property
     def settings(self) -> RetrainSettings:

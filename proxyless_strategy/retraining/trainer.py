@@ -21,15 +21,16 @@ from timm.utils import ModelEmaV3
 from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from hardware.errors import CheckpointError, ConfigError, DataError, TrainingError
+from hardware.errors import CheckpointError, ConfigError, DataError, ProxylessError, TrainingError
 
 from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers, write_checkpoint
 from ..config import RetrainSettings
 from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
-from ..seeds import seeded
+from ..seeds import isolated_seed, seeded
 from ..strategy.nonfinite import blame, is_finite, largest
 
 FORMAT = "proxyless-retrain/1"
@@ -193,33 +194,8 @@ class _Training:
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.largest_at_start = float(largest(self.model.parameters(), device))
         self.rank, self.replicas = _place()
-        if settings.batch_size % self.replicas:
-            raise ConfigError(
-                f"retrain.batch_size = {settings.batch_size} is not divisible by {self.replicas} processes; "
-                f"make it a multiple of {self.replicas}"
-            )
-        share = settings.batch_size // self.replicas
         mixing = settings.mixup > 0
-        if mixing and share % 2:
-            raise ConfigError(
-                f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one"
-                if self.replicas == 1
-                else f"retrain.batch_size = {settings.batch_size} gives each of {self.replicas} processes {share} "
-                f"images, which must be even for Mixup; make it a multiple of {2 * self.replicas}"
-            )
-        # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
-        # data set that is smaller than one batch has no other.
-        self.loader = data.loader(
-            "training",
-            batch_size=share,
-            shuffle=True,
-            seed=seed,
-            drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
-            rand_augment=settings.rand_augment,
-            cutout=settings.cutout,
-            rank=self.rank,
-            replicas=self.replicas,
-        )
+        self.loader = _loader(data, settings, seed=seed, rank=self.rank, replicas=self.replicas)
         self.mixup = (
             Mixup(mixup_alpha=settings.mixup, label_smoothing=settings.label_smoothing, num_classes=data.num_classes)
             if mixing
@@ -380,6 +356,81 @@ def _why_not(state: Any) -> str | None:
     return f"it lacks {', '.join(missing)}" if missing else None
 
 
+def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, replicas: int = 1) -> None:
+    """Try what a training starts with: its loader, one augmented image, an update of a small network, the schedule.
+
+    Args:
+        data: Images.
+        settings: Recipe.
+        seed: Seed of the training.
+        replicas: Processes that will share it.
+
+    Raises:
+        ConfigError: A setting is impossible.
+        DataError: There are too few images for one batch, or they cannot be augmented so.
+    """
+    loader = _loader(data, settings, seed=seed, rank=0, replicas=replicas)
+    augmented = data.loader(
+        "training", batch_size=1, workers=0, rand_augment=settings.rand_augment, cutout=settings.cutout
+    )
+    if settings.rand_augment is not None or settings.cutout:
+        with isolated_seed(0):
+            try:
+                next(iter(augmented))
+            except ProxylessError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"retrain.rand_augment = {settings.rand_augment!r}, cutout = {settings.cutout}: "
+                    f"{' '.join(str(error).split())[:300]}; write e.g. rand-m9-mstd0.5"
+                ) from error
+    with isolated_seed(0):
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+        optimizer = _optimizer(network, settings)
+        scheduler = _scheduler(optimizer, settings, updates_per_epoch=len(loader))
+        try:
+            functional.cross_entropy(network(torch.randn(2, 1, 4, 4)), torch.tensor([0, 1])).backward()
+            optimizer.step()
+        except Exception as error:
+            raise ConfigError(
+                f"retrain.optimizer = {settings.optimizer!r} makes no update: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}; use one of timm's, such as sgd"
+            ) from error
+        if scheduler is not None:
+            scheduler.step_update(1)
+
+
+def _loader(data: ImageData, settings: RetrainSettings, *, seed: int, rank: int, replicas: int) -> DataLoader:
+    """Build the loader of one process's share of every batch."""
+    if settings.batch_size % replicas:
+        raise ConfigError(
+            f"retrain.batch_size = {settings.batch_size} is not divisible by {replicas} processes; "
+            f"make it a multiple of {replicas}"
+        )
+    share = settings.batch_size // replicas
+    mixing = settings.mixup > 0
+    if mixing and share % 2:
+        raise ConfigError(
+            f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one"
+            if replicas == 1
+            else f"retrain.batch_size = {settings.batch_size} gives each of {replicas} processes {share} "
+            f"images, which must be even for Mixup; make it a multiple of {2 * replicas}"
+        )
+    # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
+    # data set that is smaller than one batch has no other.
+    return data.loader(
+        "training",
+        batch_size=share,
+        shuffle=True,
+        seed=seed,
+        drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
+        rand_augment=settings.rand_augment,
+        cutout=settings.cutout,
+        rank=rank,
+        replicas=replicas,
+    )
+
+
 def _place() -> tuple[int, int]:
     """Return this process's rank and how many there are."""
     if distributed.is_available() and distributed.is_initialized():
@@ -397,7 +448,7 @@ def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optim
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-    except (ValueError, AssertionError, ImportError) as error:
+    except Exception as error:  # of timm, of torch, or of a package that an optimiser wraps
         raise ConfigError(
             f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's, such as sgd"
         ) from error
@@ -416,7 +467,7 @@ def _scheduler(
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )
-    except (ValueError, AssertionError) as error:
+    except Exception as error:
         raise ConfigError(
             f"retrain.scheduler = {settings.scheduler!r}: {error}; use one of timm's, such as cosine"
         ) from error

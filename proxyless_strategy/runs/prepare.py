@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import Counter
@@ -20,18 +19,16 @@ from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 
-from ..config import TARGETS, Change, SearchConfig
+from ..config import SearchConfig
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
-from ..layout import CONFIG_FILE, SEARCH_FILE
 from ..strategy.objectives import make_objective
+from .early_checks import check_phases, check_trainer
+from .same_run import check_same_run
 from .space_table import latency_model, measure_space, table_path
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
-
-_KEYS: dict[Change, tuple[str, ...]] = {"table": ("hardware",), "data": ("data",), "target": TARGETS}
-"""The settings that `search.resume_anyway` lets be others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +124,14 @@ def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | Non
         get_backend(hardware.backend, hardware.place).close()
     _check_objective(config)
     _check_out(config)
+    check_trainer(config)
     path = table_path(config) if hardware.uses_table else None
     table = None if path is None else _existing_table(config, path, library)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
     data = library.data(config)
     costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
+    check_phases(config, data, space, costs)
     if path is not None and table is None:
         table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
     if table is not None and learned is not None:
@@ -177,18 +176,7 @@ def _check_out(config: SearchConfig) -> None:
         raise ConfigError(
             f"cannot write to {config.out}: {existing} is no folder that may be written to; choose another out"
         )
-    saved = config.out / CONFIG_FILE
-    if saved.exists():
-        found, mine = json.loads(saved.read_text(encoding="utf-8")), config.identity()
-        # Once the search has ended there is nothing left that could go on with something else.
-        anyway = () if (config.out / SEARCH_FILE).exists() else config.search.resume_anyway
-        allowed = {key for change in anyway for key in _KEYS[change]}
-        differing = sorted(key for key in {*found, *mine} - allowed if found.get(key) != mine.get(key))
-        if differing:
-            raise ConfigError(
-                f"{config.out} holds a search with other settings ({', '.join(differing)}); "
-                "choose another out or remove it"
-            )
+    check_same_run(config)
 
 
 def _existing_table(config: SearchConfig, path: Path, library: Library) -> LatencyTable | None:

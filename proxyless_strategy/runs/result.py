@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from search_spaces import Subnet
 
 from ..config import SearchConfig
 from ..layout import CONFIG_FILE, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
+from ..owner import Start, owned
+from .same_run import check_same_run
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -39,7 +42,7 @@ class SearchResult:
         accuracy: Test accuracy of the retrained subnet, 0..1; None without retraining.
         params: Parameters of the exported model.
         macs: Its multiply-accumulates.
-        seconds: Duration of the whole search.
+        seconds: Duration of the whole search, of all its starts.
     """
 
     config: SearchConfig
@@ -80,13 +83,22 @@ class SearchResult:
         }
 
 
-def claim_out(prepared: Prepared) -> None:
-    """Make `out` this search's own, by its settings, and keep there a table that a learned model filled."""
+@contextmanager
+def claim_out(prepared: Prepared) -> Iterator[Start]:
+    """Make `out` this search's own, by its settings, and keep there a table that a learned model filled.
+
+    Raises:
+        ConfigError: Another process owns it, or has made it another search's meanwhile.
+    """
     config = prepared.config
-    config.out.mkdir(parents=True, exist_ok=True)
-    if config.hardware.fill is not None and prepared.latency is not None:
-        prepared.latency.table.save(config.out / TABLE_FILE)
-    _write_json(config.out / CONFIG_FILE, config.identity())
+    changed = {key: {"from": old, "to": new} for key, (old, new) in check_same_run(config).items()}
+    with owned(config.out, changed=changed) as start:
+        # Whoever owned the folder until now may have begun another search since `prepare` looked.
+        check_same_run(config)
+        if config.hardware.fill is not None and prepared.latency is not None:
+            prepared.latency.table.save(config.out / TABLE_FILE)
+        _write_json(config.out / CONFIG_FILE, config.identity())
+        yield start
 
 
 def search_record(

@@ -6,7 +6,6 @@ Everything lands in `config.out`; a run that was killed continues where it was w
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..export.folder import export_folder
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL, ONNX_FILE
+from ..owner import Start
 from ..retraining.trainer import train
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched
@@ -58,7 +58,6 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     Raises:
         ProxylessError: See `prepare`; or a later step failed.
     """
-    started = time.monotonic()
     report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
     first = is_first_process()
@@ -67,8 +66,26 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     searched = read_searched(config.out, prepared.space)
     # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
     checkpoints = None if searched else find_checkpoints(prepared, first=first)
-    if first:
-        claim_out(prepared)
+    if not first:
+        return _finished(prepared, report, Start(config.out, {}), searched, checkpoints)
+    with claim_out(prepared) as start:
+
+        def noted(metrics: dict[str, Any]) -> None:
+            start.note()
+            report(metrics)
+
+        return _finished(prepared, noted, start, searched, checkpoints)
+
+
+def _finished(
+    prepared: Prepared,
+    report: OnEpoch,
+    start: Start,
+    searched: tuple[Subnet, dict[str, Any]] | None,
+    checkpoints: SearchCheckpoints | None,
+) -> SearchResult:
+    """Do what is still to be done in the folder that is this search's own."""
+    config = prepared.config
     subnet, weights = searched or search_supernet(prepared, report, checkpoints)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
@@ -112,7 +129,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         accuracy=accuracy,
         params=summary.params,
         macs=summary.macs,
-        seconds=time.monotonic() - started,
+        seconds=start.seconds,
     )
     write_row(result)
     return result

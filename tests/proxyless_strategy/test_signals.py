@@ -132,9 +132,7 @@ with signals.stopped_in_order():
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_a_signal_arrives_wherever_it_finds_the_command(
-    start: Callable[..., subprocess.Popen[str]], body: str
-) -> None:
+def test_a_signal_arrives_wherever_it_finds_the_command(start: Callable[..., subprocess.Popen[str]], body: str) -> None:
     process = start(body)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)

@@ -311,7 +311,7 @@ def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):
 
 def test_another_search_in_the_same_folder_is_refused(table, tmp_path):
     search.run_search(settings(table, tmp_path))
-    with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
+    with pytest.raises(ConfigError, match="other settings \\(seed = 0 there, 5 here\\)"):
         prepare(settings(table, tmp_path, seed=5), quiet=True)
 
 

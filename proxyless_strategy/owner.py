@@ -1,0 +1,106 @@
+"""One run owns a folder: the lock that it holds while it works there, and the record of its starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hardware.errors import ConfigError, TableError
+from hardware.files import write_atomically
+from hardware.measuring.locks import table_lock
+
+from .layout import STARTS_FILE
+
+ORPHAN_SECONDS = 20.0
+"""What the data workers of a killed run have to notice it; until then they hold its lock."""
+
+
+class Start:
+    """One start of a run, as the last entry of the folder's `starts.json`.
+
+    Args:
+        folder: The run folder, whose lock is held.
+        changed: Settings that this start has changed, by dotted key.
+    """
+
+    def __init__(self, folder: Path, changed: Mapping[str, Any]):
+        self._path = folder / STARTS_FILE
+        self._earlier = _read(self._path, warn=True)
+        self._began = time.monotonic()
+        self._entry = {**_me(), "began": datetime.now(timezone.utc).isoformat(timespec="seconds"), "changed": changed}
+
+    @property
+    def seconds(self) -> float:
+        """Duration of all starts so far."""
+        return sum(float(start["seconds"]) for start in self._earlier) + time.monotonic() - self._began
+
+    def note(self, *, ended: bool = False) -> None:
+        """Write down how long this start has worked."""
+        entry = {**self._entry, "seconds": round(time.monotonic() - self._began, 3), "ended": ended}
+        write_atomically(self._path, json.dumps([*self._earlier, entry], indent=2) + "\n")
+
+
+@contextmanager
+def owned(folder: Path, *, changed: Mapping[str, Any] | None = None) -> Iterator[Start]:
+    """Own a run folder inside the context; make it where it is missing.
+
+    A lock goes with its process, however that ends, so nothing is left to be cleaned up.
+
+    Args:
+        folder: The run folder.
+        changed: Settings that this start has changed, by dotted key, for the record.
+
+    Raises:
+        ConfigError: Another process owns it.
+    """
+    with ExitStack() as stack:
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while True:
+            try:
+                stack.enter_context(table_lock(folder / "run", wait=False))
+                break
+            except TableError:
+                starts = _read(folder / STARTS_FILE)
+                owner = starts[-1] if starts else {}
+                if time.monotonic() > deadline or not _is_dead(owner):
+                    raise ConfigError(
+                        f"{folder} belongs to a run that is going on (process {owner.get('pid', 'unknown')} on "
+                        f"{owner.get('host', 'this machine')}); wait for its end, or choose another out"
+                    ) from None
+                time.sleep(0.2)
+        start = Start(folder, changed or {})
+        start.note()
+        yield start
+        start.note(ended=True)
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _is_dead(owner: Mapping[str, Any]) -> bool:
+    """Whether the last one who wrote itself down is a process of this machine that is gone."""
+    import psutil
+
+    return owner.get("host") == socket.gethostname() and not psutil.pid_exists(int(owner["pid"]))
+
+
+def _read(path: Path, *, warn: bool = False) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not all({"host", "pid", "seconds"} <= start.keys() for start in found):
+            raise ValueError("an entry lacks its host, pid or seconds")
+        return list(found)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if warn:
+            print(f"cannot read {path} ({error}): time is counted from this start on", flush=True)
+        return []

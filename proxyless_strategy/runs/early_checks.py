@@ -1,0 +1,109 @@
+"""What only a later phase of a search would refuse, refused before its first step."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import timm
+
+from hardware.backends import get_backend
+from hardware.errors import ConfigError, DataError, ProxylessError
+from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
+
+from ..config import SearchConfig
+from ..data.images import ImageData
+from ..retraining.trainer import check_training
+from ..seeds import isolated_seed
+
+
+def check_trainer(config: SearchConfig) -> None:
+    """Let Lightning say whether this machine has the accelerator and the devices, and computes in that precision.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    from pytorch_lightning import Trainer
+
+    from .quiet import quiet_lightning
+
+    settings = config.search
+    try:
+        with quiet_lightning(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the search's own trainer says it again
+            Trainer(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                precision=settings.precision,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except Exception as error:
+        raise ConfigError(
+            f"search.accelerator = {settings.accelerator!r}, devices = {settings.devices}, precision = "
+            f"{settings.precision}: {' '.join(str(error).split())[:300]}; choose what this machine has, or auto"
+        ) from error
+
+
+def check_phases(config: SearchConfig, data: ImageData, space: SpaceDeclaration, costs: SpaceCosts) -> None:
+    """Try what each phase starts with: its loaders, the subnet's network, an optimiser's step, the device.
+
+    Random numbers of the caller stay as they are.
+
+    Raises:
+        ProxylessError: A setting of the search, the retraining or the hardware is impossible.
+    """
+    settings = config.search
+    try:
+        data.loader(
+            "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.devices, workers=0
+        )
+    except DataError as error:
+        raise DataError(f"search.batch_size = {settings.batch_size}: {error}") from error
+    if config.retrain is not None:
+        drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
+        with isolated_seed(0):
+            _build(space, costs, data, drop)
+            check_training(data, config.retrain, seed=config.seed)
+    if config.hardware.device != "other" and not config.hardware.uses_table:
+        _check_device(config, costs)
+
+
+def _build(space: SpaceDeclaration, costs: SpaceCosts, data: ImageData, drop: dict[str, Any]) -> None:
+    (choices,) = costs.random_choices(1, seed=0)
+    subnet = Subnet(space, choices)
+    arguments = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
+    try:
+        timm.create_model(subnet.timm_name, **arguments, **drop)
+    except ProxylessError:
+        raise
+    except Exception as error:
+        named = f"retrain.dropout = {drop['drop_rate']}, drop_path = {drop['drop_path_rate']}"
+        raise ConfigError(
+            f"the network {subnet.timm_name} cannot be built with {named}: {' '.join(str(error).split())[:300]}; let "
+            "its function take drop_rate and drop_path_rate"
+        ) from error
+
+
+def _check_device(config: SearchConfig, costs: SpaceCosts) -> None:
+    hardware = config.hardware
+    cores = os.cpu_count() or 1
+    if hardware.threads > cores:
+        raise ConfigError(
+            f"hardware.threads = {hardware.threads}, but this machine has {cores} cores; lower it, or set "
+            "hardware.device to other"
+        )
+    smallest = min(costs.distinct(), key=lambda op: (sum(op.output_shape), op.key))
+    with get_backend(hardware.backend, hardware.place) as backend:
+        try:
+            backend.prepare([smallest], batch=hardware.batch, threads=hardware.threads)
+        except ProxylessError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"hardware.threads = {hardware.threads}, batch = {hardware.batch} cannot run on {hardware.backend}: "
+                f"{' '.join(str(error).split())[:300]}; lower them"
+            ) from error

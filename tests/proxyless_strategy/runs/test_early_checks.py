@@ -1,0 +1,186 @@
+"""Every setting with every kind of bad value: refused before the first step, with `out` as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from hardware.errors import ConfigError, ProxylessError
+from proxyless_strategy.config import SearchConfig, parse_config
+from proxyless_strategy.retraining.recipe import load_recipe
+from proxyless_strategy.runs.prepare import Library, prepare
+from search_spaces import get_space
+
+BAD: dict[str, Any] = {
+    "a wrong word": "no_such",
+    "negative": -1,
+    "zero": 0,
+    "huge": 10**30,
+    "not a number": math.nan,
+    "infinite": math.inf,
+    "yes": True,
+    "a list": [1],
+    "a mapping": {"no_such": 1},
+    "nothing": None,
+}
+PATHS = {"a wrong word"}
+NONE = {"nothing"}
+ZERO = {"zero"}
+FLAG = {"yes", "zero"}
+ALLOWED: dict[str, set[str]] = {
+    "out": PATHS,
+    "data.root": PATHS | NONE,  # digits have no root
+    "hardware.name": NONE,
+    "hardware.table": NONE,
+    "hardware.fill": NONE,
+    "deploy_input_size": NONE,
+    "retrain": NONE,
+    "target": NONE,
+    "target_ms": NONE,
+    "target_cost": NONE | {"huge"},  # idle, which a search says
+    "seed": ZERO,
+    "data.architecture_per_class": NONE,
+    "data.workers": ZERO,
+    "data.num_classes": NONE,
+    "data.draw": NONE,
+    "search.warmup_epochs": ZERO,
+    "search.warmup_learning_rate": NONE,
+    "search.architecture_learning_rate": NONE,
+    "search.momentum": ZERO,
+    "search.weight_decay": ZERO,
+    "search.label_smoothing": ZERO,
+    "search.channels_last": FLAG,
+    "retrain.weight_decay": ZERO,
+    "retrain.warmup_epochs": ZERO,
+    "retrain.label_smoothing": ZERO,
+    "retrain.dropout": ZERO,
+    "retrain.drop_path": ZERO,
+    "retrain.ema_decay": NONE,
+    "retrain.mixup": ZERO,
+    "retrain.rand_augment": NONE,
+    "retrain.cutout": ZERO,
+    "retrain.channels_last": FLAG,
+}
+"""What is a value after all."""
+# A finite rate may be too high for one network and right for another: a loss that is not finite stops a training.
+RATES = ("learning_rate", "weight_decay", "architecture_learning_rate", "warmup_learning_rate")
+
+
+def leaves(schema: type[BaseModel], *parents: str) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        section = next((k for k in (field.annotation, *get_args(field.annotation)) if _is_section(k)), None)
+        yield ".".join((*parents, name))
+        if section is not None and name != "draw":
+            yield from leaves(section, *parents, name)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def settings(out: Path, /, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "space": {
+            "name": "small_mbconv",
+            "options": {
+                "stem_width": 8,
+                "first_width": 8,
+                "stages": [{"width": 8, "depth": 1, "stride": 2}],
+                "head_width": 16,
+            },
+        },
+        "data": {"name": "digits"},
+        "input_size": 16,
+        "hardware": {"cost": "macs", "device": "this"},
+        "target": 0.5,
+        "search": {"warmup_epochs": 1, "epochs": 2, "batch_size": 128, "accelerator": "cpu"},
+        "retrain": {"epochs": 1, "batch_size": 128},
+        "out": str(out),
+    }
+    for dotted, value in changes.items():
+        *sections, last = dotted.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+        if last in ("target_ms", "target_cost") and value is not None:
+            values.pop("target")
+    return values
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return Library()
+
+
+@pytest.mark.parametrize("key", list(leaves(SearchConfig)))
+def test_a_bad_value_of_any_setting_is_refused_before_the_first_step(
+    key: str, library: Library, tmp_path: Path
+) -> None:
+    accepted = set()
+    sentences = []
+    for kind, value in BAD.items():
+        out = tmp_path / kind
+        # A missing table of this device would be measured, which is no mistake.
+        other = {"hardware.device": "other"} if key == "hardware.table" else {}
+        try:
+            prepare(parse_config(settings(out, **other, **{key: value})), quiet=True, library=library)
+            accepted.add(kind)
+        except ProxylessError as error:
+            sentences.append(str(error))
+        assert not out.exists(), f"{kind}: a refused start leaves out unclaimed"
+    assert [sentence for sentence in sentences if "\n" in sentence or sentence.endswith(".")] == []
+    allowed = ALLOWED.get(key, set()) | ({"huge"} if key.split(".")[-1] in RATES else set())
+    assert accepted == allowed
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"retrain.optimizer": "sgdd"}, "retrain.optimizer = 'sgdd'"),
+        ({"retrain.optimizer": "adahessian"}, "retrain.optimizer = 'adahessian'"),
+        ({"retrain.scheduler": "cosin"}, "retrain.scheduler = 'cosin'"),
+        ({"retrain.scheduler": "plateau"}, "retrain.scheduler = 'plateau'"),
+        ({"retrain.rand_augment": "rand-q9"}, "rand_augment = 'rand-q9'"),
+        ({"retrain.rand_augment": "m9"}, "rand_augment = 'm9'"),
+        ({"retrain.rand_augment": "rand-n1000000"}, "rand_augment"),
+        ({"retrain.cutout": 16}, "cutout = 16 leaves nothing"),
+        ({"retrain.mixup": 0.2, "retrain.batch_size": 63}, "must be even for Mixup"),
+        ({"retrain.mixup": 0.2, "retrain.batch_size": 4096}, "fewer than 1 full batch"),
+        ({"search.batch_size": 4096}, "search.batch_size = 4096: .* fewer than 1 full batch"),
+        ({"search.accelerator": "cudaa"}, "search.accelerator = 'cudaa'"),
+        ({"search.accelerator": "tpu"}, "search.accelerator = 'tpu'"),
+        ({"hardware.threads": 1000}, "hardware.threads = 1000, but this machine has"),
+        ({"data.options": {"std": [math.nan]}}, "data.options.std"),
+        ({"data.options": {"mean": math.inf}}, "data.options.mean"),
+        ({"target_cost": math.inf}, "target_cost = inf"),
+        ({"objective_options": {"rho": math.inf}}, "objective_options.rho = inf"),
+        ({"search.steps_per_update": {"gradient": True, "reinforce": 2}}, "steps_per_update"),
+        ({"space.options": {"stages": [{"width": 8, "depth": 10**6, "stride": 2}]}}, "depth must be 1 to"),
+    ],
+    ids=str,
+)
+def test_what_only_a_later_phase_would_refuse(
+    changes: dict[str, Any], words: str, library: Library, tmp_path: Path
+) -> None:
+    with pytest.raises(ProxylessError, match=words) as caught:
+        prepare(parse_config(settings(tmp_path / "run", **changes)), quiet=True, library=library)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"blocks": 10**6}, {"cell_depth": 40}, {"alpha": 10**9}])
+def test_a_space_of_countless_blocks_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ProxylessError, match="at most"):
+        get_space("cifar_tree", **changes)
+
+
+@pytest.mark.parametrize("changes", [{"workers": 10**6}, {"learning_rate": math.inf}, {"seed": True}], ids=str)
+def test_a_recipe_has_the_same_bounds(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        load_recipe("quick", changes)
