@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import search_spaces  # noqa: F401 - registers the timm models as soon as timm is imported
+from hardware.child_process import wait_passively
 from hardware.errors import (
     BackendError,
     CheckpointError,
@@ -105,6 +106,9 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Here, as most of them import torch; and not for the import of this package alone, with which a deployed model
+        # is loaded, whose threads wait as its user's do.
+        wait_passively()
         if name in _ON_NNI:
             from search_spaces.nni_import import import_nni
 

@@ -80,6 +80,7 @@ MOST_SEED = 2**63 - 1
 """Bounds stand far above every use: they keep a slip of the hand from filling memory or from never ending."""
 Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)]
 Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+ThreadCount = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_number)]
 TARGETS = ("target", "target_ms", "target_cost")
 CIFAR10 = "torchvision:CIFAR10"
 _NAMED = ("space", "data", "hardware")
@@ -228,6 +229,10 @@ class SearchSettings(_Section):
     resume_anyway: tuple[Change, ...] = ()
     """What may be another thing than when the search was stopped: its `table` of costs, its `data`, its `target`. It is
     refused otherwise, and recorded in `search.json`."""
+    threads: ThreadCount | None = None
+    """Threads that train in each process. None: as `OMP_NUM_THREADS` says, else the fastest of a few that the forecast
+    tries, or with several processes the cores divided among them. A search that goes on keeps the number that it began
+    with."""
 
     @property
     def process_batch_size(self) -> int:
@@ -279,6 +284,8 @@ class RetrainSettings(_Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""
+    threads: ThreadCount | None = None
+    """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
 
 
 class SearchConfig(_Section):
@@ -345,7 +352,14 @@ class SearchConfig(_Section):
         They are all but `out`, when checkpoints are written, and what may differ in them. A run folder keeps them in
         `config.json`, and only a search with equal ones continues there.
         """
-        return json.loads(self.model_dump_json(exclude={"out": True, "search": {"checkpoint_every", "resume_anyway"}}))
+        settings = json.loads(
+            self.model_dump_json(exclude={"out": True, "search": {"checkpoint_every", "resume_anyway"}})
+        )
+        # Folders of earlier versions lack the key, and go on all the same.
+        for section in filter(None, (settings["search"], settings["retrain"])):
+            if section["threads"] is None:
+                del section["threads"]
+        return settings
 
 
 def load_config(

@@ -20,6 +20,8 @@ HUB_FILE = "hubconf.py"
 """In an export folder: tells it from a run folder, as both have a `config.json`."""
 ONNX_FILE = "model.onnx"
 """The exported network for ONNX Runtime."""
+THREADS_FILE = "threads.json"
+"""How many threads the search and the retraining began with: on others, sums are rounded otherwise."""
 ROW_FILE = "row.json"
 """The result as one row of plain values; its presence says that nothing is left to do."""
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hardware.child_process import wait_passively
 from hardware.errors import ConfigError, ExperimentError, ProxylessError
 from hardware.files import write_atomically
 from search_spaces.nni_import import silence_false_alarms
@@ -40,6 +41,7 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
     Raises:
         ProxylessError: A setting is impossible, or the search failed in a way that a user can mend.
     """
+    wait_passively()
     import nni
 
     under_nni = os.environ.get("NNI_PLATFORM") is not None

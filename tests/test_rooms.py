@@ -28,7 +28,7 @@ STOREYS: tuple[set[str], ...] = (
         "proxyless_strategy.seeds",
         "proxyless_strategy.signals",
     },
-    {"proxyless_strategy.config", "proxyless_strategy.owner"},
+    {"proxyless_strategy.config", "proxyless_strategy.owner", "proxyless_strategy.threads"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},
     {"proxyless_strategy.export", "proxyless_strategy.data"},
     {"proxyless_strategy.retraining"},

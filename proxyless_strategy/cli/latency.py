@@ -98,8 +98,10 @@ def build(
     costs, name = space_costs(space, space_option, input_size, classes, channels, by_user=True)
     from hardware.measuring.locks import table_lock
     from hardware.measuring.sampling import Plan
+    from hardware.processor import say_if_busy
 
     _check_new(out, force=force)
+    say_if_busy()
     with table_lock(out, wait=False):
         _check_new(out, force=force)
         try:
@@ -130,8 +132,11 @@ def prepare(config: Config, settings: Settings = None) -> None:
     from ..config import load_config
 
     loaded = load_config(config, key_values(settings or []))
+    from hardware.processor import say_if_busy
+
     from ..runs.prepare import prepare
 
+    say_if_busy()
     table = prepare(loaded).table
     typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from hardware.child_process import wait_passively
 from hardware.errors import ConfigError, ProxylessError
 from search_spaces.nni_import import silence_false_alarms
 
@@ -221,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always.
     """
+    wait_passively()
     silence_false_alarms()  # NNI raises them when a command imports it
     try:
         app(arguments, prog_name="proxyless")

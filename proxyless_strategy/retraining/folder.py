@@ -16,6 +16,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessException
 
 from hardware.errors import ConfigError, ExportError, ProxylessError
+from hardware.processor import say_if_busy
 
 from ..checkpoints import short_digest
 from ..config import DataConfig
@@ -26,7 +27,7 @@ from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
 from .recipe import Recipe
-from .trainer import check_training, train
+from .trainer import check_training, retraining_threads, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -68,6 +69,8 @@ def retrain(
     if devices > 1 and "RANK" in os.environ:
         raise ConfigError(f"devices = {devices} within torchrun's processes; leave it out, torchrun starts them")
     arguments = (folder, data, recipe, out, source)
+    if os.environ.get("RANK", "0") == "0":
+        say_if_busy()
     if devices == 1:
         with ExitStack() as owning, _group():
             return _run(*arguments, owning)
@@ -173,23 +176,27 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, ownin
     if first:
         owning.enter_context(owned(out))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    trained = train(
-        build,
-        images,
-        recipe.settings,
-        seed=recipe.seed,
-        checkpoint=out / CHECKPOINT,
-        on_epoch=say,
-        progress=sys.stderr.isatty(),
-        device=device,
-        identity={
-            "source": source,
-            "augment": recipe.augment,
-            "classes": short_digest(images.class_names),
-            # Networks that differ in a stride alone have tensors of the same names and shapes.
-            "network": short_digest([config["architecture"], arguments]),
-        },
+    threads = retraining_threads(
+        recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), workers="the recipe's workers"
     )
+    with threads.used():
+        trained = train(
+            build,
+            images,
+            recipe.settings,
+            seed=recipe.seed,
+            checkpoint=out / CHECKPOINT,
+            on_epoch=say,
+            progress=sys.stderr.isatty(),
+            device=device,
+            identity={
+                "source": source,
+                "augment": recipe.augment,
+                "classes": short_digest(images.class_names),
+                # Networks that differ in a stride alone have tensors of the same names and shapes.
+                "network": short_digest([config["architecture"], arguments]),
+            },
+        )
     if not first:
         return out / MODEL
     summary = model_summary(trained.model, (images.channels, size, size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..seeds import isolated_seed, seeded
 from ..strategy.nonfinite import blame, is_finite, largest
+from ..threads import Threads, crowded, settle, training_step
 
 FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
@@ -139,6 +141,58 @@ def train(
     nothing = Evaluation(math.nan, math.nan, math.nan)
     found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
     return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds)
+
+
+def retraining_threads(
+    settings: RetrainSettings,
+    folder: Path,
+    build: Callable[[], nn.Module],
+    data: ImageData,
+    *,
+    begun: bool,
+    workers: str = "data.workers",
+) -> Threads:
+    """Decide on the threads of a retraining, each of its processes for itself; its caller trains under `used`.
+
+    Args:
+        settings: The recipe.
+        folder: Keeps the number.
+        build: Makes the network.
+        data: Images.
+        begun: Whether there is a checkpoint.
+        workers: Name of the setting that says how many processes read images.
+    """
+    rank, replicas = _place()
+    on_gpu = torch.cuda.is_available()
+
+    def step() -> Callable[[], None]:
+        return training_step(
+            build,
+            images=settings.batch_size,
+            channels=data.channels,
+            size=data.input_size,
+            classes=data.num_classes,
+            channels_last=settings.channels_last,
+            precision=getattr(torch, settings.precision),
+        )
+
+    threads = settle(
+        "retrain",
+        folder,
+        settings.threads,
+        step=step,
+        begun=begun,
+        processes=replicas,
+        on_gpu=on_gpu,
+        first=rank == 0,
+    )
+    if rank == 0:
+        print(f"retraining on {threads.sentence()}", flush=True)
+        processes = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
+        told = crowded(processes, threads, setting=workers, processes=replicas, on_gpu=on_gpu)
+        if told:
+            print(told, file=sys.stderr, flush=True)
+    return threads
 
 
 def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:

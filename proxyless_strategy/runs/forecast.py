@@ -19,9 +19,8 @@ from ..config import Rule, SearchConfig, SearchSettings
 from ..data.images import ImageData
 from ..export.summary import SavedBytes
 from ..seeds import isolated_seed
+from ..threads import TIMED_PIXELS
 
-TIMED_PIXELS = 8 * 224**2
-"""Pixels of the batch that is timed on a CPU, where time and memory grow with the batch; a GPU times a whole batch."""
 GRADIENT_STEP = 0.725
 """An architecture step of the gradient rule in training steps (`python -m tests.benchmarks.step_cost`)."""
 SUBNETS = 3
@@ -163,11 +162,16 @@ def loader_rate(data: ImageData, batch: int) -> float:
     return count / max(time.perf_counter() - start, 1e-9)
 
 
+def trains_on_gpu(settings: SearchSettings) -> bool:
+    """Whether a search with these settings trains on a GPU of this machine."""
+    return torch.cuda.is_available() and settings.accelerator in ("auto", "gpu", "cuda")
+
+
 def _step_cost(
     config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData
 ) -> tuple[StepCost, str]:
     settings = config.search
-    on_gpu = torch.cuda.is_available() and settings.accelerator in ("auto", "gpu", "cuda")
+    on_gpu = trains_on_gpu(settings)
     device = torch.device("cuda" if on_gpu else "cpu")
     images = settings.process_batch_size
     if on_gpu:

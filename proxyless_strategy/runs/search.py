@@ -18,6 +18,7 @@ from hardware.backends import get_backend
 from hardware.errors import ConfigError
 from hardware.measuring.nets import measure_model_file, measure_nets
 from hardware.measuring.sampling import Measurement
+from hardware.processor import say_if_busy
 from search_spaces import Subnet
 
 from ..checkpoints import previous_checkpoint, short_digest
@@ -27,15 +28,16 @@ from ..export.onnx import export_onnx
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL, ONNX_FILE
 from ..owner import Start
-from ..retraining.trainer import train
+from ..retraining.trainer import retraining_threads, train
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched
 from ..strategy.proxyless import ProxylessStrategy
+from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .epoch_log import EpochLog
 from .finished import read_searched
-from .forecast import forecast
+from .forecast import forecast, trains_on_gpu
 from .own_signals import OwnSignals
 from .prepare import Prepared, named, prepare
 from .quiet import quiet_lightning
@@ -61,6 +63,8 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
     first = is_first_process()
+    if first:
+        say_if_busy()
     prepared = prepare(config, quiet=not first)
     # A run that was killed later than the search has its subnet on disk, and does not search again.
     searched = read_searched(config.out, prepared.space)
@@ -189,10 +193,13 @@ def search_supernet(
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     evaluator = image_evaluator(config, data, log, checkpoints)
     evaluator.trainer.callbacks.insert(0, OwnSignals())
-    if is_first_process():
-        print(forecast(config, prepared.space, prepared.costs, data).sentence(), flush=True)
-    # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.
-    module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
+    threads = _search_threads(prepared, begun=checkpoints.latest is not None)
+    with threads.used():
+        if is_first_process():
+            said = forecast(config, prepared.space, prepared.costs, data).sentence()
+            print(f"{said}; {threads.sentence()}", flush=True)
+        # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.
+        module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
@@ -205,6 +212,44 @@ def search_supernet(
     # One is enough of a search that has ended.
     previous_checkpoint(checkpoints.path).unlink(missing_ok=True)
     return subnet, weights
+
+
+def _search_threads(prepared: Prepared, *, begun: bool) -> Threads:
+    """Decide on the threads of the search, and of the retraining where they are tried: its steps are of the kind."""
+    config, settings, data = prepared.config, prepared.config.search, prepared.data
+    first = is_first_process()
+
+    def step() -> Any:
+        subnet = Subnet(prepared.space, dict(prepared.costs.random_choices(1, seed=1)[0]))
+        arguments = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
+        return training_step(
+            lambda: timm.create_model(subnet.timm_name, **arguments),
+            images=settings.process_batch_size,
+            channels=data.channels,
+            size=config.input_size,
+            classes=data.num_classes,
+            channels_last=settings.channels_last,
+            precision=torch.bfloat16 if settings.precision.endswith("-mixed") else torch.float32,
+        )
+
+    on_gpu = trains_on_gpu(settings)
+    threads = settle(
+        "search",
+        config.out,
+        settings.threads,
+        step=step,
+        begun=begun,
+        processes=settings.devices,
+        on_gpu=on_gpu,
+        first=first,
+    )
+    if threads.tried and "retrain" not in read_threads(config.out):
+        keep_threads(config.out, {"retrain": threads.number})
+    workers = data.loader("weights", batch_size=settings.process_batch_size).num_workers
+    told = crowded(workers, threads, setting="data.workers", processes=settings.devices, on_gpu=on_gpu)
+    if first and told:
+        print(told, file=sys.stderr, flush=True)
+    return threads
 
 
 # ---- the subnet ------------------------------------------------------------------------------------------------
@@ -221,17 +266,24 @@ def _trained(
         model.load_state_dict(weights)
         return model, None
     drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
-    trained = train(
-        lambda: timm.create_model(subnet.timm_name, **model_args, **drop),
-        data,
-        settings,
-        seed=config.seed,
-        checkpoint=config.out / CHECKPOINT,
-        on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
-        progress=sys.stderr.isatty(),
-        # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
-        identity={"network": short_digest([subnet.timm_name, model_args])},
-    )
+
+    def build() -> nn.Module:
+        return timm.create_model(subnet.timm_name, **model_args, **drop)
+
+    checkpoint = config.out / CHECKPOINT
+    threads = retraining_threads(settings, config.out, build, data, begun=checkpoint.exists())
+    with threads.used():
+        trained = train(
+            build,
+            data,
+            settings,
+            seed=config.seed,
+            checkpoint=checkpoint,
+            on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
+            progress=sys.stderr.isatty(),
+            # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
+            identity={"network": short_digest([subnet.timm_name, model_args])},
+        )
     return trained.model, trained.test_accuracy
 
 
