@@ -210,13 +210,15 @@ def training_step(
     return step
 
 
-def crowded(workers: int, threads: Threads, *, setting: str, processes: int = 1, on_gpu: bool = False) -> str | None:
+def crowded(
+    workers: int, threads: Threads, *, settings: tuple[str, str], processes: int = 1, on_gpu: bool = False
+) -> str | None:
     """Say that data workers and training want more cores than there are; None where they do not.
 
     Args:
         workers: Processes that read images, for each training process.
         threads: Of training.
-        setting: Name of the setting that says how many workers.
+        settings: Names of the settings of both.
         processes: Training processes.
         on_gpu: Whether a GPU trains, which leaves the cores to the workers.
     """
@@ -224,11 +226,20 @@ def crowded(workers: int, threads: Threads, *, setting: str, processes: int = 1,
     wanted, present = processes * (workers + training), cores()
     if not workers or wanted <= present:
         return None
+    share = present // processes
+    remedies = [
+        f"{name} = {number}"
+        for name, number in zip(settings, (share - training, share - workers), strict=True)
+        if number > 0 and not (on_gpu and name == settings[1])
+    ]
     each = "" if processes == 1 else f" in each of {processes} processes"
-    room = max(0, present // processes - training)
     return (
-        f"{setting} = {workers} and {_count(training)} of training{each} want {wanted} cores, but there are {present}, "
-        f"so that they wait for each other; set {setting} to {room}"
+        f"{settings[0]} = {workers} and {_count(training)} of training{each} want {wanted} cores, but there are "
+        f"{present}, so that they wait for each other; set "
+        + (
+            " or ".join(remedies)
+            or f"{settings[0]} = {max(0, share - 1)}" + ("" if on_gpu else f" and {settings[1]} = 1")
+        )
     )
 
 

@@ -177,7 +177,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, ownin
         owning.enter_context(owned(out))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     threads = retraining_threads(
-        recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), workers="the recipe's workers"
+        recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
     with threads.used():
         trained = train(

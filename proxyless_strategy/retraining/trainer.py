@@ -150,7 +150,7 @@ def retraining_threads(
     data: ImageData,
     *,
     begun: bool,
-    workers: str = "data.workers",
+    names: tuple[str, str] = ("data.workers", "retrain.threads"),
 ) -> Threads:
     """Decide on the threads of a retraining, each of its processes for itself; its caller trains under `used`.
 
@@ -160,7 +160,7 @@ def retraining_threads(
         build: Makes the network.
         data: Images.
         begun: Whether there is a checkpoint.
-        workers: Name of the setting that says how many processes read images.
+        names: Of the settings of the processes that read images and of the threads.
     """
     rank, replicas = _place()
     on_gpu = torch.cuda.is_available()
@@ -187,9 +187,9 @@ def retraining_threads(
         first=rank == 0,
     )
     if rank == 0:
-        print(f"retraining on {threads.sentence()}", flush=True)
-        processes = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
-        told = crowded(processes, threads, setting=workers, processes=replicas, on_gpu=on_gpu)
+        print(f"retraining on {threads.sentence()}", file=sys.stderr, flush=True)
+        workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
+        told = crowded(workers, threads, settings=names, processes=replicas, on_gpu=on_gpu)
         if told:
             print(told, file=sys.stderr, flush=True)
     return threads

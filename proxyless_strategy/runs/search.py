@@ -246,7 +246,8 @@ def _search_threads(prepared: Prepared, *, begun: bool) -> Threads:
     if threads.tried and "retrain" not in read_threads(config.out):
         keep_threads(config.out, {"retrain": threads.number})
     workers = data.loader("weights", batch_size=settings.process_batch_size).num_workers
-    told = crowded(workers, threads, setting="data.workers", processes=settings.devices, on_gpu=on_gpu)
+    names = ("data.workers", "search.threads")
+    told = crowded(workers, threads, settings=names, processes=settings.devices, on_gpu=on_gpu)
     if first and told:
         print(told, file=sys.stderr, flush=True)
     return threads

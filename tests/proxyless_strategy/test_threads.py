@@ -294,22 +294,35 @@ def test_a_data_worker_has_one_thread() -> None:
     [
         (0, 8, 2, False, None),  # images in memory
         (6, 2, 1, False, None),
-        (7, 2, 1, False, "data.workers = 7 and 2 threads of training want 9 cores, but there are 8, .* to 6"),
-        (4, 1, 2, False, "data.workers = 4 and 1 thread of training in each of 2 processes want 10 cores, .* to 3"),
-        (2, 8, 1, False, "want 10 cores, but there are 8, so that they wait for each other; set data.workers to 0"),
+        (7, 2, 1, False, "7 and 2 threads of training want 9 cores.*set data.workers = 6 or search.threads = 1"),
+        (4, 1, 2, False, "4 and 1 thread of training in each of 2 processes want 10.*set data.workers = 3"),
+        (
+            2,
+            8,
+            1,
+            False,
+            "2 and 8 .*10 cores, but there are 8, so that they wait for each other; set search.threads = 6",
+        ),
+        (9, 8, 1, False, "9 and 8 .*set data.workers = 7 and search.threads = 1"),
         (7, 8, 1, True, None),
-        (8, 8, 1, True, "data.workers = 8 and 1 thread of training want 9 cores"),
+        (8, 8, 1, True, "8 and 1 thread of training want 9 cores.*set data.workers = 7"),
     ],
 )
 def test_workers_and_training_that_want_more_cores_than_there_are_are_said_to(
     workers: int, number: int, processes: int, on_gpu: bool, words: str | None, free: pytest.MonkeyPatch
 ) -> None:
-    told = crowded(workers, Threads(number, "a test"), setting="data.workers", processes=processes, on_gpu=on_gpu)
+    told = crowded(
+        workers,
+        Threads(number, "a test"),
+        settings=("data.workers", "search.threads"),
+        processes=processes,
+        on_gpu=on_gpu,
+    )
     if words is None:
         assert told is None
     else:
         assert told is not None
-        assert re.match(words, told)
+        assert re.fullmatch(f"data.workers = {words}", told)
 
 
 # ---- a search --------------------------------------------------------------------------------------------------------
@@ -320,18 +333,18 @@ SPACE = {"stages": [{"width": 16, "depth": 1, "stride": 2}, {"width": 16, "depth
 def test_a_search_trains_with_the_number_that_was_tried_and_goes_on_with_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Killed after its first epoch, and gone on with where another number would be the fastest."""
+    """Stopped after its warm-up, and gone on with where another number would be the fastest."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(module, "_most", lambda: 2)
     monkeypatch.setattr(module, "cores", lambda: 2)
     monkeypatch.setattr("hardware.processor.share_of_others", lambda: 0.9)
     tried(monkeypatch, {1: 1.0, 2: 0.5})
     seen: list[tuple[str, int]] = []
-    stop_after = 1
+    stop_after = "search"  # by then there is the checkpoint of the warm-up
 
     def report(metrics: dict[str, Any]) -> None:
         seen.append((metrics["phase"], torch.get_num_threads()))
-        if len(seen) == stop_after:
+        if metrics["phase"] == stop_after:
             raise KeyboardInterrupt
 
     config = parse_config(
@@ -356,10 +369,11 @@ def test_a_search_trains_with_the_number_that_was_tried_and_goes_on_with_it(
     assert read_threads(config.out) == {"search": 2, "retrain": 2}
     assert "threads" not in json.loads((config.out / CONFIG_FILE).read_text())["search"]
     tried(monkeypatch, {1: 0.1, 2: 0.5})
-    stop_after = 0
-    begun = (config.out / SEARCH_CHECKPOINT).exists()
-    search.run_search(config, on_epoch=report)
-    assert begun
+    stop_after = "retrain"
+    assert (config.out / SEARCH_CHECKPOINT).exists()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        search.run_search(config, on_epoch=report)
     assert {number for _, number in seen} == {2}
-    assert seen[-1][0] == "retrain"
-    assert "; 2 threads: as it began, by " in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "; 2 threads: as it began, by " in told.out
+    assert "retraining on 2 threads: as it began, by " in told.err
