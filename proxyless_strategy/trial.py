@@ -2,7 +2,7 @@
 
 The trial asks NNI once for its parameters, lays them over the config (their names are the config's dotted keys),
 searches, and reports every epoch and the final result. Without NNI (no `NNI_PLATFORM` in the environment) it runs the
-config as it is.
+config as it is, or with the parameters of a trial that `proxyless experiment` starts itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardware.child_process import wait_passively
 from hardware.errors import ConfigError, ExperimentError, ProxylessError
@@ -25,7 +27,10 @@ from search_spaces.nni_import import silence_false_alarms
 
 from . import signals
 from .config import load_config
-from .layout import OUT_VARIABLE, PRESET_VARIABLE, RESULT
+from .layout import EXPERIMENT_VARIABLE, OUT_VARIABLE, PRESET_VARIABLE, RESULT, START_VARIABLE
+
+if TYPE_CHECKING:
+    from .runs.reporting import Reports
 
 PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
 """Environment variable in which the launching process hands its parameters to the ranks that it starts."""
@@ -45,11 +50,11 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
     import nni
 
     under_nni = os.environ.get("NNI_PLATFORM") is not None
-    with _parameters(under_nni=under_nni) as (parameters, reports):
-        config = load_config(path, parameters, preset=preset or os.environ.get(PRESET_VARIABLE))
+    with _parameters(under_nni=under_nni) as start:
+        config = load_config(path, start.parameters, preset=preset or os.environ.get(PRESET_VARIABLE))
         if OUT_VARIABLE in os.environ:
             config = config.model_copy(update={"out": Path(os.environ[OUT_VARIABLE]).absolute()})
-        if under_nni:
+        if start.in_experiment:
             # Trials run side by side, and each folder belongs to one search.
             config = config.model_copy(update={"out": config.out / nni.get_trial_id()})
             if config.retrain is None:
@@ -58,16 +63,22 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
                     "line, or run single searches by `proxyless search`"
                 )
 
+        from .runs.reporting import Reports
         from .runs.search import run_search  # slow: a wrong config is told before torch and NNI are imported
 
         # Not by NNI's NasExperiment: within a trial it takes the channel to the tuner over, and what is reported
         # afterwards arrives under another trial's parameters.
-        result = run_search(config, on_epoch=_report_epoch if reports else None)
-        row = {"trial": nni.get_trial_id() if under_nni else None, **_plain(result.row())}
-        if reports:
+        reports = Reports() if start.leads else None
+        result = run_search(config, on_epoch=partial(_report_epoch, reports) if reports else None)
+        row = {"trial": nni.get_trial_id() if start.in_experiment else None, **_plain(result.row())}
+        if start.in_experiment:
+            row["restarts"] = start.restarts
+        if reports is not None:
+            final = _final_metrics(row) if start.in_experiment else {}
             write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n")
+            # From here on nothing can be lost: a trial whose report does not arrive has succeeded all the same.
             if under_nni:
-                nni.report_final_result(_final_metrics(row))
+                reports.final(final)
     return row
 
 
@@ -100,9 +111,26 @@ def _look(path: Path, *, preset: str | None) -> None:
     check_data(load_config(path, preset=preset or os.environ.get(PRESET_VARIABLE)).data, scan=False)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """With what this process starts.
+
+    Attributes:
+        parameters: The trial's parameters.
+        leads: Whether it is the process that writes and reports, and no rank that it has started.
+        in_experiment: Whether it is a trial of an experiment.
+        restarts: How often the trial was started before.
+    """
+
+    parameters: dict[str, Any]
+    leads: bool
+    in_experiment: bool
+    restarts: int = 0
+
+
 @contextmanager
-def _parameters(*, under_nni: bool) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Yield this trial's parameters and whether this process is the one that reports.
+def _parameters(*, under_nni: bool) -> Iterator[_Start]:
+    """Yield what this process starts with, and note it in the folder of the experiment.
 
     NNI hands parameters out once, so the launching process asks and leaves them in the environment for its ranks.
     """
@@ -110,9 +138,13 @@ def _parameters(*, under_nni: bool) -> Iterator[tuple[dict[str, Any], bool]]:
 
     trial = nni.get_trial_id()
     # Named by the trial: a trial that starts another experiment hands its environment on, which are not its parameters.
+    given = json.loads(os.environ.get(START_VARIABLE, "{}"))
+    given = given if given.get("trial") == trial and not under_nni else {}
+    in_experiment = under_nni or bool(given)
+    restarts = given.get("restarts", 0)
     handed = json.loads(os.environ.get(PARAMETERS_VARIABLE, "{}"))
     if handed.get("trial") == trial:
-        yield handed["parameters"], False
+        yield _Start(handed["parameters"], False, in_experiment, restarts)
         return
     # A rank that asked would wait for ever: NNI answers once a trial, and rank 0 has the answer.
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
@@ -121,22 +153,53 @@ def _parameters(*, under_nni: bool) -> Iterator[tuple[dict[str, Any], bool]]:
             f"rank {rank} of trial {trial} was not started by its rank 0; let trialCommand start one process and set "
             "search.devices, which starts the other ranks"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Running trial code without runtime")
-        parameters = nni.get_next_parameter()
+    parameters = given["parameters"] if given else _asked()
     if parameters is None:
         raise ExperimentError(f"NNI's tuner has no parameters for trial {trial}; lower maxTrialNumber")
     os.environ[PARAMETERS_VARIABLE] = json.dumps({"trial": trial, "parameters": parameters})
     try:
-        yield parameters, True
+        with _noted(parameters, given) if in_experiment else nullcontext():
+            yield _Start(parameters, True, in_experiment, restarts)
     finally:
         del os.environ[PARAMETERS_VARIABLE]
 
 
-def _report_epoch(metrics: dict[str, Any]) -> None:
+def _asked() -> dict[str, Any] | None:
+    from .runs.reporting import ask_parameters
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Running trial code without runtime")
+        return ask_parameters()
+
+
+@contextmanager
+def _noted(parameters: dict[str, Any], given: Mapping[str, Any]) -> Iterator[None]:
+    """Note in the experiment's folder with what the trial starts and why it fails, so that it can be started again."""
     import nni
 
-    nni.report_intermediate_result(_plain(metrics))
+    from .runs.trials import Trial, note_failure, note_start
+
+    if OUT_VARIABLE not in os.environ:  # plain nnictl, which has its own ways
+        yield
+        return
+    folder = Path(os.environ[OUT_VARIABLE]).absolute() / nni.get_trial_id()
+    if not given:
+        note_start(
+            folder,
+            Trial(nni.get_trial_id(), parameters, nni.get_sequence_id()),
+            os.environ.get(EXPERIMENT_VARIABLE),
+        )
+    try:
+        yield
+    except Exception as error:
+        # Where even this cannot be written, the failure itself is what has to be told.
+        with suppress(OSError):
+            note_failure(folder, error, refused=isinstance(error, ProxylessError))
+        raise
+
+
+def _report_epoch(reports: Reports, metrics: dict[str, Any]) -> None:
+    reports.intermediate(_plain(metrics))
 
 
 def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:

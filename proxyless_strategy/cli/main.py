@@ -61,11 +61,19 @@ def experiment(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Run only the part of the sweep with this value, hardware=cpu."),
     ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(min=0, max=100, help="Starts again, from its last checkpoint, of a trial that ends badly."),
+    ] = 2,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the experiment in the folder, whatever ended it.")
+    ] = False,
 ) -> None:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
     from ..runs.experiment import run_experiment
 
-    run_experiment(config, port=port, out=out, preset=preset, only=key_values(only or [], option="--only"))
+    narrowed = key_values(only or [], option="--only")
+    run_experiment(config, port=port, out=out, preset=preset, only=narrowed, retries=retries, resume=resume)
 
 
 @app.command()

@@ -1,19 +1,22 @@
 """One NNI experiment from its config to a table of finished models: what `proxyless experiment` runs.
 
 nnictl itself returns 0 when every trial failed, leaves its server behind, and serves it, without a login, to the whole
-network. Here the server is bound to loopback, trials are judged by NNI's REST interface, and every process that was
-started is gone afterwards, also on Ctrl-C.
+network. Here the server is bound to loopback, and every process that was started is gone afterwards, also on Ctrl-C.
+Trials are judged by what they left on disk, where everything is that NNI may lose; however the experiment ends, the
+rows of what finished are written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,29 @@ from hardware.errors import ConfigError, ExperimentError
 from hardware.files import write_atomically
 
 from ..layout import SUMMARY
-from .finished import read_trial
-from .nni_server import POLL_SECONDS, RunningExperiment, free_port, is_free, termination_as_exit
+from .nni_server import (
+    POLL_SECONDS,
+    RunningExperiment,
+    deaf,
+    free_port,
+    is_free,
+    marked_processes,
+    stop_marked,
+    termination_as_exit,
+)
+from .restarts import again_of, new_name, run_trials, trial_title
 from .sweep import Sweep, read_sweep
+from .trials import (
+    Record,
+    Trial,
+    note_failure,
+    note_start,
+    read_record,
+    read_trials,
+    refuse_other,
+    refuse_running,
+    refuse_unfinished,
+)
 
 _PROGRESS_SECONDS = 5.0
 
@@ -38,6 +61,8 @@ def run_experiment(
     out: Path | None = None,
     preset: str | None = None,
     only: Mapping[str, Any] | None = None,
+    retries: int = 2,
+    resume: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the experiment to its end and return one row a trial, the same as in `summary.json`.
 
@@ -47,9 +72,12 @@ def run_experiment(
         out: Folder for the results instead of the search config's `out`.
         preset: One of the search config's presets.
         only: A value for some keys of the search space; only trials that have them are run.
+        retries: How often a trial that ends badly is started again from its last checkpoint.
+        resume: Go on with the experiment in the folder: keep its rows, and run what is left.
 
     Raises:
-        ConfigError: A config is wrong, or the port is taken.
+        ConfigError: A config is wrong, the port is taken, or the folder holds another experiment, or this one
+            unfinished.
         ExperimentError: NNI did not start, a trial failed, or an exported model does not build back.
         SystemExit: The process was told to terminate; everything that it started has been stopped.
     """
@@ -57,16 +85,22 @@ def run_experiment(
     sweep = read_sweep(path, out=out, preset=preset, only=only)
     if port is not None and not is_free(port):
         raise ConfigError(f"port {port} is in use; free it, or choose another with --port")
-    _empty_out(sweep.out)
+    record = _record(sweep, resume=resume)
+    _empty_out(sweep.out, keep_summary=resume)
     with termination_as_exit():
         _prepare(sweep, console)
-        with RunningExperiment(sweep, port=port or free_port()) as experiment:
-            console.print(f"NNI experiment {experiment.id}: http://127.0.0.1:{experiment.port} (this machine only)")
-            trials = _follow(experiment, console)
-        rows = [read_trial(sweep.out, trial["trialJobId"]) for trial in trials if trial["status"] == "SUCCEEDED"]
-        write_atomically(sweep.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
+        record.save(sweep.out)
+        try:
+            if resume:
+                _go_on(sweep, record, console, port=port, retries=retries)
+            else:
+                _run_nni(sweep, record, console, port=port, retries=retries)
+        finally:
+            # However it ends: by a failure of NNI's, an exception of ours, Ctrl-C or SIGTERM.
+            with deaf():
+                trials, rows = _gathered(sweep, record, console)
         console.print(_table(rows))
-        _refuse_failures(trials)
+        _refuse_failures(sweep, trials)
         build_back([row["folder"] for row in rows])
     console.print(f"timm built back all {len(rows)} exported models; the rows are in {_short(sweep.out / SUMMARY)}")
     return rows
@@ -105,7 +139,122 @@ def _prepare(sweep: Sweep, console: Console) -> None:
         told.add(space)
 
 
-def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, Any]]:
+def _record(sweep: Sweep, *, resume: bool) -> Record:
+    """Return the record of the experiment to run: of the one in the folder, or a new one.
+
+    Raises:
+        ConfigError: The folder's experiment is running, is another one, or is this one and must be gone on with.
+    """
+    record = read_record(sweep.out)
+    if record is not None:
+        refuse_running(sweep.out, record)
+    if not resume:
+        if record is not None:
+            refuse_unfinished(sweep.out, record, sweep)
+        return Record(uuid.uuid4().hex, sweep.content())
+    if record is None:
+        raise ConfigError(f"{sweep.out} holds no experiment to go on with; leave --resume out")
+    refuse_other(sweep.out, record, sweep)
+    # A launcher that was killed could not stop them, and they would write into the folders of the same trials.
+    if left := marked_processes(record.id):
+        print(f"stopping {len(left)} processes of an earlier start in {sweep.out}", file=sys.stderr, flush=True)
+        stop_marked(record.id)
+    return record
+
+
+def _run_nni(sweep: Sweep, record: Record, console: Console, *, port: int | None, retries: int) -> None:
+    """Run the experiment under NNI, and then again whatever ended badly."""
+    with RunningExperiment(sweep, port=port or free_port(), mark=record.id) as experiment:
+        console.print(f"NNI experiment {experiment.id}: http://127.0.0.1:{experiment.port} (this machine only)")
+        listed = _follow(experiment, record, console)
+    if not listed:
+        raise ExperimentError("the experiment ended without a single trial; look at its tuner and search space")
+    ours = {trial.name for trial in read_trials(sweep.out, record.id)}
+    for trial in listed:
+        # One that ended before it could write anything: its command does not run, or the disk was full.
+        if trial["trialJobId"] not in ours:
+            known = trial.get("hyperParameters")
+            parameters = json.loads(known[0])["parameters"] if known else {}
+            noted = Trial(trial["trialJobId"], parameters, trial.get("sequenceId", 0))
+            note_start(sweep.out / noted.name, noted, record.id)
+            if not known:
+                unknown = ExperimentError("NNI does not know its parameters")
+                note_failure(sweep.out / noted.name, unknown, refused=True)
+    ended = {trial["trialJobId"] for trial in listed if trial["status"] != "USER_CANCELED"}
+    bad = [trial for trial in _expected(sweep, record) if trial.row is None and trial.name in ended]
+    again = [again_of(trial) for trial in bad if not trial.refused]
+    run_trials(sweep, again, experiment=record.id, starts=retries, say=_say(console))
+
+
+def _go_on(sweep: Sweep, record: Record, console: Console, *, port: int | None, retries: int) -> None:
+    """Run what an experiment that was interrupted had left to do."""
+    trials = _expected(sweep, record)
+    for trial in trials:
+        if trial.row is not None:
+            console.print(f"{trial_title(trial)}: finished before")
+    todo = [again_of(trial) for trial in trials if trial.row is None]
+    left = max(0, _planned(sweep, record) - len(trials))
+    if sweep.is_grid:
+        begun = [trial.parameters for trial in trials]
+        points = [point for point in sweep.trials or () if point not in begun][:left]
+        numbers = itertools.count(1 + max((trial.number for trial in trials), default=-1))
+        todo += [Trial(new_name(sweep.out), point, next(numbers)) for point in points]
+    run_trials(sweep, todo, experiment=record.id, starts=1 + retries, say=_say(console))
+    if left and not sweep.is_grid:
+        if str(sweep.config.get("tuner", {}).get("name")).lower() == "gridsearch":
+            raise ExperimentError(
+                f"{left} trials of {sweep.path} were never started, and NNI's GridSearch would begin with the first "
+                "again; run the rest of the search space in another folder with --out"
+            )
+        # A tuner that draws needs NNI; it does not know the trials of before.
+        _run_nni(sweep.with_limit(left), record, console, port=port, retries=retries)
+
+
+def _gathered(sweep: Sweep, record: Record, console: Console) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """Write the rows of what has finished, and say what has not; return the trials and their rows."""
+    trials = _expected(sweep, record)
+    rows = [trial.row for trial in trials if trial.row is not None]
+    record.complete = bool(rows) and len(rows) == len(trials) >= _planned(sweep, record)
+    try:
+        write_atomically(sweep.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
+        record.save(sweep.out)
+    except OSError as error:
+        raise ExperimentError(
+            f"cannot write {sweep.out / SUMMARY}: {error.strerror}; every trial's row is in its folder, and --resume "
+            "gathers them"
+        ) from error
+    if not record.complete:
+        console.print(_standing(sweep, record, trials), markup=False)
+    return trials, rows
+
+
+def _expected(sweep: Sweep, record: Record) -> list[Trial]:
+    """Return the experiment's trials that have a result or should have one."""
+    found = read_trials(sweep.out, record.id)
+    return [trial for trial in found if trial.row is not None or trial.name not in record.stopped_early]
+
+
+def _planned(sweep: Sweep, record: Record) -> int:
+    """Return how many trials are to have a result, as far as the config tells."""
+    return 0 if sweep.limit is None else sweep.limit - len(record.stopped_early)
+
+
+def _standing(sweep: Sweep, record: Record, trials: Sequence[Trial]) -> str:
+    rows = sum(trial.row is not None for trial in trials)
+    total = max(len(trials), _planned(sweep, record))
+    lines = [
+        f"{rows} of {total} trials have finished, and their rows are in {_short(sweep.out / SUMMARY)}; repeat the "
+        "command with --resume to go on"
+    ]
+    lines += [f"  {trial_title(trial)}: {trial.failure}" for trial in trials if trial.row is None]
+    return "\n".join(lines)
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda sentence: console.print(sentence, markup=False)
+
+
+def _follow(experiment: RunningExperiment, record: Record, console: Console) -> list[dict[str, Any]]:
     """Print what happens until the experiment is done; return its trials."""
     states: dict[str, str] = {}
     printed: dict[str, tuple[int, float]] = {}
@@ -121,6 +270,9 @@ def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, A
                 console.print(f"{_title(trial)}: {trial['status'].lower()}")
                 if trial["status"] == "FAILED":
                     console.print(_log_tail(trial), markup=False)
+                if trial["status"] == "EARLY_STOPPED" and name not in record.stopped_early:
+                    record.stopped_early.append(name)
+                    record.save(experiment.sweep.out)
             number, metrics = results.get(name, (-1, {}))
             last_number, last_time = printed.get(name, (-1, now - _PROGRESS_SECONDS))
             if number > last_number and now - last_time >= _PROGRESS_SECONDS:
@@ -131,19 +283,16 @@ def _follow(experiment: RunningExperiment, console: Console) -> list[dict[str, A
         time.sleep(POLL_SECONDS)
 
 
-def _refuse_failures(trials: Sequence[dict[str, Any]]) -> None:
-    if not trials:
-        raise ExperimentError("the experiment ended without a single trial; look at its tuner and search space")
-    failed = [trial for trial in trials if trial["status"] not in ("SUCCEEDED", "EARLY_STOPPED")]
-    silent = [trial for trial in trials if trial["status"] == "SUCCEEDED" and not trial.get("finalMetricData")]
-    if failed or silent:
+def _refuse_failures(sweep: Sweep, trials: Sequence[Trial]) -> None:
+    failed = [trial for trial in trials if trial.row is None]
+    if failed:
         names = ", ".join(
-            f"{trial['trialJobId']} ({trial['status'].lower()}, log in {trial.get('logPath', 'no folder')})"
-            for trial in [*failed, *silent]
+            f"{trial.name} ({trial.failure}; starts: {trial.restarts + 1}; see {_short(sweep.out / trial.name)})"
+            for trial in failed
         )
         raise ExperimentError(
-            f"{len(failed) + len(silent)} of {len(trials)} trials have no result: {names}; mend what their logs name "
-            "and run the experiment again"
+            f"{len(failed)} of {len(trials)} trials have no result: {names}; mend what they name and repeat the "
+            "command with --resume"
         )
 
 
@@ -210,11 +359,12 @@ def _log_tail(trial: dict[str, Any], *, lines: int = 20) -> str:
     return f"    it left no log in {folder}"
 
 
-def _empty_out(out: Path) -> None:
+def _empty_out(out: Path, *, keep_summary: bool) -> None:
     """Make the folder, and take away an earlier experiment's summary, which would pass for this one's."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / SUMMARY).unlink(missing_ok=True)
+        if not keep_summary:
+            (out / SUMMARY).unlink(missing_ok=True)
         # A read-only file system shows only when something is written.
         with tempfile.TemporaryFile(dir=out):
             pass

@@ -1,4 +1,4 @@
-"""The one reader of a run folder: for `derive`, the report, experiments, and a search that goes on after its supernet.
+"""The one reader of a run folder: for `derive`, the report, and a search that goes on after its supernet.
 
 Only what needs the table or the space imports torch, and only when it is asked for: a report is drawn without.
 """
@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware.errors import ConfigError, ExperimentError, SpaceError, TableError
+from hardware.errors import ConfigError, SpaceError, TableError
 
 from ..config import SearchConfig, parse_config
-from ..layout import CONFIG_FILE, HUB_FILE, MODEL, RESULT, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
+from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
 
 if TYPE_CHECKING:
     from hardware.model import CostModel
@@ -235,25 +235,6 @@ def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str,
     subnet = Subnet(space, _read_json(out / SEARCH_FILE)["subnet"]["choices"])
     weights = out / SUPERNET_FILE
     return subnet, torch.load(weights, weights_only=True) if weights.exists() else {}
-
-
-def read_trial(out: Path, trial: str) -> dict[str, Any]:
-    """Return the row of an experiment's trial.
-
-    Args:
-        out: The experiment's folder.
-        trial: The trial's id.
-
-    Raises:
-        ExperimentError: The trial left none.
-    """
-    path = out / trial / RESULT
-    try:
-        return _read_json(path)
-    except (OSError, ValueError) as error:
-        raise ExperimentError(
-            f"trial {trial} succeeded but left no readable {path} ({error}); run the experiment again"
-        ) from error
 
 
 def _read_json(path: Path) -> Any:

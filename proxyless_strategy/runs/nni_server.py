@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -26,13 +25,10 @@ import yaml
 
 from hardware.errors import ExperimentError
 
-from ..layout import NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE
+from ..layout import EXPERIMENT_VARIABLE, NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE
 from .sweep import Sweep
 
 DEFAULT_PORT = 8080
-MARK = "PROXYLESS_EXPERIMENT"
-"""Environment variable by whose value the processes of one experiment are known."""
-
 SUPERVISOR = "PROXYLESS_SUPERVISOR"
 """Environment variable with the id of the process that NNI's server must not outlive."""
 
@@ -41,6 +37,9 @@ SERVER_SCRIPT = Path(__file__).with_name("nni_loopback.js")
 
 POLL_SECONDS = 1.0
 SHUTDOWN_SECONDS = 20.0
+REQUEST_SECONDS = 10.0
+PATIENCE_SECONDS = 120.0
+"""How long a server is asked that runs but does not answer: on a busy machine it may be slow, frozen it never will."""
 # A proxy of the user's must not be asked for 127.0.0.1.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -48,13 +47,13 @@ _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class RunningExperiment:
     """An nnictl experiment bound to loopback, from entering this context to leaving it; then no process is left."""
 
-    def __init__(self, sweep: Sweep, *, port: int) -> None:
+    def __init__(self, sweep: Sweep, *, port: int, mark: str | None = None) -> None:
         self.sweep = sweep
         self.port = port
         self.id = ""
         self._server: psutil.Process | None = None
         self._tuner_log = Path()
-        self._mark = uuid.uuid4().hex
+        self._mark = mark or uuid.uuid4().hex
         self._folder = tempfile.TemporaryDirectory(prefix="proxyless-")
 
     def __enter__(self) -> RunningExperiment:
@@ -114,36 +113,24 @@ class RunningExperiment:
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that this experiment started and that still run."""
-        # A tree of parents and children would miss what a trial detached; the environment is inherited all the same.
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and process.environ().get(MARK) == self._mark:
-                    found.append(process)
-        return found
+        return marked_processes(self._mark)
 
     def stop(self) -> None:
         """Stop the server and every trial: by NNI's own request first, then by signal; deaf to a second Ctrl-C."""
         # A second Ctrl-C in here would leave NNI's server behind, which nobody looks for.
-        with _deaf():
-            if self.id:
+        with deaf():
+            if self.id and self._server_runs():
                 with contextlib.suppress(OSError, ValueError):
                     self._request("/experiment", method="DELETE")
-                    self._wait_for_end([self._server] if self._server else [], SHUTDOWN_SECONDS)
-            # The second kill is for what was started between the list of processes and the first.
-            for action in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
-                for process in self.processes():
-                    with contextlib.suppress(psutil.Error):
-                        action(process)
-                self._wait_for_end(self.processes(), 3)
+                    _wait_for_end(self._mark, [self._server] if self._server else [], SHUTDOWN_SECONDS)
+            stop_marked(self._mark)
             self._folder.cleanup()
 
-    def _wait_for_end(self, processes: Sequence[psutil.Process], seconds: float) -> None:
-        """Wait until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and set(processes) & set(self.processes()):
-            time.sleep(0.1)
+    def _server_runs(self) -> bool:
+        with contextlib.suppress(psutil.Error):
+            # A child that has ended stays as a zombie until someone asks for its status.
+            return self._server is None or (self._server.is_running() and self._server.status() != psutil.STATUS_ZOMBIE)
+        return False
 
     def _create(self) -> None:
         log = self.sweep.out / NNICTL_LOG
@@ -175,37 +162,82 @@ class RunningExperiment:
         proxies = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "127.0.0.1", "localhost"]
         without_proxy = ",".join(filter(None, proxies))
         return {
-            **os.environ,
-            MARK: self._mark,
+            **trial_environment(self.sweep, self._mark),
             SUPERVISOR: str(os.getpid()),
-            OUT_VARIABLE: str(self.sweep.out),
-            **({PRESET_VARIABLE: self.sweep.preset} if self.sweep.preset else {}),
             "NODE_OPTIONS": " ".join(filter(None, options)),
             # nnictl asks its own server through `requests`, which honours a proxy.
             "NO_PROXY": without_proxy,
             "no_proxy": without_proxy,
-            # `python` in trialCommand is this one, also where the environment is not activated.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
 
     def _get(self, path: str) -> Any:
-        """Return the JSON answer; a server that is busy is asked again, one that has died is an error."""
-        for attempt in itertools.count():
+        """Return the JSON answer; a server that is busy is asked again, one that has died or is frozen is an error."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
             try:
                 return json.loads(self._request(path))
             except (OSError, ValueError) as error:
-                if attempt >= 20 or not self.processes():
-                    raise ExperimentError(
-                        f"NNI's server on port {self.port} does not answer any more ({error}); see "
-                        f"{self.sweep.out / NNICTL_LOG} and the experiment's log folder"
-                    ) from error
-                time.sleep(POLL_SECONDS)
-        raise AssertionError("unreachable")
+                if not self._server_runs() or not self.processes():
+                    state = "has ended before the experiment was done: it crashed, or was killed"
+                elif time.monotonic() > deadline:
+                    state = f"runs, but has not answered for {PATIENCE_SECONDS:.0f} s"
+                else:
+                    time.sleep(POLL_SECONDS)
+                    continue
+                raise ExperimentError(
+                    f"NNI's server on port {self.port} {state} ({error}); see {self.sweep.out / NNICTL_LOG} and the "
+                    "experiment's log folder, and repeat the command with --resume"
+                ) from error
 
     def _request(self, path: str, *, method: str = "GET") -> str:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1/nni{path}", method=method)
-        with _LOCAL.open(request, timeout=10) as answer:
+        with _LOCAL.open(request, timeout=REQUEST_SECONDS) as answer:
             return answer.read().decode("utf-8")
+
+
+def trial_environment(sweep: Sweep, mark: str) -> dict[str, str]:
+    """Return the environment in which a trial of the sweep runs, whoever starts it."""
+    return {
+        **os.environ,
+        EXPERIMENT_VARIABLE: mark,
+        OUT_VARIABLE: str(sweep.out),
+        **({PRESET_VARIABLE: sweep.preset} if sweep.preset else {}),
+        # `python` in trialCommand is this one, also where the environment is not activated.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Return the processes of an experiment that still run."""
+    # A tree of parents and children would miss what a trial detached; the environment is inherited all the same.
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get(EXPERIMENT_VARIABLE) == mark and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def stop_marked(mark: str) -> None:
+    """End every process of an experiment, and give its trials the time that a checkpoint takes."""
+    # The second kill is for what was started between the list of processes and the first.
+    for action, seconds in (
+        (psutil.Process.terminate, SHUTDOWN_SECONDS),
+        (psutil.Process.kill, 3.0),
+        (psutil.Process.kill, 3.0),
+    ):
+        for process in marked_processes(mark):
+            with contextlib.suppress(psutil.Error):
+                action(process)
+        _wait_for_end(mark, marked_processes(mark), seconds)
+
+
+def _wait_for_end(mark: str, processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Wait until they are gone or zombies; `psutil.wait_procs` waits for another process's zombie in vain."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and set(processes) & set(marked_processes(mark)):
+        time.sleep(0.1)
 
 
 def is_free(port: int) -> bool:
@@ -243,7 +275,8 @@ def termination_as_exit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
+def deaf() -> Iterator[None]:
+    """Let no signal interrupt what has to be done at the end."""
     with _handlers(dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), signal.SIG_IGN)):
         yield
 

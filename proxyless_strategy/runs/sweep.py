@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Sweep:
         trials: Parameters of every trial if the search space is a grid of choices, else None.
         preset: Which preset of the search config the trials use.
         narrowed: The nnictl config to run in the place of the file, where only a part of its sweep is wanted.
+        config: What the nnictl config holds, as it is run.
     """
 
     path: Path
@@ -37,6 +39,49 @@ class Sweep:
     trials: tuple[dict[str, Any], ...] | None
     preset: str | None = None
     narrowed: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The shell command that runs a trial in `code_directory`."""
+        return str(self.config["trialCommand"])
+
+    @property
+    def code_directory(self) -> Path:
+        """The folder in which a trial starts."""
+        return self.path.parent / Path(str(self.config.get("trialCodeDirectory", "."))).expanduser()
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the tuner draws nothing, so that what is left to do is known without it."""
+        tuner = self.config.get("tuner")
+        return self.trials is not None and isinstance(tuner, dict) and str(tuner.get("name")).lower() == "gridsearch"
+
+    @property
+    def limit(self) -> int | None:
+        """How many trials the experiment has at most; None where nothing says it."""
+        limit = self.config.get("maxTrialNumber")
+        known = [limit] if isinstance(limit, int) else []
+        return min([*known, *([len(self.trials or ())] if self.is_grid else [])], default=None)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many trials may run at a time where NNI does not share GPUs out among them."""
+        return 1 if self.config.get("trialGpuNumber") else int(self.config.get("trialConcurrency", 1))
+
+    def content(self) -> dict[str, Any]:
+        """Return what decides on the trials: whatever else is changed, their results can stand in one table."""
+        values = {
+            "searchSpace": _space(self.path, self.config),
+            "preset": self.preset,
+            self.search_path.name: _mapping(self.search_path),
+        }
+        return json.loads(json.dumps(values, default=str))
+
+    def with_limit(self, limit: int) -> Sweep:
+        """Return the same sweep with another number of trials."""
+        config = _movable(self.path, {**self.config, "maxTrialNumber": limit}, _space(self.path, self.config))
+        return replace(self, narrowed=config, config=config)
 
     def configs(self) -> list[SearchConfig]:
         """Return the search config of every trial, or the bare one if the trials are not known beforehand."""
@@ -84,9 +129,7 @@ def read_sweep(
             "[--preset NAME]`"
         ) from None
     search_path = path.parent / Path(str(config.get("trialCodeDirectory", "."))).expanduser() / name
-    space = config.get("searchSpace")
-    if space is None and "searchSpaceFile" in config:
-        space = _mapping(path.parent / Path(str(config["searchSpaceFile"])).expanduser())
+    space = _space(path, config)
     if not isinstance(space, dict):
         raise ConfigError(f"{path}: searchSpace is {space!r}; it must name the settings that the trials sweep")
     if "out" in space:
@@ -94,7 +137,15 @@ def read_sweep(
     narrowed = _narrowed(path, config, space, only) if only else None
     trials = _grid(space if narrowed is None else narrowed["searchSpace"])
     first = load_config(search_path, trials[0] if trials else {}, preset=preset)
-    return Sweep(path, search_path, first.out if out is None else out.absolute(), trials, preset, narrowed)
+    place = first.out if out is None else out.absolute()
+    return Sweep(path, search_path, place, trials, preset, narrowed, narrowed or config)
+
+
+def _space(path: Path, config: Mapping[str, Any]) -> Any:
+    space = config.get("searchSpace")
+    if space is None and "searchSpaceFile" in config:
+        space = _mapping(path.parent / Path(str(config["searchSpaceFile"])).expanduser())
+    return space
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -134,6 +185,16 @@ def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: M
             offered = ", ".join(map(str, values)) if isinstance(values, list) else "no choice"
             raise ConfigError(f"--only {key}={value}: {path} sweeps {', '.join(space)}, and {key} over {offered}")
         space[key] = {"_type": "choice", "_value": [value]}
+    changed = _movable(path, config, space)
+    grid = _grid(space)
+    if grid is not None:
+        # The file's number counts the whole sweep; a tuner that draws at random would repeat trials up to it.
+        changed["maxTrialNumber"] = min(len(grid), config.get("maxTrialNumber", len(grid)))
+    return changed
+
+
+def _movable(path: Path, config: Mapping[str, Any], space: Any) -> dict[str, Any]:
+    """Return the nnictl config with its search space in it, and with paths that hold wherever it is written."""
 
     def absolute(value: Any) -> str:
         return str(path.parent / Path(str(value)).expanduser())
@@ -146,8 +207,4 @@ def _narrowed(path: Path, config: dict[str, Any], space: dict[str, Any], only: M
         if isinstance(config.get(algorithm), dict) and "codeDirectory" in config[algorithm]:
             directory = absolute(config[algorithm]["codeDirectory"])
             changed[algorithm] = {**config[algorithm], "codeDirectory": directory}
-    grid = _grid(space)
-    if grid is not None:
-        # The file's number counts the whole sweep; a tuner that draws at random would repeat trials up to it.
-        changed["maxTrialNumber"] = min(len(grid), config.get("maxTrialNumber", len(grid)))
     return changed

@@ -164,10 +164,14 @@ def test_metrics_arrive_under_the_trial_that_reported_them(finished: Any) -> Non
 
 def test_a_failing_trial_fails_the_experiment(tmp_path: Path, export: Path) -> None:
     sandbox = Sandbox(tmp_path, export)
-    status, output, error = sandbox.run(FAKE_FAILING_RULE="reinforce")
+    status, output, error = sandbox.run("--retries", "1", FAKE_FAILING_RULE="reinforce")
     assert status == 2, output + error
     assert "RuntimeError: the fake search failed as it was told to" in output
     assert error.startswith("1 of 2 trials have no result: ")
+    assert "(RuntimeError: the fake search failed as it was told to; starts: 2; see " in error
+    assert "1 of 2 trials have finished" in output
+    (starts,) = [path.read_text() for path in sandbox.out.glob("*/starts") if not (path.parent / "seen.json").exists()]
+    assert len(starts.splitlines()) == 2
     assert len(error.strip().splitlines()) == 1
     rows = json.loads((sandbox.out / "summary.json").read_text())
     assert [row["rule"] for row in rows] == ["gradient"]

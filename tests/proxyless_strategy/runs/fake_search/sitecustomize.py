@@ -34,16 +34,19 @@ def check(config: Any) -> None:
 def run_search(config: Any, *, on_epoch: Any = None) -> Any:
     check(config)
     accuracy = config.target + RULES[config.rule]
-    if os.environ.get("FAKE_ENDLESS"):
+    config.out.mkdir(parents=True, exist_ok=True)
+    with (config.out / "starts").open("a") as starts:
+        starts.write("start\n")
+    number = len((config.out / "starts").read_text().splitlines())
+    if os.environ.get("FAKE_ENDLESS") or config.rule == os.environ.get("FAKE_ENDLESS_RULE"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         (config.out.parent / "endless").touch()
         time.sleep(600)
-    if config.rule == os.environ.get("FAKE_FAILING_RULE"):
+    if config.rule == os.environ.get("FAKE_FAILING_RULE") and number <= int(os.environ.get("FAKE_FAILURES", "99")):
         raise RuntimeError("the fake search failed as it was told to")
     for epoch in range(3):
         if on_epoch is not None:
             on_epoch({"phase": "search", "epoch": epoch, "default": accuracy * epoch / 2, "loss": float("nan")})
-    config.out.mkdir(parents=True, exist_ok=True)
     row = {
         "rule": config.rule,
         "cost": "latency",
@@ -63,6 +66,12 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
     (config.out / "seen.json").write_text(json.dumps({"cwd": os.getcwd(), "environment": seen}))
     return SimpleNamespace(row=lambda: row)
 
+
+if os.environ.get("FAKE_MANAGER"):
+    # A trial that asks another port than NNI's: of a proxy between the two.
+    real, proxy = os.environ["FAKE_MANAGER"].split(",")
+    url = os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", "")
+    os.environ["NNI_TRIAL_COMMAND_CHANNEL"] = url.replace(f":{real}/", f":{proxy}/")
 
 if os.environ.get("FAKE_SEARCH"):
     search, preparation = (ModuleType(f"proxyless_strategy.runs.{name}") for name in ("search", "prepare"))
