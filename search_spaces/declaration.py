@@ -89,7 +89,7 @@ class ShippedDeclaration(ABC):
                 raise SpaceError(
                     f"{field} = {value!r} of the space {self.name}; it must be an integer of {smallest} or more"
                 )
-            if value > MOST_CHANNELS:
+            if int(value) > MOST_CHANNELS:
                 raise SpaceError(f"{field} = {value!r} of the space {self.name}; it must be at most {MOST_CHANNELS}")
 
     def scaled(self, width_mult: float) -> Self:

@@ -27,7 +27,8 @@ from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
 from .recipe import Recipe
-from .trainer import check_training, retraining_threads, train
+from .setup import check_training
+from .trainer import retraining_threads, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -98,7 +99,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple[Any, ...]) -> None:
+def _process(rank: int, devices: int, port: int, refusals: Any, arguments: Any) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:

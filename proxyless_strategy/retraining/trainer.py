@@ -15,25 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from hardware.errors import CheckpointError, ConfigError, DataError, ProxylessError, TrainingError
+from hardware.errors import CheckpointError, DataError, TrainingError
 
 from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers, write_checkpoint
 from ..config import RetrainSettings
 from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
-from ..seeds import isolated_seed, seeded
+from ..seeds import seeded
 from ..strategy.nonfinite import blame, is_finite, largest
 from ..threads import Threads, crowded, settle, training_step
+from .setup import make_optimizer, make_scheduler, training_loader
 
 FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
@@ -249,7 +246,7 @@ class _Training:
         self.largest_at_start = float(largest(self.model.parameters(), device))
         self.rank, self.replicas = _place()
         mixing = settings.mixup > 0
-        self.loader = _loader(data, settings, seed=seed, rank=self.rank, replicas=self.replicas)
+        self.loader = training_loader(data, settings, seed=seed, rank=self.rank, replicas=self.replicas)
         self.mixup = (
             Mixup(mixup_alpha=settings.mixup, label_smoothing=settings.label_smoothing, num_classes=data.num_classes)
             if mixing
@@ -258,7 +255,7 @@ class _Training:
         self.criterion: nn.Module = (
             SoftTargetCrossEntropy() if mixing else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         )
-        self.optimizer = _optimizer(self.model, settings)
+        self.optimizer = make_optimizer(self.model, settings)
         self.network: nn.Module = self.model
         # DDP takes the mean of the processes' gradients; their shares being equal, that is the gradient of the batch.
         if self.replicas > 1:
@@ -267,7 +264,7 @@ class _Training:
             )
         # Rate and averaging are functions of the update's number, so a resumed training needs no state of theirs. The
         # averaging's warm-up starts from a small decay: at 0.9999 the fresh weights would weigh in for 10,000 updates.
-        self.scheduler = _scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
+        self.scheduler = make_scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         self.identity = {
@@ -410,122 +407,11 @@ def _why_not(state: Any) -> str | None:
     return f"it lacks {', '.join(missing)}" if missing else None
 
 
-def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, replicas: int = 1) -> None:
-    """Try what a training starts with: its loader, one augmented image, an update of a small network, the schedule.
-
-    Args:
-        data: Images.
-        settings: Recipe.
-        seed: Seed of the training.
-        replicas: Processes that will share it.
-
-    Raises:
-        ConfigError: A setting is impossible.
-        DataError: There are too few images for one batch, or they cannot be augmented so.
-    """
-    loader = _loader(data, settings, seed=seed, rank=0, replicas=replicas)
-    augmented = data.loader(
-        "training", batch_size=1, workers=0, rand_augment=settings.rand_augment, cutout=settings.cutout
-    )
-    if settings.rand_augment is not None or settings.cutout:
-        with isolated_seed(0):
-            try:
-                next(iter(augmented))
-            except ProxylessError:
-                raise
-            except Exception as error:
-                raise ConfigError(
-                    f"retrain.rand_augment = {settings.rand_augment!r}, cutout = {settings.cutout}: "
-                    f"{' '.join(str(error).split())[:300]}; write e.g. rand-m9-mstd0.5"
-                ) from error
-    with isolated_seed(0):
-        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
-        optimizer = _optimizer(network, settings)
-        scheduler = _scheduler(optimizer, settings, updates_per_epoch=len(loader))
-        try:
-            functional.cross_entropy(network(torch.randn(2, 1, 4, 4)), torch.tensor([0, 1])).backward()
-            optimizer.step()
-        except Exception as error:
-            raise ConfigError(
-                f"retrain.optimizer = {settings.optimizer!r} makes no update: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}; use one of timm's, such as sgd"
-            ) from error
-        if scheduler is not None:
-            scheduler.step_update(1)
-
-
-def _loader(data: ImageData, settings: RetrainSettings, *, seed: int, rank: int, replicas: int) -> DataLoader:
-    """Build the loader of one process's share of every batch."""
-    if settings.batch_size % replicas:
-        raise ConfigError(
-            f"retrain.batch_size = {settings.batch_size} is not divisible by {replicas} processes; "
-            f"make it a multiple of {replicas}"
-        )
-    share = settings.batch_size // replicas
-    mixing = settings.mixup > 0
-    if mixing and share % 2:
-        raise ConfigError(
-            f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one"
-            if replicas == 1
-            else f"retrain.batch_size = {settings.batch_size} gives each of {replicas} processes {share} "
-            f"images, which must be even for Mixup; make it a multiple of {2 * replicas}"
-        )
-    # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
-    # data set that is smaller than one batch has no other.
-    return data.loader(
-        "training",
-        batch_size=share,
-        shuffle=True,
-        seed=seed,
-        drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
-        rand_augment=settings.rand_augment,
-        cutout=settings.cutout,
-        rank=rank,
-        replicas=replicas,
-    )
-
-
 def _place() -> tuple[int, int]:
     """Return this process's rank and how many there are."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
-
-
-def _optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:
-    try:
-        # Given the model and not its parameters, timm spares biases and norms the weight decay.
-        return create_optimizer_v2(
-            model,
-            opt=settings.optimizer,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
-    except Exception as error:  # of timm, of torch, or of a package that an optimiser wraps
-        raise ConfigError(
-            f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's, such as sgd"
-        ) from error
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, settings: RetrainSettings, *, updates_per_epoch: int
-) -> Scheduler | None:
-    """Build the schedule that changes the rate with every update."""
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=settings.scheduler,
-            num_epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-    except Exception as error:
-        raise ConfigError(
-            f"retrain.scheduler = {settings.scheduler!r}: {error}; use one of timm's, such as cosine"
-        ) from error
-    return scheduler
 
 
 def _progress_bar(*, shown: bool) -> Progress:

@@ -14,7 +14,7 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 
 from ..config import SearchConfig
 from ..data.images import ImageData
-from ..retraining.trainer import check_training
+from ..retraining.setup import check_training
 from ..seeds import isolated_seed
 
 

@@ -1,0 +1,128 @@
+"""What a training starts with: loader, optimiser, schedule; and a check of all of them before any work."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from hardware.errors import ConfigError, ProxylessError
+
+from ..config import RetrainSettings
+from ..data.images import ImageData
+from ..seeds import isolated_seed
+
+
+def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, replicas: int = 1) -> None:
+    """Try what a training starts with: its loader, one augmented image, an update of a small network, the schedule.
+
+    Args:
+        data: Images.
+        settings: Recipe.
+        seed: Seed of the training.
+        replicas: Processes that will share it.
+
+    Raises:
+        ConfigError: A setting is impossible.
+        DataError: There are too few images for one batch, or they cannot be augmented so.
+    """
+    loader = training_loader(data, settings, seed=seed, rank=0, replicas=replicas)
+    augmented = data.loader(
+        "training", batch_size=1, workers=0, rand_augment=settings.rand_augment, cutout=settings.cutout
+    )
+    if settings.rand_augment is not None or settings.cutout:
+        with isolated_seed(0):
+            try:
+                next(iter(augmented))
+            except ProxylessError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"retrain.rand_augment = {settings.rand_augment!r}, cutout = {settings.cutout}: "
+                    f"{' '.join(str(error).split())[:300]}; write e.g. rand-m9-mstd0.5"
+                ) from error
+    with isolated_seed(0):
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+        optimizer = make_optimizer(network, settings)
+        scheduler = make_scheduler(optimizer, settings, updates_per_epoch=len(loader))
+        try:
+            functional.cross_entropy(network(torch.randn(2, 1, 4, 4)), torch.tensor([0, 1])).backward()
+            optimizer.step()
+        except Exception as error:
+            raise ConfigError(
+                f"retrain.optimizer = {settings.optimizer!r} makes no update: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}; use one of timm's, such as sgd"
+            ) from error
+        if scheduler is not None:
+            scheduler.step_update(1)
+
+
+def training_loader(data: ImageData, settings: RetrainSettings, *, seed: int, rank: int, replicas: int) -> DataLoader:
+    """Build the loader of one process's share of every batch."""
+    if settings.batch_size % replicas:
+        raise ConfigError(
+            f"retrain.batch_size = {settings.batch_size} is not divisible by {replicas} processes; "
+            f"make it a multiple of {replicas}"
+        )
+    share = settings.batch_size // replicas
+    mixing = settings.mixup > 0
+    if mixing and share % 2:
+        raise ConfigError(
+            f"retrain.batch_size = {settings.batch_size} must be even for Mixup; add or take one"
+            if replicas == 1
+            else f"retrain.batch_size = {settings.batch_size} gives each of {replicas} processes {share} "
+            f"images, which must be even for Mixup; make it a multiple of {2 * replicas}"
+        )
+    # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
+    # data set that is smaller than one batch has no other.
+    return data.loader(
+        "training",
+        batch_size=share,
+        shuffle=True,
+        seed=seed,
+        drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
+        rand_augment=settings.rand_augment,
+        cutout=settings.cutout,
+        rank=rank,
+        replicas=replicas,
+    )
+
+
+def make_optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:
+    try:
+        # Given the model and not its parameters, timm spares biases and norms the weight decay.
+        return create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+    except Exception as error:  # of timm, of torch, or of a package that an optimiser wraps
+        raise ConfigError(
+            f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's, such as sgd"
+        ) from error
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, settings: RetrainSettings, *, updates_per_epoch: int
+) -> Scheduler | None:
+    """Build the schedule that changes the rate with every update."""
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.scheduler,
+            num_epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"retrain.scheduler = {settings.scheduler!r}: {error}; use one of timm's, such as cosine"
+        ) from error
+    return scheduler
