@@ -74,7 +74,7 @@ def retrain(
         say_if_busy()
     if devices == 1:
         with ExitStack() as owning, _group():
-            return _run(*arguments, owning)
+            return _run(*arguments, owning=owning)
     available = torch.cuda.device_count()
     if available and devices > available:
         raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
@@ -99,12 +99,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _process(rank: int, devices: int, port: int, refusals: Any, arguments: Any) -> None:
+def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple[Any, ...]) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
         with ExitStack() as owning, _group(port=port):
-            _run(*arguments, owning)
+            _run(*arguments, owning=owning)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))
         raise
@@ -141,7 +141,7 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
     )
 
 
-def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, owning: ExitStack) -> Path:
+def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, owning: ExitStack) -> Path:
     config = read_export(folder)
     feeding = config["pretrained_cfg"]
     size = recipe.input_size or int(feeding["input_size"][-1])
