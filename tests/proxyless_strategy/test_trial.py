@@ -15,10 +15,12 @@ from typing import Any
 import nni
 import pytest
 
-from hardware.errors import ConfigError, ExperimentError
+from hardware.errors import ConfigError, ExperimentError, TargetError
 from proxyless_strategy import trial
 from proxyless_strategy.config import load_config
-from proxyless_strategy.layout import OUT_VARIABLE
+from proxyless_strategy.layout import EXPERIMENT_VARIABLE, OUT_VARIABLE, RESULT, START_VARIABLE
+from proxyless_strategy.runs import reporting
+from proxyless_strategy.runs.trials import read_trials
 from proxyless_strategy.trial import PARAMETERS_VARIABLE, main, run_trial
 from search_spaces.nni_import import FALSE_ALARMS
 
@@ -176,6 +178,59 @@ def test_a_trial_without_an_accuracy_is_a_failure(search: Any, config: Path, mon
     with pytest.raises(ExperimentError, match="trial abcde has no finite test accuracy"):
         run_trial(config)
     assert side.final == []
+    assert not (config.parent / "runs" / "abcde" / RESULT).exists(), "it would pass for a finished trial"
+
+
+def test_reports_that_fail_do_not_fail_the_trial(
+    search: Any, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_trial(monkeypatch, {})
+    result = config.parent / "runs" / "abcde" / RESULT
+
+    def broken(metrics: dict[str, Any]) -> None:
+        assert "latency_ms" not in metrics or result.exists(), "the result is on disk before it is reported"
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    for name in ("report_intermediate_result", "report_final_result"):
+        monkeypatch.setattr(nni, name, broken)
+    for name in ("INTERMEDIATE_SECONDS", "FINAL_SECONDS"):
+        monkeypatch.setattr(reporting, name, 0.2)
+    assert main([str(config)]) == 0
+    assert json.loads(result.read_text())["accuracy"] == 0.3
+    error = capsys.readouterr().err
+    assert error.count("did not take an intermediate result") == 1
+    assert "did not take the final result (ConnectionResetError" in error
+
+
+def test_a_trial_is_started_without_nni(search: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = {"trial": "abcde", "parameters": {"rule": "reinforce", "target": 0.6}, "restarts": 2}
+    monkeypatch.setattr(nni, "get_trial_id", lambda: "abcde")
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: pytest.fail("it asked NNI"))
+    monkeypatch.setenv(START_VARIABLE, json.dumps(handed))
+    monkeypatch.setenv(OUT_VARIABLE, str(config.parent / "out"))
+    row = run_trial(config)
+    assert (row["trial"], row["rule"], row["target_ms"], row["restarts"]) == ("abcde", "reinforce", 6.0, 2)
+    assert json.loads((config.parent / "out" / "abcde" / RESULT).read_text()) == row
+    monkeypatch.setenv(START_VARIABLE, json.dumps({**handed, "trial": "other"}))
+    as_trial(monkeypatch, {})
+    assert run_trial(config)["restarts"] == 0, "what another trial was started with is not its own"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_trial_of_an_experiment_notes_how_it_starts_and_fails(
+    search: Any, config: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    as_trial(monkeypatch, {"rule": "reinforce"})
+    monkeypatch.setenv(OUT_VARIABLE, str(config.parent / "out"))
+    monkeypatch.setenv(EXPERIMENT_VARIABLE, "mark")
+    monkeypatch.setenv("FAKE_REFUSED_RULE" if refused else "FAKE_FAILING_RULE", "reinforce")
+    with pytest.raises(TargetError if refused else RuntimeError):
+        run_trial(config)
+    (ended,) = read_trials(config.parent / "out", "mark")
+    assert (ended.name, ended.parameters, ended.refused) == ("abcde", {"rule": "reinforce"}, refused)
+    assert ended.failure == (
+        "target 0.3 is refused; choose another" if refused else "RuntimeError: the fake search failed as it was told to"
+    )
 
 
 @pytest.mark.parametrize(
