@@ -210,7 +210,8 @@ def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
     costs = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
     if row["cost"] != "latency":
         costs |= {name: row[name] for name in ("target_cost", "subnet_cost")}
-    return {"default": row["accuracy"], **{name: value for name, value in costs.items() if value is not None}}
+    warned = {"warnings": row["warnings"]} if row.get("warnings") else {}
+    return {"default": row["accuracy"], **{name: value for name, value in costs.items() if value is not None}, **warned}
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

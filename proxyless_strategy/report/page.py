@@ -132,6 +132,7 @@ def _search(number: int, search: FinishedRun) -> str:
         f'<section id="search{number}">',
         f'<h2><span class="badge">{number}</span>{escape(search.name)}</h2>',
         f'<p class="note">{escape(str(search.folder))}</p>',
+        *(f'<p class="missed">{escape(sentence)}</p>' for sentence in search.row.get("warnings", ())),
         "<h3>Derived subnet</h3>",
         _subnet(search),
         "<h3>On the way</h3>",

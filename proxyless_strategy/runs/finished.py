@@ -237,6 +237,11 @@ def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str,
     return subnet, torch.load(weights, weights_only=True) if weights.exists() else {}
 
 
+def read_warnings(out: Path) -> tuple[str, ...]:
+    """Return why an ended search's result may be worth little; folders of earlier versions do not say."""
+    return tuple(_read_json(out / SEARCH_FILE).get("warnings", ()))
+
+
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -251,9 +251,10 @@ def _target(config: SearchConfig, cost: CostModel, space: str) -> float | None:
             f"({named(choices)}); raise the target or choose a smaller space"
         )
     if target is not None and target > high:
-        warnings.warn(
+        print(
             f"{name} = {target:g} is above the {dearest} subnet of {space}, {high:.4g} {cost.unit}: it is idle",
-            stacklevel=3,
+            file=sys.stderr,
+            flush=True,
         )
     make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
     return target

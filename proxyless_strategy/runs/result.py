@@ -16,6 +16,7 @@ from search_spaces import Subnet
 from ..config import SearchConfig
 from ..layout import CONFIG_FILE, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
 from ..owner import Start, owned
+from ..strategy.verdict import sentences
 from .same_run import check_same_run
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class SearchResult:
         params: Parameters of the exported model.
         macs: Its multiply-accumulates.
         seconds: Duration of the whole search, of all its starts.
+        warnings: Why the result may be worth little, in sentences.
     """
 
     config: SearchConfig
@@ -60,6 +62,7 @@ class SearchResult:
     params: int
     macs: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """Return the result as plain values, one row of a table of results."""
@@ -80,6 +83,7 @@ class SearchResult:
             "folder": str(self.folder),
             "onnx": str(self.onnx),
             "seconds": self.seconds,
+            "warnings": list(self.warnings),
         }
 
 
@@ -129,6 +133,7 @@ def search_record(
             }
             for finalist in module.finalists
         ],
+        "warnings": sentences(module.warnings()),
         "counters": dict(module.counters),
         "history": history,
     }

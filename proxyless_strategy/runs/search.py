@@ -32,11 +32,12 @@ from ..retraining.trainer import retraining_threads, train
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched
 from ..strategy.proxyless import ProxylessStrategy
+from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .epoch_log import EpochLog
-from .finished import read_searched
+from .finished import read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
 from .own_signals import OwnSignals
 from .prepare import Prepared, named, prepare
@@ -134,6 +135,7 @@ def _finished(
         params=summary.params,
         macs=summary.macs,
         seconds=start.seconds,
+        warnings=read_warnings(config.out),
     )
     write_row(result)
     return result
@@ -186,6 +188,7 @@ def search_supernet(
         learning_rate=settings.architecture_rate(config.rule),
         seed=config.seed,
     )
+    strategy.names = CONFIG_NAMES
     with isolated_seed(config.seed):
         network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
     if settings.channels_last:

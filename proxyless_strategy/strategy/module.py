@@ -28,7 +28,7 @@ from .schedulers import Schedulers
 from .supernet.frozen import one_path_copy
 from .supernet.step_mode import ArchitectureStepMode
 from .unlogged import unlogged
-from .verdict import Plan, SearchWarning, done_warnings
+from .verdict import TRAINER_NAMES, Names, Plan, SearchWarning, done_warnings
 from .wrapper import EvaluatorWrapper
 
 _logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class SearchModule(EvaluatorWrapper):
         update: The rule.
         options: The search's options, with the absolute target.
         target_found: What is wrong with the target, see `verdict.target_warnings`.
+        names: What the settings are called in these sentences.
 
     Attributes:
         counters: Steps taken: of weights, of these in the warm-up, of the architecture, and of these skipped.
@@ -71,6 +72,7 @@ class SearchModule(EvaluatorWrapper):
         update: GradientUpdate | ReinforceUpdate,
         options: SearchOptions,
         target_found: Sequence[SearchWarning] = (),
+        names: Names = TRAINER_NAMES,
     ):
         super().__init__(training_module)
         # The names of these attributes are part of every checkpoint's keys (`architecture.alpha`).
@@ -80,6 +82,7 @@ class SearchModule(EvaluatorWrapper):
         self.update = update
         self.options = options
         self.target_found = tuple(target_found)
+        self.names = names
         self.finalists: list[Finalist] = []
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
         self.train_batches: SeededLoader | None = None
@@ -141,7 +144,7 @@ class SearchModule(EvaluatorWrapper):
 
     def on_train_start(self) -> None:
         plan, options = self.plan(), self.options
-        steps, found = plan.architecture_steps, plan.warnings()
+        steps, found = plan.architecture_steps, plan.warnings(self.names)
         if steps < 1:
             raise ConfigError(found[0].sentence)
         for warning in (*self.target_found, *found):
@@ -160,7 +163,7 @@ class SearchModule(EvaluatorWrapper):
 
     def planned_warnings(self) -> list[SearchWarning]:
         """Return what can be said before the first step: of the target and, once training has started, the schedule."""
-        return [*self.target_found, *([] if self._plan is None else self._plan.warnings())]
+        return [*self.target_found, *([] if self._plan is None else self._plan.warnings(self.names))]
 
     def warnings(self) -> list[SearchWarning]:
         """Return why the result may be worth little: `planned_warnings`, and what the search did not do."""
@@ -178,6 +181,7 @@ class SearchModule(EvaluatorWrapper):
             unit="" if cost is None else cost.unit,
             objective="none" if isinstance(objective, AccuracyOnly) else self.options.objective,
             idle=any(warning.code == "idle_target" for warning in self.target_found),
+            names=self.names,
         )
 
     def _architecture_optimizer(self) -> torch.optim.Optimizer:

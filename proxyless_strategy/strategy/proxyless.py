@@ -26,7 +26,7 @@ from .options import Rule, SearchOptions, renamed
 from .processes import averaged, prepare
 from .rules import Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
 from .supernet.space import Supernet, check_mutables, refuse
-from .verdict import SearchWarning, target_warnings
+from .verdict import TRAINER_NAMES, Names, SearchWarning, target_warnings
 
 
 class ProxylessStrategy(OneShotStrategy):
@@ -83,10 +83,13 @@ class ProxylessStrategy(OneShotStrategy):
         target: The greatest cost; with `target_share`, None until the space is known.
         paths_of_space: The space's paths, empty until the space is known.
         architecture: Alpha; None until the space is known.
+        names: What the settings are called in warnings; a caller with settings of its own sets it before the search.
 
     Raises:
         ConfigError: An option is impossible.
     """
+
+    names: Names = TRAINER_NAMES
 
     def __init__(
         self,
@@ -289,7 +292,12 @@ class ProxylessStrategy(OneShotStrategy):
             reduce=lambda value: averaged(value, self._trainer),
         )
         self._module = SearchModule(
-            training_module, problem=problem, update=update, options=options, target_found=self._target_found
+            training_module,
+            problem=problem,
+            update=update,
+            options=options,
+            target_found=self._target_found,
+            names=self.names,
         )
         return self._module
 

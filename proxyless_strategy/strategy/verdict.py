@@ -225,7 +225,8 @@ def done_warnings(
             SearchWarning(
                 "off_target",
                 f"the expected cost ended at {expected:.4g} {unit}, {100 * (expected / target - 1):+.1f} % off the "
-                f"target {target:.4g}, so that the subnet was hardly chosen under it; {_nearer(objective, names)}",
+                f"target {target:.4g}: the export keeps to the target, but was chosen at another cost; "
+                f"{_nearer(objective, names)}",
             )
         )
     return found

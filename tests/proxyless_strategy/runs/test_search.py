@@ -1,6 +1,7 @@
 """One search from config to measured file, and what is refused before it starts."""
 
 import dataclasses
+import html
 import json
 
 import pytest
@@ -93,9 +94,16 @@ def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path
     assert row["accuracy"] == result.accuracy
     picture = draw_searches(tmp_path, tmp_path / "report.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert f"{result.accuracy:.2%}" in write_page(tmp_path, tmp_path / "report.html").read_text()
+    page = write_page(tmp_path, tmp_path / "report.html").read_text()
+    assert f"{result.accuracy:.2%}" in page
+    assert row["warnings"] == list(result.warnings)
+    assert any(
+        "architecture steps are planned" in warning and "search.epochs" in warning for warning in row["warnings"]
+    )
+    assert all(html.escape(warning) in page for warning in row["warnings"])
 
     again = search.run_search(config)
+    assert again.warnings == result.warnings
     assert again.subnet == result.subnet
     assert again.accuracy == result.accuracy
 
@@ -391,9 +399,9 @@ def test_a_table_that_lacks_an_operator_is_refused(table, tmp_path):
         prepare(settings(tmp_path / "less.yml", tmp_path / "run"), quiet=True)
 
 
-def test_a_target_above_the_slowest_subnet_warns_that_it_is_idle(table, tmp_path):
-    with pytest.warns(UserWarning, match="idle"):
-        prepare(settings(table, tmp_path / "run", target=None, target_ms=1e6), quiet=True)
+def test_a_target_above_the_slowest_subnet_says_that_it_is_idle(table, tmp_path, capsys):
+    prepare(settings(table, tmp_path / "run", target=None, target_ms=1e6), quiet=True)
+    assert "target_ms = 1e+06 is above the slowest subnet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
