@@ -12,6 +12,8 @@ import psutil
 BUSY = 0.5
 """From this share of other work on, what is measured now says little about a quiet machine."""
 SECONDS = 0.25
+SILENCE = "PROXYLESS_BUSY_SILENT"
+"""Environment variable that leaves the sentence about other work out, where that is meant: any value but empty."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -56,6 +58,8 @@ def share_of_others(seconds: float = SECONDS) -> float:
 
 def say_if_busy() -> None:
     """Say on standard error that the machine is busy with other work, where it is."""
+    if os.environ.get(SILENCE):
+        return
     if sentence := busy_sentence(share_of_others()):
         print(sentence, file=sys.stderr, flush=True)
 
