@@ -75,8 +75,10 @@ def differences(there: dict[str, Any], here: dict[str, Any], schema: type[BaseMo
             found |= differences(other, mine, section, *parents, key)
         elif other != mine:
             found[".".join((*parents, key))] = (other, mine)
-    # A newer version's setting may have taken part.
+    # A newer version's setting may have taken part; one of ours that is left out here is at its default.
     for key in there.keys() - here.keys():
+        if key in schema.model_fields and there[key] == _default(schema, key):
+            continue
         found[".".join((*parents, key))] = (there[key], "unknown")
     return found
 

@@ -78,6 +78,7 @@ def test_other_work_is_what_is_neither_idle_nor_ours(
 def test_a_machine_that_is_more_than_half_busy_is_said_to_be(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv(processor.SILENCE, raising=False)
     assert busy_sentence(0.5) is None
     monkeypatch.setattr(processor, "share_of_others", lambda: 0.3)
     say_if_busy()

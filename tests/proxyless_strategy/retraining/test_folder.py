@@ -127,14 +127,17 @@ def test_a_result_that_could_not_be_written_is_noticed_before_training(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"architecture": "nothing"}, r"RuntimeError: Unknown model"), ({"model_args": {"arch_deff": 1}}, r"TypeError")],
+    [
+        ({"architecture": "nothing"}, r"'nothing', which is no registered architecture of timm; give the folder"),
+        ({"model_args": {"arch_deff": 1}}, r"TypeError.*; export it again"),
+    ],
 )
 def test_an_export_of_no_network_is_refused(
     change: dict[str, Any], message: str, exported: Path, pictures: Path, tmp_path: Path
 ) -> None:
     config = json.loads((exported / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ExportError, match=rf"cannot build the network of .*{message}.*; export it again"):
+    with pytest.raises(ExportError, match=rf"cannot build the network of .*{message}"):
         retrain(tmp_path, data=pictures, recipe=tiny(), out=tmp_path / "out")
 
 

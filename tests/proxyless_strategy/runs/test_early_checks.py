@@ -55,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "search.weight_decay": ZERO,
     "search.label_smoothing": ZERO,
     "search.channels_last": FLAG,
+    "search.threads": NONE,
+    "retrain.threads": NONE,
     "retrain.weight_decay": ZERO,
     "retrain.warmup_epochs": ZERO,
     "retrain.label_smoothing": ZERO,
