@@ -502,6 +502,7 @@ def test_resets_between_trials_and_manager_cost_no_row_and_no_report(sandbox: Sa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # four whole searches, on a machine that may be busy
 def test_the_quickstart_survives_a_reset_in_every_tenth_connection(tmp_path: Path, breaker: Breaker) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(FAKE_SEARCH), **through(breaker)}
     environment.pop("FAKE_SEARCH", None)
