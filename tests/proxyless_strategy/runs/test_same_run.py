@@ -1,0 +1,198 @@
+"""Who owns a run folder, and which settings a run that goes on there may change."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hardware.errors import ConfigError
+from hardware.measuring.locks import table_lock
+from proxyless_strategy.config import parse_config
+from proxyless_strategy.layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE, STARTS_FILE
+from proxyless_strategy.owner import owned
+from proxyless_strategy.runs import search
+from proxyless_strategy.runs.prepare import prepare
+from proxyless_strategy.runs.result import claim_out
+from proxyless_strategy.runs.same_run import check_same_run
+from tests.proxyless_strategy.runs.test_early_checks import settings
+
+
+def config_in(out: Path, **changes: Any) -> Any:
+    return parse_config(settings(out, **{"hardware.device": "other", **changes}))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder that a search has claimed."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / CONFIG_FILE).write_text(json.dumps(config_in(out).identity()))
+    return out
+
+
+# ---- settings --------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_that_differs_is_named_with_both_values(run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(config_in(run, seed=5, **{"search.epochs": 3, "retrain.epochs": 9}))
+    assert "(search.epochs = 2 there, 3 here; seed = 0 there, 5 here)" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["finalists", "samples", "momentum"])
+def test_a_setting_that_an_old_run_did_not_know_stands_at_its_default(run: Path, key: str) -> None:
+    written = json.loads((run / CONFIG_FILE).read_text())
+    default = written["search"].pop(key)
+    (run / CONFIG_FILE).write_text(json.dumps(written))
+    assert check_same_run(config_in(run)) == {}
+    other = default * 2 if default > 1 else default / 2
+    with pytest.raises(ConfigError, match=rf"search\.{key} = {default} there, {other} here"):
+        check_same_run(config_in(run, **{f"search.{key}": other}))
+
+
+def test_a_setting_of_a_newer_version_is_named(run: Path) -> None:
+    written = json.loads((run / CONFIG_FILE).read_text())
+    written["search"]["sharpness"] = 2
+    (run / CONFIG_FILE).write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"search\.sharpness = 2 there, \"unknown\" here"):
+        check_same_run(config_in(run))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_settings_that_cannot_be_read_are_one_sentence(run: Path, content: str) -> None:
+    (run / CONFIG_FILE).write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot read .*config\.json"):
+        check_same_run(config_in(run))
+
+
+def test_a_phase_that_has_begun_is_bound_by_its_settings(run: Path) -> None:
+    later = {"retrain.learning_rate": 0.1, "data.workers": 2, "hardware.batch": 2}
+    assert set(check_same_run(config_in(run, **later))) == set(later)
+    (run / SEARCH_FILE).write_text("{}")
+    assert set(check_same_run(config_in(run, **later))) == set(later)
+    (run / CHECKPOINT).write_text("")
+    with pytest.raises(ConfigError, match=r"\(retrain\.learning_rate = 0\.05 there, 0\.1 here\); .*retrain\.ckpt"):
+        check_same_run(config_in(run, **later))
+    table = {"hardware.cost": "latency", "hardware.table": "a.yml"}
+    (run / CONFIG_FILE).write_text(json.dumps(config_in(run, **table).identity()))
+    with pytest.raises(ConfigError, match=r"hardware\.batch = 1 there, 2 here"):
+        check_same_run(config_in(run, **table, **{"hardware.batch": 2}))
+
+
+def test_a_search_that_kept_no_weights_cannot_go_on_without_retraining(run: Path) -> None:
+    assert set(check_same_run(config_in(run, retrain=None))) == {"retrain"}
+    (run / SEARCH_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match=r"retrain = .* there, null here"):
+        check_same_run(config_in(run, retrain=None))
+
+
+def test_a_corrected_setting_of_the_retraining_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, train = tmp_path / "run", search.train
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ConfigError("as if a check had missed it")
+
+    monkeypatch.setattr(search, "train", refused)
+    with pytest.raises(ConfigError, match="as if"):
+        search.run_search(config_in(out))
+    found = (out / SEARCH_FILE).read_bytes()
+    monkeypatch.setattr(search, "train", train)
+    result = search.run_search(config_in(out, **{"retrain.optimizer": "adamw"}))
+    assert (out / SEARCH_FILE).read_bytes() == found
+    assert json.loads((out / CONFIG_FILE).read_text())["retrain"]["optimizer"] == "adamw"
+    first, second = json.loads((out / STARTS_FILE).read_text())
+    assert (first["ended"], second["ended"]) == (False, True)
+    assert second["changed"] == {"retrain.optimizer": {"from": "sgd", "to": "adamw"}}
+    assert first["seconds"] < result.seconds <= first["seconds"] + second["seconds"]
+
+
+# ---- the owner -------------------------------------------------------------------------------------------------
+
+
+def test_a_second_start_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            with owned(tmp_path / "run"):
+                refused.append("not at all")
+        except ConfigError as error:
+            refused.append(str(error))
+
+    with owned(tmp_path / "run"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert f"(process {os.getpid()} on {socket.gethostname()})" in refused[0]
+    second()
+    assert refused[1] == "not at all"
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    entry = {"host": socket.gethostname(), "pid": gone.pid, "seconds": 3.0}
+    (tmp_path / STARTS_FILE).write_text(json.dumps([entry]))
+    held, release = threading.Event(), threading.Event()
+
+    def orphan() -> None:
+        with table_lock(tmp_path / "run"):
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=orphan)
+    thread.start()
+    held.wait()
+    threading.Timer(0.5, release.set).start()
+    began = time.monotonic()
+    with owned(tmp_path) as start:
+        assert time.monotonic() - began > 0.3
+        assert start.seconds > 3
+    thread.join()
+
+
+def test_a_search_that_another_one_overtook_is_refused(tmp_path: Path) -> None:
+    mine, other = (prepare(config_in(tmp_path / "run", seed=seed), quiet=True) for seed in (0, 1))
+    with claim_out(other):
+        pass
+    with pytest.raises(ConfigError, match="other settings"), claim_out(mine):
+        pass
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "[{}]", "{}", "[1]", "null"])
+def test_a_damaged_record_of_starts_is_told_and_begun_anew(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / STARTS_FILE).write_text(content)
+    with owned(tmp_path):
+        pass
+    assert ("cannot read" in capsys.readouterr().out) == (content != "{}")
+    assert json.loads((tmp_path / STARTS_FILE).read_text())[-1]["ended"]
+
+
+@pytest.mark.slow
+def test_of_two_searches_that_start_together_one_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "search.yml"
+    path.write_text(yaml.safe_dump(settings(tmp_path / "run", **{"hardware.device": "other", "search.epochs": 10})))
+    command = [sys.executable, "-m", "proxyless_strategy.cli", "search", str(path), "--set"]
+    started = [
+        subprocess.Popen([*command, f"seed={seed}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for seed in (0, 1)
+    ]
+    said = [process.communicate()[1] for process in started]
+    assert sorted(process.returncode for process in started) == [0, 2]
+    winner = [process.returncode for process in started].index(0)
+    loser = said[1 - winner]
+    assert f"process {started[winner].pid} on" in loser or "other settings (seed" in loser
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["seed"] == winner
