@@ -184,7 +184,7 @@ def retraining_threads(
         first=rank == 0,
     )
     if rank == 0:
-        print(f"retraining on {threads.sentence()}", file=sys.stderr, flush=True)
+        print(f"retraining on {threads.sentence()}", flush=True)
         workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
         told = crowded(workers, threads, settings=names, processes=replicas, on_gpu=on_gpu)
         if told:
