@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -305,7 +304,7 @@ def early_end(case: Case, *, epochs: int, trainer: Mapping[str, Any], stop: bool
     place = case.begin()
     script = EARLY_END.format(epochs=epochs, trainer=dict(trainer), stop=stop)
     environment = {**place.environment, "PYTHONPATH": str(ROOT)}
-    ended = Process([sys.executable, "-c", script], folder=case.folder, environment=environment).wait()
+    ended = Process([place.command[0], "-c", script], folder=case.folder, environment=environment).wait()
     case.said = ended.sentence
     if ended.status == 0:
         told = [line for line in (ended.error + ended.output).splitlines() if "architecture step" in line]

@@ -251,8 +251,11 @@ def run_kills(states: States, count: int, *, jobs: int, seed: int, elsewhere: Pa
 def run_faults(states: States, faults: Mapping[str, Callable[[Case], str]], *, jobs: int) -> dict[str, Any]:
     """Play faults, and return what the last line says of them."""
 
+    # Numbers, as a folder with the name of the fault would name the cause in every message.
+    folders = {name: states.work / "faults" / str(number) for number, name in enumerate(faults)}
+
     def play(name: str) -> tuple[str, str]:
-        case = Case(states, states.work / "faults" / name.replace("/", "-").replace(" ", "-"))
+        case = Case(states, folders[name])
         try:
             outcome = faults[name](case)
         except Broken as error:
@@ -270,7 +273,8 @@ def run_faults(states: States, faults: Mapping[str, Callable[[Case], str]], *, j
     found, skipped = {}, {}
     work = {name: lambda name=name: play(name) for name in faults}
     for name, (outcome, said), seconds in side_by_side(jobs, work):
-        print(f"fault {name}: {outcome}, {seconds:.0f} s{f': {said}' if outcome in GOOD and said else ''}", flush=True)
+        more = f": {said}" if outcome in GOOD and said else "" if outcome in GOOD else f", in {folders[name]}"
+        print(f"fault {name}: {outcome}, {seconds:.0f} s{more}", flush=True)
         if outcome.startswith("skipped: "):
             skipped[name] = outcome.partition(": ")[2]
         else:
