@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -64,7 +65,7 @@ def in_one_folder(case: Case, *, changes: Mapping[str, Any], at_once: bool) -> s
             raise Broken("both ended with 0, with different settings")
         case.must_be_undisturbed()
         return "survived"
-    case.must_refuse(ended[1] if first_won else ended[0], place.out.name)
+    case.must_refuse(ended[1] if first_won else ended[0], re.escape(str(place.out)))
     if not first_won and not at_once:
         raise Broken("the second one drove the first one out")
     wrong = difference(place.out, case.states.finished(None if first_won else changes))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -73,8 +73,10 @@ OVER = len(PHASES) - 1
 SAME_BYTES = ("search.json", "model/model.safetensors")
 VOLATILE = {"seconds", "starts", "folder", "onnx", "trial"}
 """Keys of a row that differ between two equal searches."""
-SET_ASIDE = ("*.damaged*.ckpt",)
-"""Files that a search may leave beyond those of an undisturbed one: what it could not use, and did not delete."""
+SPARE = ("*.previous.ckpt",)
+"""Files that a search may leave beyond those of an undisturbed one: a checkpoint that has served its time."""
+SET_ASIDE = (*SPARE, "*.damaged*.ckpt")
+"""The same after a fault: beside them, what it could not use and did not delete."""
 
 
 class Broken(Exception):
@@ -140,6 +142,9 @@ class Process:
         before: Called in the child before the command.
     """
 
+    _running: ClassVar[set[Process]] = set()
+    _over: ClassVar[bool] = False
+
     def __init__(
         self,
         arguments: Sequence[str],
@@ -154,6 +159,8 @@ class Process:
             if before is not None:
                 before()
 
+        if Process._over:
+            raise Broken("the harness was stopped")
         self._logs = Path(tempfile.mkdtemp(prefix="log-", dir=folder))
         with (self._logs / "out").open("wb") as output, (self._logs / "err").open("wb") as error:
             self._popen = subprocess.Popen(
@@ -166,6 +173,7 @@ class Process:
                 start_new_session=True,
                 preexec_fn=prepare,
             )
+        Process._running.add(self)
         self._seen = psutil.Process(self._popen.pid)
         self._name = " ".join(arguments[-2:])
 
@@ -247,6 +255,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.end()
             raise Broken(f"{self._name} hangs: it did not end within {limit:.0f} s") from None
+        Process._running.discard(self)
         return Ended(status, self.output, (self._logs / "err").read_text(encoding="utf-8", errors="replace"))
 
     def end(self) -> None:
@@ -258,6 +267,14 @@ class Process:
             with contextlib.suppress(psutil.Error):
                 child.kill()
         self._popen.wait()
+        Process._running.discard(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill every process, and let no other one start: the harness itself was stopped."""
+        cls._over = True
+        for process in list(cls._running):
+            process.end()
 
 
 def limit_file_size(count: int) -> Callable[[], object]:

@@ -40,6 +40,7 @@ from tests.benchmarks.fault_subject import (
     COMMAND,
     OVER,
     PHASES,
+    SPARE,
     Broken,
     Ended,
     Place,
@@ -131,7 +132,7 @@ def kill_search(place: Place, wanted: Path, *, number: int, seed: int, begins: S
             shutil.rmtree(place.out)
             aim = draw.choice(worth[:-1] or worth)
         else:
-            found.broken = difference(place.out, wanted, extra=())
+            found.broken = difference(place.out, wanted, extra=SPARE)
             return found
         if found.broken is not None:
             return found
@@ -189,8 +190,10 @@ def side_by_side(jobs: int, work: Mapping[str, Callable[[], Any]]) -> Iterator[t
         try:
             for future in as_completed(futures):
                 yield futures[future], *future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            Process.end_all()
+            raise
 
 
 def run_kills(states: States, count: int, *, jobs: int, seed: int, elsewhere: Path | None) -> dict[str, Any]:
@@ -331,4 +334,5 @@ def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = COM
 if __name__ == "__main__":
     # A background job ignores Ctrl-C, and so would everything that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
