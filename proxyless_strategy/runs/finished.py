@@ -6,6 +6,7 @@ Only what needs the table or the space imports torch, and only when it is asked 
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -232,9 +233,21 @@ def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str,
 
     if not (out / SEARCH_FILE).exists():
         return None
-    subnet = Subnet(space, _read_json(out / SEARCH_FILE)["subnet"]["choices"])
+    try:
+        choices = dict(_read_json(out / SEARCH_FILE)["subnet"]["choices"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"cannot read {out / SEARCH_FILE} ({error}); put it back, or remove it to search again from its checkpoint"
+        ) from error
     weights = out / SUPERNET_FILE
-    return subnet, torch.load(weights, weights_only=True) if weights.exists() else {}
+    try:
+        return Subnet(space, choices), torch.load(weights, weights_only=True) if weights.exists() else {}
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"cannot read {weights} ({reason}); put it back, or remove {out / SEARCH_FILE} to search again from its "
+            "checkpoint"
+        ) from error
 
 
 def read_warnings(out: Path) -> tuple[str, ...]:
@@ -243,7 +256,18 @@ def read_warnings(out: Path) -> tuple[str, ...]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a mapping.
+
+    Raises:
+        OSError, ValueError: There is none; the message names the file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds a {type(values).__name__}, not a mapping")
+    return values
 
 
 def _places(folder: Path, name: str) -> list[Path]:
@@ -283,3 +307,5 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
         raise ConfigError(
             f"the search in {place} lacks {error}, so another version of this project wrote it; search again"
         ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the files of the search in {place} are damaged ({error}); search again") from error
