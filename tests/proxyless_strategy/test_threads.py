@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hardware.errors import ConfigError
+from hardware.processor import SILENCE
 from proxyless_strategy import threads as module
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.layout import CONFIG_FILE, SEARCH_CHECKPOINT, THREADS_FILE
@@ -337,6 +338,7 @@ def test_a_search_trains_with_the_number_that_was_tried_and_goes_on_with_it(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(module, "_most", lambda: 2)
     monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.delenv(SILENCE, raising=False)
     monkeypatch.setattr("hardware.processor.share_of_others", lambda: 0.9)
     tried(monkeypatch, {1: 1.0, 2: 0.5})
     seen: list[tuple[str, int]] = []
@@ -376,4 +378,4 @@ def test_a_search_trains_with_the_number_that_was_tried_and_goes_on_with_it(
     assert {number for _, number in seen} == {2}
     told = capsys.readouterr()
     assert "; 2 threads: as it began, by " in told.out
-    assert "retraining on 2 threads: as it began, by " in told.err
+    assert "retraining on 2 threads: as it began, by " in told.out
