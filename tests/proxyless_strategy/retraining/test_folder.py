@@ -88,6 +88,7 @@ def test_a_killed_retraining_continues_bit_for_bit(exported: Path, pictures: Pat
     command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("retraining on 1 thread: ")
     assert process.stdout.readline().startswith("epoch 1 of 3: loss ")
     process.kill()
     process.communicate()
@@ -263,6 +264,7 @@ def test_a_killed_retraining_on_two_processes_continues_bit_for_bit(
     command += [f"--set={key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("retraining on 1 thread: ")
     assert process.stdout.readline().startswith("epoch 1 of 3: loss ")
     process.kill()
     process.communicate()  # ends once the further processes, which share the pipe, have ended too

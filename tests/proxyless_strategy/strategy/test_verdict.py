@@ -124,7 +124,7 @@ SOUND = {
         ({"skipped": 2}, ["steps_skipped"], "2 of 100 .* lower learning_rate, or set precision"),
         ({"done": 60, "skipped": 11}, ["half_steps_done", "steps_skipped"], "only 49"),
         ({"expected": 8.15}, [], ""),
-        ({"expected": 8.17}, ["off_target"], r"8.17 ms, \+2.1 % off the target 8, .*raise max_epochs"),
+        ({"expected": 8.17}, ["off_target"], r"8.17 ms, \+2.1 % off the target 8: .*raise max_epochs"),
         ({"expected": 7.83}, ["off_target"], r"7.83 ms, -2.1 % off the target 8"),
         ({"expected": 9.0, "objective": "add_linear"}, ["off_target"], "objective add_linear does not land"),
         ({"expected": 7.0, "idle": True}, [], ""),
