@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,9 +153,9 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
     if weights:
         import torch  # slow, and only needed here
 
-        beside = (out / SUPERNET_FILE).with_suffix(".tmp")
-        torch.save(weights, beside)
-        beside.replace(out / SUPERNET_FILE)
+        content = io.BytesIO()
+        torch.save(weights, content)
+        write_atomically(out / SUPERNET_FILE, content.getvalue())
     _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), **record})
 
 
