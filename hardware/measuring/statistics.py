@@ -56,6 +56,9 @@ def context_fit(
     inside a net (`per_param_ms`, positive). Relative least squares; as a few nets determine four numbers badly, each
     is held near its neutral value as if it had been observed there once, with the deviations of `_PRIORS`.
 
+    Measurements on a busy machine disagree by more than `_RESIDUAL`. What the nets' own residual says is then how little
+    they are worth against the neutral values (the deviations of `_PRIORS` stay).
+
     Args:
         raw: Overhead and sum of the operators of each net, measured alone, in ms.
         operators: Number of operators of each net.
@@ -64,31 +67,63 @@ def context_fit(
         least_ms: Latency of the cheapest operator, which must stay positive.
 
     Raises:
-        TableError: The nets do not determine the scale.
+        TableError: The nets do not determine the scale, or contradict the operators' sum.
     """
-    # slow to import, and needed only where something is calibrated
-    from scipy.optimize import lsq_linear
-
     # for its errors: nets that cannot give two numbers give no four
     affine_fit(raw, measured)
     y = np.asarray(measured, dtype=np.float64)
     columns = np.stack([np.asarray(c, dtype=np.float64) for c in (raw, operators, params, np.ones_like(y))], axis=1)
     design = columns / y[:, None]
+    fit = _held_fit(design, _RESIDUAL, least_ms)
+    # four numbers take four degrees of freedom
+    residual = float(np.sqrt(np.sum((design @ fit - 1.0) ** 2) / (len(y) - len(fit)))) if len(y) > len(fit) else 0.0
+    if residual > _RESIDUAL:
+        fit = _held_fit(design, residual, least_ms)
+    missed = float(np.sqrt(np.mean((design @ fit - 1.0) ** 2)))
+    if fit[0] <= _LEAST_SCALE * (1 + 1e-6) or missed > _MOST_MISSED:
+        raise TableError(
+            f"whole nets take {float(np.median(1 / design[:, 0])):.3g} times what their operators take alone, and no "
+            "calibration explains it; measure on a quieter machine or with more rounds"
+        )
+    return ContextFit(*(float(v) for v in fit))
+
+
+def _held_fit(design: np.ndarray, residual: float, least_ms: float) -> np.ndarray:
+    """Return the four numbers of a `ContextFit` that fit `design @ numbers = 1`, held by `_PRIORS` and by bounds.
+
+    Args:
+        design: Nets x 4: what each number is multiplied with, over the net's latency.
+        residual: Relative error of a net.
+        least_ms: Latency of the cheapest operator.
+    """
+    # slow to import, and needed only where something is calibrated
+    from scipy.optimize import lsq_linear
+
     # One row a number, as if it had been observed once at its neutral value, as uncertain as `_PRIORS` says against the
     # residual of a net. Without these rows, ten nets of similar depth could give large numbers of opposite sign.
-    held = np.diag(_RESIDUAL / np.array([deviation for _, deviation in _PRIORS]) * design.mean(axis=0))
+    held = np.diag(residual / np.array([deviation for _, deviation in _PRIORS]) * design.mean(axis=0))
     neutral = held @ np.array([value for value, _ in _PRIORS])
-    stacked = np.vstack([design, held])
-    norms = np.linalg.norm(stacked, axis=0)
     # An operator pays less inside a net than alone, but it must not be free: entries of 0 or below would make the
-    # cheapest operators the choice of every search. Weights never make a net faster.
-    low = np.array([0.0, -0.9 * least_ms, 0.0, -np.inf]) * norms
-    solution = lsq_linear(stacked / norms, np.concatenate([np.ones_like(y), neutral]), bounds=(low, np.inf))
-    return ContextFit(*(float(v) for v in solution.x / norms))
+    # cheapest operators the choice of every search. An entry becomes `ms + per_operator / scale`, so the bound is on
+    # `per_operator + 0.9 * least * scale`, which takes per_operator's place among the unknowns. Weights never make a
+    # net faster. The scale divides what is added to an entry, and near 0 it would blow the entry up.
+    unknowns = np.eye(len(_PRIORS))
+    unknowns[1, 0] = -0.9 * least_ms
+    stacked = np.vstack([design, held]) @ unknowns
+    norms = np.linalg.norm(stacked, axis=0)
+    low = np.array([_LEAST_SCALE, 0.0, 0.0, -np.inf]) * norms
+    solution = lsq_linear(stacked / norms, np.concatenate([np.ones(len(design)), neutral]), bounds=(low, np.inf))
+    return unknowns @ (solution.x / norms)
 
 
 _RESIDUAL = 0.007
 """Relative error of a net that remains when all is fitted."""
+
+_LEAST_SCALE = 0.2
+"""Least scale. An operator alone takes more than inside a net, but not five times as much."""
+
+_MOST_MISSED = 1.0
+"""Most by which calibrated sums may miss the nets, as the root of the mean squared relative error."""
 
 _PRIORS = ((1.0, 0.2), (0.0, 0.1), (0.0, 0.1), (0.0, 0.01))
 """Neutral value of scale, per_operator_ms, per_param_ms and offset_ms, and deviation in units of a net's latency."""

@@ -53,7 +53,7 @@ def table(tmp_path_factory):
         input_size=16,
         space="tests",
         out=path,
-        plan=Plan(rounds=5, minimum_rounds=5),
+        plan=Plan(rounds=25, minimum_rounds=25),
         progress=False,
     )
     return path

@@ -257,7 +257,7 @@ def two_process_config(folder, retrain):
     """A search on two processes with a table of "another" device, so that nothing is measured meanwhile."""
     space = get_space(SPACE["name"], **SPACE["options"]).costs(16, num_classes=10, in_chans=1)
     nets = [space.chain(choices) for choices in space.random_choices(8, seed=0)]
-    plan = Plan(rounds=5, minimum_rounds=5)
+    plan = Plan(rounds=25, minimum_rounds=25)
     table = folder / "table.yml"
     build_table(space.distinct(), nets, input_size=16, space="tests", out=table, plan=plan, progress=False)
     config = {
