@@ -56,8 +56,8 @@ def context_fit(
     inside a net (`per_param_ms`, positive). Relative least squares; as a few nets determine four numbers badly, each
     is held near its neutral value as if it had been observed there once, with the deviations of `_PRIORS`.
 
-    Measurements on a busy machine disagree by more than `_RESIDUAL`. What the nets' own residual says is then how little
-    they are worth against the neutral values (the deviations of `_PRIORS` stay).
+    Measurements on a busy machine disagree by more than `_RESIDUAL`. The nets' own residual then says how little they
+    are worth against the neutral values.
 
     Args:
         raw: Overhead and sum of the operators of each net, measured alone, in ms.

@@ -36,8 +36,7 @@ def test_noise_moves_no_entry_far_from_what_was_measured(noise):
         measured = 1.02 * raw * np.exp(noise * np.abs(rng.normal(size=8)))
         try:
             fit = statistics.context_fit(raw, operators, params, measured, least_ms=0.002)
-        except TableError as error:
-            assert "measure" in str(error)
+        except TableError:
             refused += 1
             continue
         cheapest = 0.002 + fit.per_operator_ms / fit.scale
