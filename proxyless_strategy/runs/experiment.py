@@ -31,7 +31,6 @@ from .nni_server import (
     POLL_SECONDS,
     RunningExperiment,
     deaf,
-    free_port,
     is_free,
     marked_processes,
     stop_marked,
@@ -164,7 +163,7 @@ def _record(sweep: Sweep, *, resume: bool) -> Record:
 
 def _run_nni(sweep: Sweep, record: Record, console: Console, *, port: int | None, retries: int) -> None:
     """Run the experiment under NNI, and then again whatever ended badly."""
-    with RunningExperiment(sweep, port=port or free_port(), mark=record.id) as experiment:
+    with RunningExperiment(sweep, port=port, mark=record.id) as experiment:
         console.print(f"NNI experiment {experiment.id}: http://127.0.0.1:{experiment.port} (this machine only)")
         listed = _follow(experiment, record, console)
     if not listed:

@@ -35,6 +35,8 @@ SUPERVISOR = "PROXYLESS_SUPERVISOR"
 SERVER_SCRIPT = Path(__file__).with_name("nni_loopback.js")
 """What NODE_OPTIONS loads into NNI's web server: it binds it to loopback, and ends it with its supervisor."""
 
+START_TRIES = 3
+"""How often a port of our own choice is given up for another because somebody else has taken it meanwhile."""
 POLL_SECONDS = 1.0
 SHUTDOWN_SECONDS = 20.0
 REQUEST_SECONDS = 10.0
@@ -47,9 +49,10 @@ _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class RunningExperiment:
     """An nnictl experiment bound to loopback, from entering this context to leaving it; then no process is left."""
 
-    def __init__(self, sweep: Sweep, *, port: int, mark: str | None = None) -> None:
+    def __init__(self, sweep: Sweep, *, port: int | None = None, mark: str | None = None) -> None:
         self.sweep = sweep
-        self.port = port
+        self.port = port or free_port()
+        self._tries = 1 if port else START_TRIES
         self.id = ""
         self._server: psutil.Process | None = None
         self._tuner_log = Path()
@@ -58,15 +61,41 @@ class RunningExperiment:
 
     def __enter__(self) -> RunningExperiment:
         try:
-            self._create()
-            metadata = self._get("/experiment-metadata")
-            self.id = metadata["id"]
-            self._server = psutil.Process(metadata["pid"])
-            self._tuner_log = Path(metadata["logDir"], self.id, "log", "dispatcher.log")
+            while not self._starts():
+                # Another experiment has taken the port meanwhile: nobody asked for this one.
+                stop_marked(self._mark)
+                self.port = unused_port()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _starts(self) -> bool:
+        """Start NNI, and return whether it is this experiment's server that answers on the port.
+
+        Raises:
+            ExperimentError: NNI does not start, or another's server answers and there are no further tries.
+        """
+        self._tries -= 1
+        try:
+            self._create()
+        except ExperimentError:
+            # Of two servers that start at once on a port that both have found free, one ends.
+            if self._tries and not is_free(self.port):
+                return False
+            raise
+        metadata = self._get("/experiment-metadata")
+        server = psutil.Process(metadata["pid"])
+        if server.environ().get(EXPERIMENT_VARIABLE) != self._mark:
+            if self._tries:
+                return False
+            raise ExperimentError(
+                f"another experiment's server answers on port {self.port}; choose another port with --port"
+            )
+        self.id = metadata["id"]
+        self._server = server
+        self._tuner_log = Path(metadata["logDir"], self.id, "log", "dispatcher.log")
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,7 +167,7 @@ class RunningExperiment:
         if self.sweep.narrowed is not None:
             config = Path(self._folder.name) / self.sweep.path.name
             config.write_text(yaml.safe_dump(self.sweep.narrowed), encoding="utf-8")
-        command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", "create"]
+        command = [sys.executable, "-m", f"{__package__}.patient_nnictl", "create"]
         with log.open("w", encoding="utf-8") as stream:
             status = subprocess.run(
                 [*command, "--config", str(config), "--port", str(self.port)],
@@ -255,8 +284,11 @@ def is_free(port: int) -> bool:
 
 def free_port() -> int:
     """Return NNI's usual port, or where that is taken another that is free."""
-    if is_free(DEFAULT_PORT):
-        return DEFAULT_PORT
+    return DEFAULT_PORT if is_free(DEFAULT_PORT) else unused_port()
+
+
+def unused_port() -> int:
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

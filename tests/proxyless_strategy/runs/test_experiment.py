@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 from hardware.errors import ConfigError, ExperimentError
-from proxyless_strategy.runs import experiment
+from proxyless_strategy.runs import experiment, nni_server
 from proxyless_strategy.runs.experiment import build_back, run_experiment
 from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
 from proxyless_strategy.runs.sweep import read_sweep
@@ -120,8 +120,13 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, export: Path) -> tuple[Sandbox, tuple[int, str, str]]:
+    """An experiment whose server takes longer to start than NNI waits, as beside other work."""
     sandbox = Sandbox(tmp_path_factory.mktemp("finished"), export)
-    return sandbox, sandbox.run()
+    late = sandbox.folder / "late.js"
+    late.write_text(
+        "if (/main\\.js/.test(process.argv[1])) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 7000)"
+    )
+    return sandbox, sandbox.run(NODE_OPTIONS=f"--require={late}")
 
 
 def test_a_good_experiment_ends_with_zero_and_one_row_a_trial(finished: Any, export: Path) -> None:
@@ -264,6 +269,40 @@ def test_settings_of_every_trial_are_checked_before_nni_starts(sandbox: Sandbox)
     status, _, error = sandbox.run(FAKE_REFUSED_RULE="reinforce")
     assert (status, error) == (2, "target 0.3 is refused; choose another\n")
     assert list(sandbox.out.iterdir()) == []
+
+
+def test_a_port_that_somebody_takes_meanwhile_is_given_up_for_another(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(nni_server, "free_port", lambda: taken)
+        for name, value in sandbox.environment.items():
+            monkeypatch.setenv(name, value)
+        sandbox.out.mkdir()
+        with nni_server.RunningExperiment(read_sweep(sandbox.config)) as running:
+            assert running.port != taken
+            assert running.id
+        assert not sandbox.processes()
+        with pytest.raises(ExperimentError, match=f"{taken}"):
+            nni_server.RunningExperiment(read_sweep(sandbox.config), port=taken).__enter__()
+
+
+def test_the_server_of_another_experiment_is_not_taken_for_ones_own(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in sandbox.environment.items():
+        monkeypatch.setenv(name, value)
+    sandbox.out.mkdir()
+    with nni_server.RunningExperiment(read_sweep(sandbox.config)) as first:
+        second = nni_server.RunningExperiment(read_sweep(sandbox.config), port=first.port)
+        # As if its own server had come second to the port: nnictl sees the first one's answer and is content.
+        monkeypatch.setattr(second, "_create", lambda: None)
+        with pytest.raises(ExperimentError, match=f"another experiment's server answers on port {first.port}"):
+            second.__enter__()
+        assert first.processes()
 
 
 def test_an_occupied_port_is_refused(sandbox: Sandbox) -> None:
