@@ -6,9 +6,17 @@ Each message names the thing, its value and what to do next.
 
 from __future__ import annotations
 
+MOST_CHARACTERS = 2000
+"""Of a message. Whoever writes one cuts the values in it; this is for the value that nobody thought of."""
+
 
 class ProxylessError(Exception):
     """Base of all errors that a user can mend; the command line prints its message alone and exits with 2."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = MOST_CHARACTERS // 2
+        return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(ProxylessError):
@@ -41,6 +49,10 @@ class TableError(ProxylessError):
 
 class MissingOperatorError(TableError):
     """A latency table has no entry for an operator."""
+
+
+class WriteError(ProxylessError):
+    """A file cannot be written: the disk is full, or its place is not to be written to."""
 
 
 class LockError(ProxylessError):

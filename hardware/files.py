@@ -1,51 +1,100 @@
-"""Write files so that a reader never sees half of one: the one place that knows how."""
+"""Write files so that a reader never sees half of one: the one place that knows how.
+
+Whatever the disk, the folder or its permissions refuse becomes the caller's typed error, of one sentence.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import ProxylessError, WriteError
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
+ELSEWHERE = "make room there, or choose another place"
+
+
+@contextmanager
+def writing(
+    path: str | Path, *, error: type[ProxylessError] = WriteError, remedy: str = ELSEWHERE, what: str = "cannot write"
+) -> Iterator[None]:
+    """Turn what the system refuses inside the context into one sentence about `path`.
+
+    Args:
+        path: What is written, as the sentence names it.
+        error: Type of the error.
+        remedy: What to do about it.
+        what: How the sentence begins.
+    """
+    try:
+        yield
+    except OSError as refused:
+        reason = refused.strerror or " ".join(str(refused).split())[:200]
+        raise error(f"{what} {path}: {reason}; {remedy}") from refused
+    except Exception as refused:
+        # safetensors has an error of its own for a full disk; whoever has not loaded it cannot have raised it
+        safetensors = sys.modules.get("safetensors")
+        if safetensors is None or not isinstance(refused, safetensors.SafetensorError):
+            raise
+        raise error(f"{what} {path}: {' '.join(str(refused).split())[:200]}; {remedy}") from refused
+
+
+def write_atomically(
+    path: str | Path, content: str | bytes, *, error: type[ProxylessError] = WriteError, remedy: str = ELSEWHERE
+) -> None:
     """Write text (UTF-8) or bytes to `path`, whole or not at all, making its folder where it is missing.
 
+    Args:
+        path: The file.
+        content: All of it.
+        error: Type of the error.
+        remedy: What to do where it cannot be written.
+
     Raises:
-        OSError: The file cannot be written; an earlier one is then as it was.
+        ProxylessError: Of type `error`: the file cannot be written; an earlier one is then as it was.
     """
-    with replacing(path) as beside:
+    with replacing(path, error=error, remedy=remedy) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, error: type[ProxylessError] = WriteError, remedy: str = ELSEWHERE) -> Iterator[Path]:
     """Yield a path to write to, and move what was written there to `path` at the end of the block.
 
     For writers that want a path (`torch.save`, a figure's `savefig`). An exception in the block leaves an earlier file
     as it was. The path yielded is an empty hidden file beside `path`, with the same ending.
 
+    Args:
+        path: The file.
+        error: Type of the error.
+        remedy: What to do where it cannot be written.
+
     Raises:
-        OSError: The file cannot be written; an earlier one is then as it was.
+        ProxylessError: Of type `error`: the file cannot be written; an earlier one is then as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, because os.replace cannot move from one file system to another
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    beside = Path(name)
-    try:
-        yield beside
-        # after a power cut a renamed file may be empty, unless its content reached the disk before its name did
-        sync(beside)
-        # mkstemp lets the owner alone read; other users of the machine share tables and runs
-        beside.chmod(0o666 & ~current_umask())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with writing(path, error=error, remedy=remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target, because os.replace cannot move from one file system to another
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        beside = Path(name)
+        try:
+            yield beside
+            # after a power cut a renamed file may be empty, unless its content reached the disk before its name did
+            sync(beside)
+            # mkstemp lets the owner alone read; other users of the machine share tables and runs
+            beside.chmod(0o666 & ~current_umask())
+            os.replace(beside, path)
+        except BaseException:
+            # a second failure would hide the first
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
     # the new name is part of the folder; where folders cannot be synced (some network disks), go without
     with contextlib.suppress(OSError):
         sync(path.parent)

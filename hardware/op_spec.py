@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import TableError
+from .reading import shown
 
 IDENTITY = "identity"
 
@@ -97,7 +98,7 @@ class OpSpec:
         # a key with parts in another order, or unknown ones, would be read and then written as another
         if op is None or op.key != key:
             raise TableError(
-                f"{key!r} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6"
+                f"{shown(key)} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6"
             )
         return op
 

@@ -19,7 +19,16 @@ import numpy as np
 from ..errors import BackendError
 from ..op_spec import OpSpec
 from ..operators import primitives
+from ..reading import ARRAY_BYTES, Kind, read_bytes
 from .base import Runnable, SharedBackend, required
+
+MODEL = Kind(
+    "the model file",
+    "export it again",
+    BackendError,
+    limit=ARRAY_BYTES,
+    missing="there is no model file at {path}; export one first",
+)
 
 
 class LiteRTBackend(SharedBackend):
@@ -41,17 +50,15 @@ class LiteRTBackend(SharedBackend):
     ) -> Runnable:
         with tempfile.TemporaryDirectory() as folder:
             path = convert(chain, Path(folder) / "chain.tflite", batch=batch)
-            return self._runnable(path.read_bytes(), threads)
+            return self._runnable(read_bytes(path, MODEL), threads)
 
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
         path = Path(path)
-        if not path.is_file():
-            raise BackendError(f"there is no model file at {path}; export one first")
         if path.suffix != ".tflite":
             raise BackendError(f"backend 'litert' times .tflite files, and {path} is none; use 'onnxruntime'")
-        return self._runnable(path.read_bytes(), threads)
+        return self._runnable(read_bytes(path, MODEL), threads)
 
     def versions(self) -> dict[str, str]:
         return {"python": platform.python_version(), "ai-edge-litert": version("ai-edge-litert")}

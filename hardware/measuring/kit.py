@@ -18,6 +18,7 @@ from ..files import write_atomically
 from ..op_spec import OpSpec, executed
 from ..operators.onnx_graph import chain_model
 from ..progress import progress_bar
+from ..reading import Kind, cut, read_json, read_text, reading, shown
 from ..tables.plausibility import check_units
 from ..tables.records import LatencyEntry, TableHeader
 from ..tables.table import LatencyTable
@@ -29,6 +30,13 @@ KIT_FORMAT = "proxyless-latency-kit"
 RESULTS_FORMAT = "proxyless-latency-results"
 VERSION = 1
 _OVERHEAD = "overhead.onnx"
+RESULTS = Kind(
+    "the results file",
+    "run the kit's measure.py again",
+    TableError,
+    missing="there is no results file at {path}; run the kit's measure.py on the device",
+    sentence="{name} {path} is damaged or incomplete ({why}); {remedy}",
+)
 
 
 def write_kit(
@@ -81,7 +89,7 @@ def write_kit(
     with progress_bar(progress, f"writing {len(chains)} graphs") as advance:
         for done, (name, chain) in enumerate(chains.items(), start=1):
             model = chain_model(chain, batch=batch, input_shape=None if chain else shape, constant=True)
-            write_atomically(out / "graphs" / name, model.SerializeToString())
+            write_atomically(out / "graphs" / name, model.SerializeToString(), error=TableError)
             if tflite:
                 convert(chain, (out / "graphs" / name).with_suffix(".tflite"), batch=batch)
             advance(done / len(chains))
@@ -94,8 +102,9 @@ def write_kit(
         "graphs": {name: [op.key for op in chain] for name, chain in chains.items()},
     }
     script = out / "measure.py"
-    write_atomically(script, (Path(__file__).parent / "kit_script.py").read_text(encoding="utf-8"))
-    write_atomically(out / "kit.json", json.dumps(manifest, indent=1))
+    own = Kind("the kit's script", "install this package again", TableError)
+    write_atomically(script, read_text(Path(__file__).parent / "kit_script.py", own), error=TableError)
+    write_atomically(out / "kit.json", json.dumps(manifest, indent=1), error=TableError)
     return script
 
 
@@ -109,33 +118,26 @@ def import_results(path: str | Path) -> LatencyTable:
         TableError: The file is no complete set of results, or a value in it is impossible.
     """
     where = f"the results file {path}"
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TableError(f"there is no results file at {path}; run the kit's measure.py on the device") from None
-    except (OSError, ValueError):
-        raise TableError(f"{where} is no valid JSON (perhaps truncated); run the kit's measure.py again") from None
-    if not isinstance(document, dict) or document.get("format") != RESULTS_FORMAT:
+    document = read_json(path, RESULTS)
+    if document.get("format") != RESULTS_FORMAT:
         raise TableError(f"{where} is not one that a kit's measure.py wrote; give its results.json")
     if document.get("version") != VERSION or document.get("unit") != "ms":
         version, unit = document.get("version"), document.get("unit")
-        raise TableError(f"{where} has version {version!r} and unit {unit!r}, not {VERSION} and 'ms'; write a new kit")
-    try:
-        return _table(document, where)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TableError(
-            f"{where} is incomplete ({type(error).__name__}: {error}); run the kit's measure.py again"
-        ) from None
+            f"{where} has version {shown(version)} and unit {shown(unit)}, not {VERSION} and 'ms'; write a new kit"
+        )
+    with reading(path, RESULTS):
+        return _table(document, where)
 
 
 def _table(document: dict[str, Any], where: str) -> LatencyTable:
     manifest, graphs = document["kit"], document["graphs"]
     missing = [name for name in manifest["graphs"] if name not in graphs]
     if missing:
-        raise TableError(f"{where} lacks {len(missing)} graphs of its kit, first {missing[0]}; measure again")
+        raise TableError(f"{where} lacks {len(missing)} graphs of its kit, first {cut(missing[0])}; measure again")
     for name, figure in graphs.items():
         if not (math.isfinite(figure["ms"]) and figure["ms"] > 0 and figure["median_ms"] >= figure["ms"]):
-            raise TableError(f"the time of {name} in {where} is {figure['ms']} ms; it must be finite and positive")
+            raise TableError(f"the time of {cut(name)} in {where} is {figure['ms']} ms; it must be finite and positive")
     overhead = graphs[_OVERHEAD]["ms"]
     entries: dict[str, LatencyEntry] = {}
     nets: dict[str, list[list[OpSpec]]] = {"net": [], "held_out": []}

@@ -23,13 +23,20 @@ from ..errors import TableError
 from ..files import write_atomically
 from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
+from ..reading import Kind, Unreadable, cut, read_json, reading, shown
 from ..tables.records import Calibration, LatencyEntry, TableHeader
-from ..tables.table import LatencyTable
+from ..tables.table import LatencyTable, parse_header
 from . import statistics
 
 FORMAT = "proxyless-learned-latency"
 VERSION = 1
 MINIMUM_NETS = 20
+MODEL = Kind(
+    "the learned latency model",
+    "fit one again",
+    TableError,
+    sentence="{path} is no learned latency model ({why}); {remedy}",
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class LearnedModel:
     def save(self, path: str | Path) -> None:
         """Write the model as JSON, atomically."""
         document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        write_atomically(Path(path), json.dumps(document, indent=2))
+        write_atomically(path, json.dumps(document, indent=2), error=TableError)
 
     @classmethod
     def load(cls, path: str | Path) -> LearnedModel:
@@ -124,14 +131,19 @@ class LearnedModel:
         Raises:
             TableError: The file is missing or no model of this format and version.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            if document.pop("format") != FORMAT or document.pop("version") != VERSION:
-                raise ValueError("another format or version")
-            document["header"] = TableHeader(**document["header"])
-            return cls(**document)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TableError(f"{path} is no learned latency model ({error}); fit one again") from None
+        document = read_json(path, MODEL)
+        with reading(path, MODEL):
+            for key, wanted in (("format", FORMAT), ("version", VERSION)):
+                if document[key] != wanted:
+                    raise Unreadable(f"its {key} is {shown(document[key])}, not {wanted!r}")
+            weights, figures = dict(document["weights"]), dict(document["figures"])
+            return cls(
+                weights={name: _number(name, value) for name, value in weights.items()},
+                constant_ms=_number("constant_ms", document["constant_ms"]),
+                figures={name: dict(values) for name, values in figures.items()},
+                nets=int(_number("nets", document["nets"])),
+                header=parse_header(document["header"], f"the learned latency model {path}"),
+            )
 
     def _entry(self, op: OpSpec, scale: float) -> LatencyEntry:
         unknown = self.unknown(op)
@@ -141,6 +153,13 @@ class LearnedModel:
                 "measure the operator"
             )
         return LatencyEntry(ms=self.op_ms(op) / scale, predicted=True)
+
+
+def _number(name: str, value: Any) -> float:
+    # for Python, True is a number
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Unreadable(f"its {cut(name)} is {shown(value)}, no number")
+    return value
 
 
 def features(op: OpSpec) -> dict[str, float]:

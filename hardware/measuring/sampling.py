@@ -19,13 +19,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..backends import Backend, Runnable
+from ..errors import TableError
 from ..files import write_atomically
 from ..progress import progress_bar
+from ..reading import DAMAGE, Unreadable, json_of, why
 
 Key = TypeVar("Key")
 
 QUANTILE = 0.05
 PARTIAL_SECONDS = 5.0
+SAMPLES_BYTES = 2**28
+"""Most bytes of samples that are kept: every sample of a long build of a large table."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +203,12 @@ class PartialSamples:
     def load(self) -> dict[str, list[float]]:
         """Return the samples that the file keeps; say so where it keeps none that can be taken up."""
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
+            document = json_of(self.path, limit=SAMPLES_BYTES)
             settings = dict(document["settings"])
             samples = {str(name): [float(v) for v in values] for name, values in document["samples"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._say(f"cannot be read ({type(error).__name__})")
+        except DAMAGE as error:
+            if not (isinstance(error, Unreadable) and error.missing):
+                self._say(f"cannot be read ({why(error)})")
             return {}
         differing = sorted(
             name for name in {*settings, *self.settings} if settings.get(name) != self.settings.get(name)
@@ -217,7 +220,7 @@ class PartialSamples:
 
     def save(self, samples: Mapping[Any, Sequence[float]]) -> None:
         """Write the samples in place of those kept before."""
-        write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}))
+        write_atomically(self.path, json.dumps({"settings": self.settings, "samples": samples}), error=TableError)
 
     def _say(self, reason: str) -> None:
         print(f"{self.path} {reason}; measuring anew", file=sys.stderr, flush=True)

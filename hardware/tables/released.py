@@ -17,9 +17,11 @@ from typing import Any
 from ..errors import TableError
 from ..files import write_atomically
 from ..op_spec import OpSpec
+from ..reading import cut, reading, shown
+from ..yaml_text import dump_yaml
 from .plausibility import check_units
 from .records import LatencyEntry, TableHeader
-from .table import LatencyTable, load_yaml
+from .table import FILE, LatencyTable, load_yaml
 
 PROXYLESS = "proxylessnas"
 ONCE_FOR_ALL = "once-for-all"
@@ -50,6 +52,12 @@ def read_released(path: str | Path, *, device: str = "", backend: str = "tflite"
     document = load_yaml(path)
     if not isinstance(document, dict) or not document:
         raise TableError(f"{where} is no mapping of operators (perhaps truncated); get the file again")
+    with reading(path, FILE):
+        return _table(document, path, device=device, backend=backend, source=source)
+
+
+def _table(document: dict[Any, Any], path: Path, *, device: str, backend: str, source: str) -> LatencyTable:
+    where = f"the released table {path}"
     dialect = _dialect(document, where)
     entries: dict[str, LatencyEntry] = {}
     input_size = None
@@ -57,7 +65,7 @@ def read_released(path: str | Path, *, device: str = "", backend: str = "tflite"
         op = parse_released_key(key, dialect=dialect)
         if op.key in entries:
             raise TableError(f"{where} has two entries for the operator {op.key}; remove one of them")
-        entries[op.key] = _entry(value, dialect, f"the entry {key} of {where}")
+        entries[op.key] = _entry(value, dialect, f"the entry {cut(key)} of {where}")
         if key.startswith("Conv-"):
             input_size = op.input_shape[1]
     if input_size is None:
@@ -84,8 +92,6 @@ def write_proxylessnas(table: LatencyTable, path: str | Path) -> None:
     Raises:
         TableError: The dialect has no key for an operator.
     """
-    import yaml
-
     document = {}
     for key, entry in table.entries.items():
         document[released_key(OpSpec.from_key(key))] = {
@@ -95,7 +101,7 @@ def write_proxylessnas(table: LatencyTable, path: str | Path) -> None:
         }
     if len(document) != len(table.entries):
         raise TableError("two operators of the table have the same key in ProxylessNAS's dialect; write them apart")
-    write_atomically(Path(path), yaml.safe_dump(dict(sorted(document.items())), width=1000))
+    write_atomically(path, dump_yaml(dict(sorted(document.items())), width=1000), error=TableError)
 
 
 def released_key(op: OpSpec) -> str:
@@ -173,8 +179,9 @@ def _dialect(document: dict[Any, Any], where: str) -> str:
         return PROXYLESS
     if fields == {"count", "mean", "std"}:
         return ONCE_FOR_ALL
+    named = cut(", ".join(sorted(map(str, fields)))) or "no fields"
     raise TableError(
-        f"{where} is of no released dialect: its entries have {', '.join(sorted(map(str, fields))) or 'no fields'} "
+        f"{where} is of no released dialect: its entries have {named} "
         "instead of count, mean and var (ProxylessNAS) or std (Once-for-all)"
     )
 
@@ -182,10 +189,10 @@ def _dialect(document: dict[Any, Any], where: str) -> str:
 def _entry(value: Any, dialect: str, where: str) -> LatencyEntry:
     name = "var" if dialect == PROXYLESS else "std"
     if not isinstance(value, dict) or set(value) != {"count", "mean", name}:
-        raise TableError(f"{where} is {value!r}, not a mapping of count, mean and {name}; get the file again")
+        raise TableError(f"{where} is {shown(value)}, not a mapping of count, mean and {name}; get the file again")
     for field, number in value.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
-            raise TableError(f"the {field} of {where} is {number!r}; it must be a number of 0 or more")
+            raise TableError(f"the {field} of {where} is {shown(number)}; it must be a number of 0 or more")
     mean, noise = float(value["mean"]), float(value[name])
     if mean == 0:
         raise TableError(f"the mean of {where} is 0; measure it again")

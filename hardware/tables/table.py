@@ -18,12 +18,22 @@ from typing import Any
 from ..errors import MissingOperatorError, TableError
 from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec, executed
+from ..reading import YAML_BYTES, Kind, cut, read_yaml, reading, shown
+from ..yaml_text import dump_yaml
 from .plausibility import check_units
 from .records import Calibration, LatencyEntry, Reference, TableHeader
 
 FORMAT = "proxyless-latency-table"
 VERSION = 1
 UNIT = "ms"
+FILE = Kind(
+    "the latency table",
+    "mend it or build it again",
+    TableError,
+    limit=YAML_BYTES,
+    holds="",
+    missing="there is no latency table at {path}; build one with `proxyless latency build`",
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ class LatencyTable:
     def __post_init__(self) -> None:
         _check_header(self.header, "the latency table")
         for key, entry in self.entries.items():
-            _check_number(entry.ms, f"the latency of {key} in the latency table")
-            _check_number(entry.spread, f"the spread of {key} in the latency table")
+            _check_number(entry.ms, f"the latency of {cut(key)} in the latency table")
+            _check_number(entry.spread, f"the spread of {cut(key)} in the latency table")
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -68,25 +78,24 @@ class LatencyTable:
                 f"{path} is no latency table of this project (no `format: {FORMAT}`); "
                 "released tables are read with `proxyless latency convert`"
             )
-        return _parse(document, path)
+        with reading(path, FILE):
+            return _parse(document, path)
 
     def save(self, path: str | Path) -> None:
         """Write the table atomically; `load` gives it back equal."""
-        import yaml
-
         header = {name: value for name, value in _plain(self.header).items() if value not in (None, "", {}, [])}
         entries = {}
         for key, entry in self.entries.items():
             entries[key] = {"ms": float(entry.ms), "spread": float(entry.spread), "count": int(entry.count)}
             if entry.predicted:
                 entries[key]["predicted"] = True
-        head = yaml.safe_dump(
+        head = dump_yaml(
             {"format": FORMAT, "version": VERSION, "unit": UNIT, "header": header},
             sort_keys=False,
             width=1000,
         )
-        body = yaml.safe_dump({"entries": entries}, sort_keys=False, width=1000, default_flow_style=None)
-        write_atomically(Path(path), head + body)
+        body = dump_yaml({"entries": entries}, sort_keys=False, width=1000, default_flow_style=None)
+        write_atomically(path, head + body, error=TableError)
 
     def latency_ms(self, op: OpSpec) -> float:
         """Return the uncalibrated latency of one operator in ms; 0 for `identity` by definition.
@@ -165,58 +174,40 @@ def _plain(value: Any) -> Any:
 
 
 def load_yaml(path: Path) -> Any:
-    """Read what a YAML file holds, safely.
+    """Read what a YAML file holds.
 
     Raises:
-        TableError: The file is missing, no text or no YAML, or has a key twice.
+        TableError: The file is missing, no text or no YAML, has a key twice, or holds what no table does.
     """
-    # slow to import, and needed to read and write files only
-    import yaml
+    return read_yaml(path, FILE)
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TableError(f"there is no latency table at {path}; build one with `proxyless latency build`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"the latency table {path} cannot be read ({error}); build it again") from None
-    # the C loader is several times as fast, and not in every build of PyYAML
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-    # YAML forbids a key twice; PyYAML takes the last one and says nothing
-    class UniqueKeyLoader(base):
-        pass
+def parse_header(values: Any, where: str) -> TableHeader:
+    """Make a header from the mapping that a file holds.
 
-    def construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        pairs = loader.construct_pairs(node, deep=True)
-        seen: dict[Any, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise TableError(f"the latency table {path} has the key {key!r} twice; remove one of them")
-            seen[key] = value
-        return seen
+    Args:
+        values: The mapping.
+        where: The file in words, for the error.
 
-    UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
-    try:
-        return yaml.load(text, Loader=UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" at line {line + 1}" if line is not None else ""
-        raise TableError(
-            f"the latency table {path} is no valid YAML{place} (perhaps truncated); build it again"
-        ) from None
+    Raises:
+        TableError: A field is unknown or missing, or its value is of another type or impossible.
+    """
+    header: TableHeader = _build(TableHeader, values, f"the header of {where}")
+    _check_header(header, where)
+    return header
 
 
 def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     where = f"the latency table {path}"
     if document.get("version") != VERSION:
         raise TableError(
-            f"{where} has format version {document.get('version')!r}, this release reads {VERSION}; build it again"
+            f"{where} has format version {shown(document.get('version'))}, this release reads {VERSION}; build it again"
         )
     if document.get("unit") != UNIT:
-        raise TableError(f"{where} has unit {document.get('unit')!r}, not {UNIT!r}; convert it to milliseconds")
+        raise TableError(f"{where} has unit {shown(document.get('unit'))}, not {UNIT!r}; convert it to milliseconds")
     unknown = set(document) - {"format", "version", "unit", "header", "entries"}
     if unknown:
-        raise TableError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}; remove them")
+        raise TableError(f"{where} has unknown keys: {cut(', '.join(sorted(map(str, unknown))))}; remove them")
     header = _build(TableHeader, document.get("header"), f"the header of {where}")
     raw_entries = document.get("entries")
     if not isinstance(raw_entries, dict) or not raw_entries:
@@ -224,8 +215,8 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     entries = {}
     for key, value in raw_entries.items():
         if not isinstance(key, str):
-            raise TableError(f"{where} has the key {key!r}, which is no operator; build it again")
-        entries[key] = _build(LatencyEntry, value, f"the entry {key} of {where}")
+            raise TableError(f"{where} has the key {shown(key)}, which is no operator; build it again")
+        entries[key] = _build(LatencyEntry, value, f"the entry {cut(key)} of {where}")
     try:
         table = LatencyTable(header, entries)
     except TableError as error:
@@ -241,7 +232,7 @@ def _build(kind: type, value: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise TableError(f"{where} has an unknown field {name!r}; remove it")
+            raise TableError(f"{where} has an unknown field {shown(name)}; remove it")
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -263,6 +254,10 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
         return _build(Calibration, value, where)
     if annotation.startswith("Mapping"):
         _expect(isinstance(value, dict), value, "a mapping", where)
+        if annotation.startswith("Mapping[str, float]"):
+            return {str(name): _convert("float", item, f"{cut(str(name))} in {where}") for name, item in value.items()}
+        if annotation.startswith("Mapping[str, str]"):
+            return {str(name): str(item) for name, item in value.items()}
     elif annotation.startswith("bool"):
         _expect(isinstance(value, bool), value, "true or false", where)
     elif annotation.startswith("int"):
@@ -280,7 +275,7 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
 
 def _expect(fits: bool, value: Any, what: str, where: str) -> None:
     if not fits:
-        raise TableError(f"{where} is {value!r}, not {what}; correct it or build the table again")
+        raise TableError(f"{where} is {shown(value)}, not {what}; correct it or build the table again")
 
 
 def _check_header(header: TableHeader, where: str) -> None:
@@ -288,6 +283,8 @@ def _check_header(header: TableHeader, where: str) -> None:
         if getattr(header, name) < 1:
             raise TableError(f"{where} has {name} {getattr(header, name)}; it must be at least 1")
     _check_number(header.overhead_ms, f"overhead_ms in {where}")
+    if header.context and not {"per_operator_ms", "per_mparam_ms"} <= header.context.keys():
+        raise TableError(f"the context in {where} lacks per_operator_ms or per_mparam_ms; build the table again")
     calibration = header.calibration
     if calibration is not None:
         if not (math.isfinite(calibration.scale) and calibration.scale > 0):

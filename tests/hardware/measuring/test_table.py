@@ -106,7 +106,10 @@ def test_a_broken_partial_file_is_measured_again(fake_backend, tiny_ops, tmp_pat
     (tmp_path / "table.yml.partial").write_text("{ not json")
     options = {"backend": fake_backend(), "input_size": 32, "plan": PLAN, "out": tmp_path / "table.yml"}
     assert build_table(tiny_ops, progress=False, **options).header.repeats == 6
-    assert "table.yml.partial cannot be read (JSONDecodeError); measuring anew" in capsys.readouterr().err
+    assert (
+        "table.yml.partial cannot be read (it is no valid JSON at line 1 (perhaps truncated)); measuring anew"
+        in capsys.readouterr().err
+    )
 
 
 def test_noisy_operators_get_further_rounds(fake_backend, tiny_ops):

@@ -145,7 +145,7 @@ def test_a_failed_write_keeps_the_old_file(tiny_table, tmp_path, monkeypatch):
     tiny_table.save(path)
     before = path.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TableError, match=f"cannot write {path}: disk full; make room"):
         LatencyTable(tiny_table.header, {"a": LatencyEntry(1.0)}).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["table.yml"]
