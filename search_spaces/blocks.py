@@ -12,6 +12,7 @@ from torch import nn
 
 from hardware.errors import SpaceError, SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
+from hardware.reading import shown
 
 SKIP = "skip"
 
@@ -51,7 +52,7 @@ def parse_candidate(name: str) -> tuple[int, int]:
     kernel, _, expansion = name.partition("_e")
     side, _, other = kernel.partition("x")
     if side != other or not side.isdigit() or not expansion.isdigit():
-        raise SubnetError(f"{name!r} is no MBConv candidate; names look like 5x5_e3 (kernel, expansion) or skip")
+        raise SubnetError(f"{shown(name)} is no MBConv candidate; names look like 5x5_e3 (kernel, expansion) or skip")
     return int(side), int(expansion)
 
 

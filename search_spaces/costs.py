@@ -9,6 +9,7 @@ import numpy as np
 
 from hardware.errors import SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
+from hardware.reading import cut, shown
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ def check_choices(choices: Mapping[str, str], edges: Mapping[str, Sequence[str] 
     for label, name in choices.items():
         if label not in edges:
             raise SubnetError(
-                f"unknown edge {label!r} for the space {space}; its edges are {', '.join(edges) or 'none'}"
+                f"unknown edge {shown(label)} for the space {cut(space)}; its edges are "
+                f"{cut(', '.join(edges), 400) or 'none'}"
             )
         if name not in edges[label]:
-            raise SubnetError(f"unknown candidate {name!r} at edge {label}; it has {', '.join(map(str, edges[label]))}")
+            known = cut(", ".join(map(str, edges[label])), 400)
+            raise SubnetError(f"unknown candidate {shown(name)} at edge {label}; it has {known}")
     missing = [label for label in edges if label not in choices]
     if missing:
         raise SubnetError(f"no candidate given for {', '.join(missing)} of the space {space}; choose one for each edge")

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from hardware.errors import SpaceError
+from hardware.reading import cut, shown
 
 from .costs import SpaceCosts
 
@@ -87,10 +88,12 @@ class ShippedDeclaration(ABC):
             value = getattr(self, field)
             if not isinstance(value, Integral) or int(value) < smallest:
                 raise SpaceError(
-                    f"{field} = {value!r} of the space {self.name}; it must be an integer of {smallest} or more"
+                    f"{field} = {shown(value)} of the space {self.name}; it must be an integer of {smallest} or more"
                 )
             if int(value) > MOST_CHANNELS:
-                raise SpaceError(f"{field} = {value!r} of the space {self.name}; it must be at most {MOST_CHANNELS}")
+                raise SpaceError(
+                    f"{field} = {shown(value)} of the space {self.name}; it must be at most {MOST_CHANNELS}"
+                )
 
     def scaled(self, width_mult: float) -> Self:
         """Return the same space with its widths times `width_mult`; its name ends in `_w` and that factor.
@@ -99,7 +102,7 @@ class ShippedDeclaration(ABC):
             SpaceError: `width_mult` is not a positive number.
         """
         if not isinstance(width_mult, Real) or not 0 < width_mult < math.inf:
-            raise SpaceError(f"width_mult = {width_mult!r} of the space {self.name}; it must be a positive number")
+            raise SpaceError(f"width_mult = {shown(width_mult)} of the space {self.name}; it must be a positive number")
         if width_mult == 1:
             return self
         return replace(self, name=f"{self.name}_w{width_mult:g}", **self.scaled_widths(width_mult))
@@ -131,7 +134,7 @@ class ShippedDeclaration(ABC):
         try:
             return replace(self, **self.from_plain(options))
         except (TypeError, ValueError) as error:
-            given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+            given = ", ".join(f"{key} = {shown(value)}" for key, value in options.items())
             raise SpaceError(f"the space {self.name} cannot have {given}: {error}; correct the option") from error
 
     @classmethod
@@ -165,6 +168,6 @@ def check_options(options: Mapping[str, Any], known: list[str], *, space: str) -
     for key, value in options.items():
         if key not in known:
             raise SpaceError(
-                f"unknown option {key} = {value!r} for the space {space}; its options are "
+                f"unknown option {cut(str(key))} = {shown(value)} for the space {space}; its options are "
                 f"{', '.join(dict.fromkeys(('width_mult', *known)))}"
             )

@@ -17,6 +17,7 @@ from torch import nn
 
 from hardware.errors import SpaceError
 from hardware.op_spec import OpSpec
+from hardware.reading import shown
 
 from .blocks import (
     SKIP,
@@ -109,7 +110,7 @@ class MBConvDeclaration(ShippedDeclaration):
     def __post_init__(self) -> None:
         self.check_integers(stem_width=1, first_width=1, head_width=1)
         if self.stem_stride not in (1, 2):
-            raise SpaceError(f"stem_stride = {self.stem_stride!r} of the space {self.name}; it must be 1 or 2")
+            raise SpaceError(f"stem_stride = {shown(self.stem_stride)} of the space {self.name}; it must be 1 or 2")
         if not self.stages or not self.kernels or not self.expansions:
             raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
         for stage in self.stages:
@@ -124,7 +125,7 @@ class MBConvDeclaration(ShippedDeclaration):
             get_act_layer(self.activation)
         except (KeyError, AssertionError) as error:
             raise SpaceError(
-                f"activation {self.activation!r} of the space {self.name} is unknown to timm; try relu6"
+                f"activation {shown(self.activation)} of the space {self.name} is unknown to timm; try relu6"
             ) from error
         for edge in self.edges():
             for expansion in self.expansions:
@@ -270,7 +271,7 @@ class MBConvDeclaration(ShippedDeclaration):
             try:
                 converted["stages"] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in values["stages"])
             except TypeError as error:
-                raise SpaceError(f"stages = {values['stages']!r}: each needs width, depth and stride") from error
+                raise SpaceError(f"stages = {shown(values['stages'])}: each needs width, depth and stride") from error
         return converted
 
 

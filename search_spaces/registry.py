@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hardware.errors import ConfigError, ProxylessError, SpaceError
+from hardware.reading import shown
 
 from .declaration import ShippedDeclaration, SpaceDeclaration, check_options
 from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV
@@ -50,7 +51,7 @@ def register(name: str, factory: SpaceFactory, *, replace: bool = False) -> None
     Stage(width=48, depth=2, stride=2)
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
-        raise SpaceError(f"{name!r} cannot name a space; use letters, digits, _, - and ., a letter first")
+        raise SpaceError(f"{shown(name)} cannot name a space; use letters, digits, _, - and ., a letter first")
     if not callable(factory):
         raise SpaceError(
             f"the space {name} was registered with {type(factory).__name__}, which cannot be called; give a function "
@@ -88,11 +89,12 @@ def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
         return SPACES[name].with_options(options).scaled(width_mult)
     if ":" in name:
         raise SpaceError(
-            f"the space {name!r} is a function, which only you may name and no file; if it is yours, give "
+            f"the space {shown(name)} is a function, which only you may name and no file; if it is yours, give "
             f"--space {name} on the command line, or call `search_spaces.users_space`"
         )
     raise SpaceError(
-        f"unknown search space {name!r}; known are {', '.join(known_spaces())}, or give your own as module:function"
+        f"unknown search space {shown(name)}; known are {', '.join(known_spaces())}, or give your own as "
+        "module:function"
     )
 
 
@@ -119,7 +121,7 @@ def users_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any
     try:
         function = import_function(name)
     except ConfigError as error:
-        raise SpaceError(f"cannot load the search space {name!r}: {error}") from error
+        raise SpaceError(f"cannot load the search space {shown(name)}: {error}") from error
     return _made(name, function, options).scaled(width_mult)
 
 
@@ -130,7 +132,7 @@ def _made(name: str, factory: SpaceFactory, options: Mapping[str, Any]) -> Space
     except ProxylessError:
         raise
     except Exception as error:
-        given = ", ".join(f"{key} = {value!r}" for key, value in options.items()) or "no options"
+        given = ", ".join(f"{key} = {shown(value)}" for key, value in options.items()) or "no options"
         raise SpaceError(
             f"the space {name} with {given} raised {type(error).__name__}: {error}; mend its function or the options"
         ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from hardware.errors import SubnetError
+from hardware.reading import Kind, cut, read_json, read_tensors, reading, shown
 
 from .blocks import SKIP, candidate_name, parse_candidate
 from .mbconv import MBConvDeclaration, Stage, kept_blocks
@@ -23,6 +22,15 @@ CONV, LINEAR, IDENTITY = "ConvLayer", "LinearLayer", "IdentityLayer"
 ACTIVATIONS = ("relu6", "relu")
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 DEFAULT_SIZE = 224
+CONFIG = Kind("the released config", "give the .json or .config file", SubnetError, holds="")
+CHECKPOINT = Kind(
+    "the checkpoint",
+    "give the released .pth file",
+    SubnetError,
+    holds="",
+    missing="cannot read the checkpoint {path}: No such file or directory; give its .pth file",
+    sentence="{path} is no checkpoint of plain tensors ({why}); {remedy}",
+)
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,12 @@ def read_config(path: Path | str) -> ReleasedNetwork:
         SubnetError: The file cannot be read, is no JSON, or describes another network.
     """
     path = Path(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SubnetError(f"cannot read the released config {path}: {reason}; give its JSON file") from error
-    except ValueError as error:
-        raise SubnetError(f"the released config {path} is not JSON: {error}; give the .json or .config file") from error
+    config = read_json(path, CONFIG)
     name = config.get("name") if isinstance(config, dict) else type(config).__name__
     if name != NETWORK:
-        raise SubnetError(f"{path} describes a network {name!r}, not {NETWORK}; only that one can be imported")
-    return _network(_Node(config, path.name), name=path.stem)
+        raise SubnetError(f"{path} describes a network {shown(name)}, not {NETWORK}; only that one can be imported")
+    with reading(path, CONFIG):
+        return _network(_Node(config, path.name), name=path.stem)
 
 
 def read_checkpoint(path: Path | str, network: ReleasedNetwork, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def read_checkpoint(path: Path | str, network: ReleasedNetwork, shapes: Mapping[
     Raises:
         SubnetError: The file is no such checkpoint, or a tensor is missing, left over or of another shape.
     """
-    tensors = _tensors(Path(path))
+    tensors = _tensors(path)
     keys = network.key_map()
     placed = {}
     for key, target in keys.items():
@@ -112,7 +115,7 @@ def read_checkpoint(path: Path | str, network: ReleasedNetwork, shapes: Mapping[
     if left_over:
         raise SubnetError(
             f"the checkpoint {path} has {len(left_over)} tensors without a place in this config, first "
-            f"{left_over[0]}; give the config that belongs to it"
+            f"{cut(left_over[0])}; give the config that belongs to it"
         )
     return placed
 
@@ -122,7 +125,7 @@ class _Node:
 
     def __init__(self, values: Any, place: str) -> None:
         if not isinstance(values, dict):
-            raise SubnetError(f"{place} of the released config is {values!r}; it must describe a layer")
+            raise SubnetError(f"{place} of the released config is {shown(values)}; it must describe a layer")
         self.values = values
         self.place = place
 
@@ -134,7 +137,7 @@ class _Node:
         self._require(key)
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SubnetError(f"{self.place} has {key} = {value!r}; it must be a positive whole number")
+            raise SubnetError(f"{self.place} has {key} = {shown(value)}; it must be a positive whole number")
         return value
 
     def expect(self, **wanted: Any) -> None:
@@ -142,12 +145,12 @@ class _Node:
         for key, value in wanted.items():
             found = self.values.get(key, value)
             if found != value:
-                raise SubnetError(f"{self.place} has {key} = {found!r}; only {key} = {value!r} can be imported")
+                raise SubnetError(f"{self.place} has {key} = {shown(found)}; only {key} = {value!r} can be imported")
 
     def named(self, *names: str) -> str:
         name = self.values.get("name")
         if name not in names:
-            raise SubnetError(f"{self.place} is an unknown layer {name!r}; known there: {', '.join(names)}")
+            raise SubnetError(f"{self.place} is an unknown layer {shown(name)}; known there: {', '.join(names)}")
         return name
 
     def _require(self, key: str) -> None:
@@ -169,7 +172,7 @@ def _network(root: _Node, *, name: str) -> ReleasedNetwork:
     stem, head, classifier = (root.part(key) for key in ("first_conv", "feature_mix_layer", "classifier"))
     activation = stem.values.get("act_func", "relu6")
     if activation not in ACTIVATIONS:
-        raise SubnetError(f"{stem.place} has act_func = {activation!r}; known are {', '.join(ACTIVATIONS)}")
+        raise SubnetError(f"{stem.place} has act_func = {shown(activation)}; known are {', '.join(ACTIVATIONS)}")
     for layer, kernel in ((stem, 3), (head, 1)):
         layer.named(CONV)
         layer.expect(kernel_size=kernel, dilation=1, groups=1, bias=False, has_shuffle=False, use_bn=True)
@@ -218,7 +221,7 @@ def _network(root: _Node, *, name: str) -> ReleasedNetwork:
 def _positive(node: _Node, key: str, default: float) -> float:
     value = node.values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise SubnetError(f"{node.place} has {key} = {value!r}; it must be a positive number")
+        raise SubnetError(f"{node.place} has {key} = {shown(value)}; it must be a positive number")
     return float(value)
 
 
@@ -297,16 +300,8 @@ def _stages(blocks: Sequence[_Block], first_width: int) -> tuple[tuple[Stage, ..
     return tuple(stages), choices
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise SubnetError(f"cannot read the checkpoint {path}: {error.strerror}; give its .pth file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SubnetError(
-            f"{path} is no checkpoint of plain tensors ({type(error).__name__}), and nothing else in it will be "
-            "unpickled; give the released .pth file"
-        ) from error
+def _tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    loaded = read_tensors(path, CHECKPOINT)
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):

@@ -11,6 +11,7 @@ from typing import Any
 
 from hardware.errors import SpaceError, SubnetError
 from hardware.files import write_atomically
+from hardware.reading import Kind, read_json, reading, shown
 
 from .blocks import SKIP
 from .costs import check_choices
@@ -19,6 +20,7 @@ from .mbconv import MBConvDeclaration
 from .tree_cell import TreeCellDeclaration
 
 FORMAT = "proxyless-subnet/1"
+FILE = Kind("the subnet", "give the subnet.json of an export folder", SubnetError)
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (MBConvDeclaration, TreeCellDeclaration)}
 """The declarations that a file may hold, by their `kind`; files of MBConv spaces name none."""
 
@@ -115,18 +117,20 @@ class Subnet:
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
-            raise SubnetError(f"not a subnet of format {FORMAT}, but {found!r}; export it again")
+            raise SubnetError(f"not a subnet of format {FORMAT}, but {shown(found)}; export it again")
         for key in ("space", "choices"):
             if not isinstance(values.get(key), Mapping):
-                raise SubnetError(f"a subnet with {key} = {values.get(key)!r}, which is no mapping; export it again")
+                raise SubnetError(
+                    f"a subnet with {key} = {shown(values.get(key))}, which is no mapping; export it again"
+                )
         kind = values["space"].get("kind", MBConvDeclaration.kind)
-        if kind not in KINDS:
-            raise SpaceError(f"the subnet's space is of kind {kind!r}; known here are {', '.join(KINDS)}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise SpaceError(f"the subnet's space is of kind {shown(kind)}; known here are {', '.join(KINDS)}")
         return cls(KINDS[kind].from_dict(values["space"]), values["choices"])
 
     def save(self, path: Path | str) -> None:
         """Write JSON; the file appears whole or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n", error=SubnetError)
 
     @classmethod
     def load(cls, path: Path | str) -> Subnet:
@@ -135,13 +139,9 @@ class Subnet:
         Raises:
             SubnetError: The file is missing, no JSON, or not a subnet.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SubnetError(
-                f"cannot read the subnet {path}: {error}; give the subnet.json of an export folder"
-            ) from error
-        return cls.from_dict(values)
+        values = read_json(path, FILE)
+        with reading(path, FILE):
+            return cls.from_dict(values)
 
 
 def _candidate(string: str) -> str:

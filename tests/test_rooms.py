@@ -49,7 +49,7 @@ NEVER = {
         f"proxyless_strategy.{room}" for room in ("config", "data", "export", "retraining", "runs")
     },
 }
-MEETING_TYPE = ("hardware.op_spec", "hardware.errors", "hardware.files")
+MEETING_TYPE = ("hardware.op_spec", "hardware.errors", "hardware.files", "hardware.reading")
 # Modules that guides name, beside the names of the packages themselves.
 DOCUMENTED = ("proxyless_strategy.profiler", "hardware.testing", "hardware.backends")
 LINES = 520

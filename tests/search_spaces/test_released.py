@@ -249,7 +249,7 @@ def test_another_config_is_refused_in_one_sentence(tmp_path, change, words):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), (b"first_conv:", "is not JSON"), (b"\xff\xfe\xff", "no text"), (b"[1]", "'list'")],
+    [(None, "No such file"), (b"first_conv:", "no valid JSON"), (b"\xff\xfe\xff", "no text"), (b"[1]", "'list'")],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, content, words):
     path = tmp_path / "net.json"
