@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,6 +32,7 @@ from pydantic import (
 )
 
 from hardware.errors import ConfigError
+from hardware.reading import DAMAGE, SETTINGS_BYTES, Kind, Unreadable, cut, parse_yaml, read_yaml, reading, shown, why
 from hardware.tables.shipped import shipped_names
 from search_spaces.user_function import search_modules_in
 
@@ -53,24 +53,35 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
         if not key or not equals:
             raise ConfigError(f"{option} {setting} names no value; write it as key=value")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{option} {setting}: {value!r} is not valid YAML") from error
+            found[key] = parse_yaml(value)
+        except Unreadable as error:
+            raise ConfigError(f"{option} {cut(setting)}: {error}; write key=value, with a value in YAML") from error
     return found
 
 
+_MEND = "mend it or give another YAML file"
+FILE = Kind("the search config", _MEND, ConfigError, limit=SETTINGS_BYTES, holds="a mapping of settings")
 Rule = Literal["gradient", "reinforce"]
 Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
 
 
 def _number(value: Any) -> Any:
-    """Refuse YAML's yes and no, which Python takes for 1 and 0."""
+    """Refuse truths, which Python takes for 1 and 0, and texts, of which pydantic would take `010` and `inf`."""
     if isinstance(value, bool):
         raise ValueError("it takes a value, neither yes nor no")
+    if isinstance(value, str):
+        raise ValueError("it takes a number, not a text")
     return value
 
 
+def _takes_numbers(annotation: Any) -> bool:
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and str not in kinds
+
+
+MOST_MISTAKES = 5
+"""That one sentence names."""
 MOST_EPOCHS = 100_000
 MOST_IMAGES = 1_000_000
 """Of a batch; the data set is the closer bound."""
@@ -93,7 +104,10 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        return value if cls.model_fields[str(info.field_name)].annotation is bool else _number(value)
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is bool or (isinstance(value, str) and not _takes_numbers(annotation)):
+            return value
+        return _number(value)
 
 
 class SpaceConfig(_Section):
@@ -383,21 +397,10 @@ def load_config(
             impossible.
     """
     path, overrides = Path(path), overrides or {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the search config {path}: {error.strerror}; give an existing YAML file"
-        ) from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
+    values = read_yaml(path, FILE)
     presets = values.pop("presets", {})
     if not isinstance(presets, dict) or not all(isinstance(settings, dict) for settings in presets.values()):
-        raise ConfigError(f"{path}: presets must map each name to settings, but is {presets!r}")
+        raise ConfigError(f"{path}: presets must map each name to settings, but is {shown(presets)}")
     if preset is not None:
         if preset not in presets:
             raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
@@ -410,7 +413,8 @@ def load_config(
     config = parse_config(values, source=str(path))
     if ":" in config.space.name or ":" in config.data.name:
         search_modules_in(path.parent)
-    return _with_whole_paths(config, path.absolute().parent, overrides)
+    with reading(path, FILE):  # `~nobody` in a path
+        return _with_whole_paths(config, path.absolute().parent, overrides)
 
 
 def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, Any]) -> SearchConfig:
@@ -443,6 +447,8 @@ def parse_config(values: dict[str, Any], *, source: str = "the search config") -
         return SearchConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {validation_sentence(error, SearchConfig)}") from error
+    except DAMAGE as error:  # a list where a validator looks a name up, ...
+        raise ConfigError(f"{source}: {why(error)}; mend it") from error
 
 
 def _leaves(settings: dict[str, Any], *parents: str) -> Iterator[tuple[str, Any]]:
@@ -461,7 +467,7 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
         if isinstance(child, str) and parent in _NAMED and node is values:
             child = node[parent] = {"name": child}
         if not isinstance(child, dict):
-            raise ConfigError(f"cannot set {dotted}: {parent} is {child!r}, not a section of settings")
+            raise ConfigError(f"cannot set {dotted}: {parent} is {shown(child)}, not a section of settings")
         node = child
     # A target takes the place of the file's own, of whichever kind; none takes the place of its own kind alone.
     if last in TARGETS and not parents and value is not None:
@@ -479,10 +485,8 @@ def _refuse_erasing(settings: dict[str, Any]) -> None:
     for dotted in settings:
         erased = next((name for name in seen if name.startswith(f"{dotted}.")), None)
         if erased is not None:
-            raise ConfigError(
-                f"{dotted} = {settings[dotted]!r} would erase {erased} = {settings[erased]!r}, which was given before "
-                f"it; give {dotted} first, or leave one of them out"
-            )
+            here, there = f"{dotted} = {shown(settings[dotted])}", f"{erased} = {shown(settings[erased])}"
+            raise ConfigError(f"{here} would erase {there}, given before it; give {dotted} first, or leave one out")
         seen.append(dotted)
 
 
@@ -490,14 +494,14 @@ def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     """Say in one sentence what pydantic found wrong with settings of a schema, with each key and value."""
     parts = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        where = cut(".".join(str(part) for part in item["loc"]))
+        message = cut(item["msg"].removeprefix("Value error, "), 600)
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown key {where!r} ({_known_keys(item['loc'], schema)})")
-        elif where:
-            parts.append(f"{where} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            parts.append(item["msg"].removeprefix("Value error, "))
-    return "; ".join(parts)
+            parts.append(f"{where} = {shown(item['input'])}: {message}" if where else message)
+    more = [f"and {len(parts) - MOST_MISTAKES} more"] if len(parts) > MOST_MISTAKES else []
+    return "; ".join([*parts[:MOST_MISTAKES], *more])
 
 
 def _known_keys(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:

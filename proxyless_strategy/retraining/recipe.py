@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from hardware.errors import ConfigError
+from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, shown
 
 from ..config import MOST_PIXELS, MOST_SEED, MOST_WORKERS, RetrainSettings, validation_sentence
 
@@ -54,17 +54,16 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
         ConfigError: There is none, it is no mapping, a key is unknown, or a value is impossible.
     """
     path = RECIPES / f"{recipe}.yml" if str(recipe) in recipe_names() else Path(recipe)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"there is no recipe {str(recipe)!r}: {error.strerror}; give a YAML file or one of "
-            f"{', '.join(recipe_names())}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}; mend it") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"the recipe {path} must hold a mapping of settings, but holds {type(values).__name__}")
+    kind = Kind(
+        "the recipe",
+        "mend it, or give another YAML file",
+        ConfigError,
+        limit=SETTINGS_BYTES,
+        holds="a mapping of settings",
+        missing=f"there is no recipe {shown(str(recipe))}: No such file or directory; give a YAML file or one of "
+        f"{', '.join(recipe_names())}",
+    )
+    values = read_yaml(path, kind)
     try:
         return Recipe.model_validate({**values, **(overrides or {})})
     except ValidationError as error:

@@ -21,9 +21,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
-import yaml
 
 from hardware.errors import ExperimentError
+from hardware.files import write_atomically, writing
+from hardware.reading import log_of
+from hardware.yaml_text import dump_yaml
 
 from ..layout import EXPERIMENT_VARIABLE, NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE
 from .sweep import Sweep
@@ -122,10 +124,8 @@ class RunningExperiment:
 
     def _tuner_errors(self) -> list[str]:
         """Return the exceptions that ended one of the tuner's threads; NNI logs them and then waits for ever."""
-        if not self._tuner_log.exists():
-            return []
-        log = self._tuner_log.read_text(encoding="utf-8", errors="replace")
-        return re.findall(r" ERROR \(nni\.runtime\.msg_dispatcher_base/.*?\) (.*)", log)
+        found = re.findall(r" ERROR \(nni\.runtime\.msg_dispatcher_base/.*?\) (.*)", log_of(self._tuner_log))
+        return [str(reason) for reason in found]
 
     def trials(self) -> list[dict[str, Any]]:
         """Return every trial as NNI describes it, in the order in which they were started."""
@@ -166,9 +166,9 @@ class RunningExperiment:
         config = self.sweep.path
         if self.sweep.narrowed is not None:
             config = Path(self._folder.name) / self.sweep.path.name
-            config.write_text(yaml.safe_dump(self.sweep.narrowed), encoding="utf-8")
+            write_atomically(config, dump_yaml(self.sweep.narrowed), error=ExperimentError)
         command = [sys.executable, "-m", f"{__package__}.patient_nnictl", "create"]
-        with log.open("w", encoding="utf-8") as stream:
+        with writing(log, error=ExperimentError), log.open("w", encoding="utf-8") as stream:
             status = subprocess.run(
                 [*command, "--config", str(config), "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
@@ -180,7 +180,7 @@ class RunningExperiment:
                 check=False,
             ).returncode
         if status:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = log_of(log).strip().splitlines() or ["it said nothing"]
             raise ExperimentError(
                 f"nnictl could not start {self.sweep.path}: {lines[-1].strip()} (its output is in {log})"
             )

@@ -10,13 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hardware.errors import ConfigError
+from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, reading, shown
 
 from ..config import SearchConfig, load_config
 
 _LARGEST_CHECKED_GRID = 64
+FILE = Kind(
+    "the sweep's",
+    "mend it or give another YAML file",
+    ConfigError,
+    limit=SETTINGS_BYTES,
+    holds="a mapping of settings",
+)
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,22 @@ def read_sweep(
     """
     path = Path(path).absolute()
     config = _mapping(path)
+    with reading(path, FILE):
+        sweep = _sweep(path, config, out=out, preset=preset, only=only)
+        # looked up here, where a text for a number is still a mistake of this file
+        _ = sweep.side_by_side, sweep.limit
+        return sweep
+
+
+def _sweep(
+    path: Path, config: dict[str, Any], *, out: Path | None, preset: str | None, only: Mapping[str, Any] | None
+) -> Sweep:
     service = config.get("trainingService")
     platform = service.get("platform") if isinstance(service, dict) else service
     if platform != "local":
         raise ConfigError(
-            f"{path}: trainingService.platform is {platform!r}, but only the results of local trials can be gathered "
-            "here; set it to local, or start the experiment with nnictl"
+            f"{path}: trainingService.platform is {shown(platform)}, but only the results of local trials can be "
+            "gathered here; set it to local, or start the experiment with nnictl"
         )
     command = str(config.get("trialCommand", ""))
     try:
@@ -125,13 +141,13 @@ def read_sweep(
         preset = arguments[arguments.index("--preset") + 1] if "--preset" in arguments else preset
     except (ValueError, IndexError):
         raise ConfigError(
-            f"{path}: trialCommand is {command!r}; it must run `python -m proxyless_strategy.trial CONFIG.yml "
+            f"{path}: trialCommand is {shown(command)}; it must run `python -m proxyless_strategy.trial CONFIG.yml "
             "[--preset NAME]`"
         ) from None
     search_path = path.parent / Path(str(config.get("trialCodeDirectory", "."))).expanduser() / name
     space = _space(path, config)
     if not isinstance(space, dict):
-        raise ConfigError(f"{path}: searchSpace is {space!r}; it must name the settings that the trials sweep")
+        raise ConfigError(f"{path}: searchSpace is {shown(space)}; it must name the settings that the trials sweep")
     if "out" in space:
         raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
     narrowed = _narrowed(path, config, space, only) if only else None
@@ -149,15 +165,8 @@ def _space(path: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; give an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
-    return values
+    found: dict[str, Any] = read_yaml(path, FILE)
+    return found
 
 
 def _grid(space: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:

@@ -63,5 +63,5 @@ def test_there_is_no_such_recipe(tmp_path: Path) -> None:
     ):
         load_recipe("fast")
     (tmp_path / "list.yml").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"list.yml must hold a mapping of settings, but holds list"):
+    with pytest.raises(ConfigError, match=r"list.yml: it must hold a mapping of settings, but holds a list"):
         load_recipe(tmp_path / "list.yml")

@@ -344,7 +344,7 @@ def test_an_impossible_experiment_is_refused_by_name(sandbox: Sandbox, changes: 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[1]", "must hold a mapping"), ("a: [", "not valid YAML"), (None, "cannot read")]
+    ("text", "message"), [("[1]", "must hold a mapping"), ("a: [", "no valid YAML"), (None, "cannot read")]
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "experiment.yml"

@@ -413,7 +413,7 @@ def test_a_target_above_the_slowest_subnet_says_that_it_is_idle(table, tmp_path,
         ("target: 0.3\ntarget_ms: 4", "both given"),
         ("target: 3", "target = 3"),
         ("- 1", "must hold a mapping"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "no valid YAML"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_sentence(text, words, tmp_path):
