@@ -16,7 +16,6 @@ import json
 import os
 import socket
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import torch
 
 from hardware.errors import CheckpointError
 from hardware.files import sync
+from hardware.reading import DAMAGE, Unreadable, opened, tensors_in, why
 
 FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 """Age from which an unfinished file of another machine counts as left: whether its writer lives cannot be asked."""
@@ -258,30 +258,11 @@ def _set_aside(path: Path) -> Path:
 
 def _read(path: Path, check: Check | None, map_location: Any) -> tuple[Any, str | None]:
     """Return the content, or why it cannot be used."""
-    if path.is_dir():
-        return None, "it is a folder"
-    if path.exists() and not path.is_file():
-        return None, "it is no regular file"  # opening a pipe would wait for ever
     try:
-        stream = path.open("rb")
-    except OSError as error:
-        return None, f"it cannot be read: {error.strerror or error}"
-    with stream:
-        size = stream.seek(0, os.SEEK_END)
-        if not size:
-            return None, "it is empty"
-        stream.seek(0)
-        try:
-            # torch writes a checksum of each tensor, but does not compare it when it reads
-            with zipfile.ZipFile(stream) as archive:
-                damaged = archive.testzip()
-        except Exception:  # of a damaged archive zipfile raises errors of a dozen kinds
-            damaged = "all"
-        if damaged is not None:
-            return None, f"it is damaged: its {size} bytes are no whole checkpoint"
-        stream.seek(0)
-        try:
-            state = torch.load(stream, map_location=map_location, weights_only=True)
-        except Exception:  # whatever another program may have put into its archive
-            return None, "it was written by another program"
-    return state, None if check is None else check(state)
+        with opened(path) as stream:
+            state = tensors_in(stream, map_location=map_location, old=False)
+        return state, None if check is None else check(state)
+    except Unreadable as error:
+        return None, f"it cannot be read: {error}" if error.by_system else error.reason
+    except DAMAGE as error:
+        return None, why(error)

@@ -15,6 +15,7 @@ from typing import Any
 from hardware.errors import ConfigError, TableError
 from hardware.files import write_atomically
 from hardware.measuring.locks import table_lock
+from hardware.reading import DAMAGE, is_there, json_of, why
 
 from .layout import STARTS_FILE
 
@@ -44,7 +45,7 @@ class Start:
     def note(self, *, ended: bool = False) -> None:
         """Write down how long this start has worked."""
         entry = {**self._entry, "seconds": round(time.monotonic() - self._began, 3), "ended": ended}
-        write_atomically(self._path, json.dumps([*self._earlier, entry], indent=2) + "\n")
+        write_atomically(self._path, json.dumps([*self._earlier, entry], indent=2) + "\n", error=ConfigError)
 
 
 @contextmanager
@@ -93,14 +94,14 @@ def _is_dead(owner: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path, *, warn: bool = False) -> list[dict[str, Any]]:
-    if not path.exists():
+    if not is_there(path):
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path)
         if not all({"host", "pid", "seconds"} <= start.keys() for start in found):
             raise ValueError("an entry lacks its host, pid or seconds")
-        return list(found)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return [{**start, "pid": int(start["pid"]), "seconds": float(start["seconds"])} for start in found]
+    except DAMAGE as error:
         if warn:
-            print(f"cannot read {path} ({error}): time is counted from this start on", flush=True)
+            print(f"cannot read {path} ({why(error)}): time is counted from this start on", flush=True)
         return []

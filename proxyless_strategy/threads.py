@@ -23,6 +23,7 @@ from torch.nn import functional
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from hardware.processor import cores
+from hardware.reading import Kind, is_there, read_json, shown
 
 from .layout import THREADS_FILE
 from .seeds import isolated_seed
@@ -250,14 +251,11 @@ def read_threads(folder: Path) -> dict[str, int]:
         ConfigError: The file is damaged.
     """
     path = folder / THREADS_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not is_there(path):
         return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; {_WITHOUT}") from error
+    found: dict[str, int] = read_json(path, Kind("the threads", _WITHOUT, ConfigError, holds=""))
     if not isinstance(found, dict) or not all(type(number) is int and number > 0 for number in found.values()):
-        raise ConfigError(f"{path} must hold a number of threads for each phase, but holds {found!r}; {_WITHOUT}")
+        raise ConfigError(f"{path} must hold a number of threads for each phase, but holds {shown(found)}; {_WITHOUT}")
     return found
 
 
@@ -267,7 +265,7 @@ _WITHOUT = "remove it, after which the run goes on with torch's own number and m
 def keep_threads(folder: Path, numbers: Mapping[str, int]) -> None:
     """Keep the number of threads of some phases beside those that the folder keeps already."""
     kept = {**read_threads(folder), **numbers}
-    write_atomically(folder / THREADS_FILE, json.dumps(kept, indent=2) + "\n")
+    write_atomically(folder / THREADS_FILE, json.dumps(kept, indent=2) + "\n", error=ConfigError)
 
 
 def _fastest(step: Callable[[], Step]) -> Threads:
