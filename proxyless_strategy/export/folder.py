@@ -17,7 +17,21 @@ from timm.models import save_for_hf
 from torch import nn
 
 from hardware.errors import ExportError
-from hardware.files import current_umask
+from hardware.files import current_umask, write_atomically, writing
+from hardware.reading import (
+    DAMAGE,
+    Kind,
+    Unreadable,
+    check_tensors,
+    cut,
+    expect,
+    is_there,
+    json_of,
+    read_json,
+    read_text,
+    shown,
+    why,
+)
 from search_spaces import tree_cell_net
 
 from .summary import image_shape, input_size
@@ -69,15 +83,13 @@ def export_folder(
     config: dict[str, Any] = {"pretrained_cfg": feeding}
     if "label_names" in feeding:
         config["label_names"] = feeding.pop("label_names")
-    try:
+    with writing(folder.parent, error=ExportError, remedy="choose another folder", what="cannot write to"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write to {folder.parent}: {error.strerror}; choose another folder") from error
     try:
         # safetensors refuses tensors of another memory format than the contiguous one.
         saved = copy.deepcopy(model).to("cpu").to(memory_format=torch.contiguous_format)
-        try:
+        with writing(folder, error=ExportError, remedy="make room or choose another folder"):
             save_for_hf(
                 saved,
                 str(beside),
@@ -86,14 +98,13 @@ def export_folder(
                 safe_serialization=True,
             )
             for name, text in texts.items():
-                (beside / name).write_text(text, encoding="utf-8")
+                write_atomically(beside / name, text, error=ExportError)
             # `mkdtemp` and safetensors let their owner alone read.
             for path in (beside, *beside.iterdir()):
                 path.chmod((0o777 if path is beside else 0o666) & ~current_umask())
-        except OSError as error:
-            raise ExportError(f"cannot write {folder}: {error.strerror}; make room or choose another folder") from error
         _check_rebuilds(beside, saved, shown_as=folder)
-        _move_into_place(beside, folder)
+        with writing(folder, error=ExportError, remedy="make room or choose another folder"):
+            _move_into_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -114,14 +125,15 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}, so it is no export folder; give the folder of an export")
     try:
-        _check_harmless(folder, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        _check_harmless(folder, expect(json_of(folder / CONFIG), dict, CONFIG))
+        check_tensors(folder / WEIGHTS)
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
     except ExportError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = error.reason if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
         raise ExportError(
-            f"cannot build the network of {folder}: {type(error).__name__}: {reason}; export it again"
+            f"cannot build the network of {folder}: {cut(' '.join(reason.split()), 300)}; export it again"
         ) from error
 
 
@@ -132,7 +144,8 @@ def _sources(model: nn.Module) -> dict[str, str]:
         files = {HUB: here.with_name("hubconf_tree.py"), NETWORK: Path(tree_cell_net.__file__)}
     else:
         files = {HUB: here.with_name("hubconf.py")}
-    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    own = Kind("the program to export", "install this package again", ExportError)
+    return {name: read_text(path, own) for name, path in files.items()}
 
 
 def _json(name: str, values: Mapping[str, Any]) -> str:
@@ -143,7 +156,8 @@ def _json(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _plain(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(_json(name, dict(values)))
+    plain: dict[str, Any] = json.loads(_json(name, dict(values)))
+    return plain
 
 
 def check_replaceable(folder: Path) -> None:
@@ -202,16 +216,32 @@ def read_export(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_choice(folder: Path) -> dict[str, Any]:
+    """Read `subnet.json` of an export folder; empty where it has none.
+
+    Raises:
+        ExportError: It cannot be read.
+    """
+    kind = Kind("the subnet", "put it back, or remove it", ExportError)
+    found: dict[str, Any] = read_json(folder / SUBNET, kind) if is_there(folder / SUBNET) else {}
+    return found
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config["architecture"], config["pretrained_cfg"]["input_size"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        config = json_of(folder / CONFIG)
+        expect(config, dict, "content")
+        config["architecture"]
+        size = expect(config["pretrained_cfg"], dict, "pretrained_cfg")["input_size"]
+        sides = expect(size, list, "pretrained_cfg.input_size")
+        if len(sides) != 3 or not all(type(side) is int and side > 0 for side in sides):
+            raise Unreadable(f"its pretrained_cfg.input_size is {shown(size)}, not three whole numbers (C, H, W)")
+    except DAMAGE as error:
         raise ExportError(
             f"{folder} is no export folder: its config.json {_why(error)}; give the folder that a search, `proxyless "
             "derive` or `proxyless import-released` wrote"
         ) from error
-    return config
+    return dict(config)
 
 
 def _check_harmless(folder: Path, config: Mapping[str, Any]) -> None:
@@ -220,23 +250,23 @@ def _check_harmless(folder: Path, config: Mapping[str, Any]) -> None:
     # `hf-hub:NAME` is fetched, `local-dir:FOLDER` read from elsewhere: the folder's owner has asked for neither
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ExportError(
-            f"cannot build the network of {folder}: its {CONFIG} has architecture = {architecture!r}, which is no "
+            f"cannot build the network of {folder}: its {CONFIG} has architecture = {shown(architecture)}, which is no "
             "registered architecture of timm; give the folder of an export"
         )
     if not isinstance(arguments, Mapping):
         raise ExportError(
-            f"cannot build the network of {folder}: its {CONFIG} has model_args = {arguments!r}, which is no mapping; "
-            "export it again"
+            f"cannot build the network of {folder}: its {CONFIG} has model_args = {shown(arguments)}, which is no "
+            "mapping; export it again"
         )
     for name in _FETCHING:
         if name in arguments:
             raise ExportError(
-                f"cannot build the network of {folder}: its {CONFIG} has model_args.{name} = {arguments[name]!r}, "
+                f"cannot build the network of {folder}: its {CONFIG} has model_args.{name} = {shown(arguments[name])}, "
                 "which would read weights from elsewhere; remove that key"
             )
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror})"
-    return f"lacks {error}" if isinstance(error, LookupError) else "is damaged"
+    if isinstance(error, Unreadable) and error.by_system:
+        return f"cannot be read ({error.reason})"
+    return f"lacks {cut(str(error))}" if isinstance(error, LookupError) else f"is damaged ({why(error)})"

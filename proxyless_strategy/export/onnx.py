@@ -84,10 +84,7 @@ def export_onnx(
             f"the ONNX form of {type(model).__name__} differs by {difference:.3g} from PyTorch, more than the "
             f"tolerance {tolerance:g}; raise the tolerance if that is good enough, or try another opset (now {opset})"
         )
-    try:
-        write_atomically(out, content)
-    except OSError as error:
-        raise ExportError(f"cannot write {out}: {error.strerror}; choose another place") from error
+    write_atomically(out, content, error=ExportError, remedy="choose another place")
     return OnnxExport(out, difference)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -21,7 +20,7 @@ from hardware.processor import say_if_busy
 from ..checkpoints import short_digest
 from ..config import DataConfig
 from ..data.sources import check_data, load_data
-from ..export.folder import SUBNET, check_replaceable, export_folder, read_export
+from ..export.folder import check_replaceable, export_folder, read_choice, read_export
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
@@ -63,6 +62,7 @@ def retrain(
     """
     folder, out = Path(folder), Path(out)
     read_export(folder)
+    read_choice(folder)
     check_data(_data_config(data, recipe, source))
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
@@ -142,7 +142,7 @@ def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
 
 
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, owning: ExitStack) -> Path:
-    config = read_export(folder)
+    config, subnet = read_export(folder), read_choice(folder)
     feeding = config["pretrained_cfg"]
     size = recipe.input_size or int(feeding["input_size"][-1])
     images = load_data(
@@ -150,7 +150,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
         input_size=size,
         seed=recipe.seed,
     )
-    arguments = {**config.get("model_args", {})}
+    arguments = {**(config.get("model_args") or {})}
     for name in (*_OF_DATA, *_OF_TRAINING):
         arguments.pop(name, None)
     arguments |= {"num_classes": images.num_classes, "in_chans": images.channels}
@@ -201,12 +201,11 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     if not first:
         return out / MODEL
     summary = model_summary(trained.model, (images.channels, size, size))
-    subnet = folder / SUBNET
     return export_folder(
         trained.model,
         out / MODEL,
         model_args=arguments,
-        subnet=json.loads(subnet.read_text(encoding="utf-8")) if subnet.exists() else {},
+        subnet=subnet,
         pretrained_cfg=images.pretrained_cfg(),
         metrics={
             "accuracy": trained.test_accuracy,
