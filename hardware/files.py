@@ -100,6 +100,21 @@ def replacing(path: str | Path, *, error: type[ProxylessError] = WriteError, rem
         sync(path.parent)
 
 
+def check_writable(
+    folder: Path, *, error: type[ProxylessError] = WriteError, remedy: str = "choose another folder"
+) -> None:
+    """Make a folder and try whether it can be written to, before anything is done for it.
+
+    Raises:
+        ProxylessError: Of type `error`: it cannot.
+    """
+    with writing(folder, error=error, remedy=remedy, what="cannot write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        # a read-only file system shows only when something is written
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def current_umask() -> int:
     """Return the permissions that this process takes from every new file; there is no way to ask without setting."""
     umask = os.umask(0)

@@ -35,6 +35,14 @@ JSON_BYTES = 2**25
 ARRAY_BYTES = 2**31
 """Most bytes of arrays that are read into memory as a whole."""
 
+_TYPES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+}
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 _repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = 4
@@ -62,12 +70,14 @@ class Unreadable(ValueError):
     Attributes:
         reason: Why, in a sentence about "it".
         missing: Whether there is no such file at all.
+        by_system: Whether the system refuses to open or to read it; the reason is then the system's.
     """
 
-    def __init__(self, reason: str, *, missing: bool = False) -> None:
+    def __init__(self, reason: str, *, missing: bool = False, by_system: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.missing = missing
+        self.by_system = by_system
 
 
 DAMAGE = (
@@ -130,15 +140,17 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     # opening a pipe waits for its writer, and opening a device may do anything
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        if (odd := _odd(os.stat(path).st_mode)) is not None:
-            raise Unreadable(odd)
-        stream = os.fdopen(os.open(path, flags), "rb")
+        odd = _odd(os.stat(path).st_mode)
+        stream = None if odd else os.fdopen(os.open(path, flags), "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Unreadable(str(error.strerror), missing=not os.path.lexists(path)) from None
+        raise Unreadable(str(error.strerror), missing=not is_there(path), by_system=True) from None
     except (OSError, ValueError) as error:  # of a name that no file can have
-        raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
+        raise Unreadable(getattr(error, "strerror", None) or str(error), by_system=True) from None
+    if stream is None:
+        raise Unreadable(str(odd))
     with stream:
-        if (odd := _odd(os.fstat(stream.fileno()).st_mode)) is not None:
+        # it may have become another thing in between
+        if odd := _odd(os.fstat(stream.fileno()).st_mode):
             raise Unreadable(odd)
         yield stream
 
@@ -147,8 +159,12 @@ def _odd(mode: int) -> str | None:
     """Say what other than a file something is; None where it is a file."""
     if stat.S_ISREG(mode):
         return None
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file"
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return (
+        "it is a folder"
+        if stat.S_ISDIR(mode)
+        else f"it is no regular file ({kinds.get(stat.S_IFMT(mode), 'a device')})"
+    )
 
 
 def check_regular(path: str | Path) -> None:
@@ -179,7 +195,7 @@ def bytes_of(path: str | Path, *, limit: int = ARRAY_BYTES) -> bytes:
         try:
             content = stream.read(limit + 1)
         except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from None
+            raise Unreadable(error.strerror or str(error), by_system=True) from None
     if len(content) > limit:
         raise Unreadable(f"it has more than {limit / 2**20:g} MiB, the most that such a file may have")
     return content
@@ -319,6 +335,18 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def expect(value: Any, wanted: type, name: str, *, none: bool = False) -> Any:
+    """Return a value of the wanted type; a whole number is a `float` too, but true and false are no numbers.
+
+    Raises:
+        Unreadable: It is of another type.
+    """
+    fits = isinstance(value, (int, float) if wanted is float else wanted)
+    if (none and value is None) or (fits and isinstance(value, bool) == (wanted is bool)):
+        return value
+    raise Unreadable(f"its {name} is {shown(value)}, not {_TYPES[wanted]}")
+
+
 # ---- whole files with their sentence -------------------------------------------------------------------------------
 
 
@@ -397,8 +425,24 @@ def tensors_in(stream: BinaryIO, *, map_location: Any = "cpu", old: bool = True)
     stream.seek(0)
     try:
         return torch.load(stream, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch's reader raises errors of a dozen kinds on bytes of another program
-        raise Unreadable(f"{type(error).__name__}, and nothing else in it will be unpickled") from None
+    except Exception:  # torch's reader raises errors of a dozen kinds on bytes of another program
+        raise Unreadable("it was written by another program") from None
+
+
+def check_tensors(path: str | Path) -> None:
+    """Refuse a file of safetensors whose header does not describe the bytes behind it.
+
+    Raises:
+        Unreadable: It is no such file, or is cut short.
+    """
+    from safetensors import SafetensorError, safe_open  # slow: torch
+
+    check_regular(path)
+    try:
+        with safe_open(str(path), framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Unreadable(f"{Path(path).name} holds no whole tensors ({cut(str(error), 160)})") from None
 
 
 def _check_archive(stream: BinaryIO, size: int) -> None:

@@ -67,7 +67,7 @@ def dump_yaml(values: Any, **options: Any) -> str:
 
     # texts that only this reader takes for numbers, or refuses, get their quotes here
     for number in (_FLOAT, _UNCLEAR):
-        Plain.add_implicit_resolver("!unclear", re.compile(f"^(?:{number.pattern})$"), None)  # type: ignore[no-untyped-call]
+        Plain.add_implicit_resolver("!unclear", re.compile(f"^(?:{number.pattern})$"), None)
     return str(yaml.dump(values, Dumper=Plain, **options))
 
 

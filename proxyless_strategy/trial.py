@@ -75,7 +75,7 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
             row["restarts"] = start.restarts
         if reports is not None:
             final = _final_metrics(row) if start.in_experiment else {}
-            write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n")
+            write_atomically(config.out / RESULT, json.dumps(row, indent=2) + "\n", error=ExperimentError)
             # From here on nothing can be lost: a trial whose report does not arrive has succeeded all the same.
             if under_nni:
                 reports.final(final)
@@ -193,7 +193,7 @@ def _noted(parameters: dict[str, Any], given: Mapping[str, Any]) -> Iterator[Non
         yield
     except Exception as error:
         # Where even this cannot be written, the failure itself is what has to be told.
-        with suppress(OSError):
+        with suppress(ExperimentError):
             note_failure(folder, error, refused=isinstance(error, ProxylessError))
         raise
 

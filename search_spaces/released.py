@@ -25,7 +25,7 @@ DEFAULT_SIZE = 224
 CONFIG = Kind("the released config", "give the .json or .config file", SubnetError, holds="")
 CHECKPOINT = Kind(
     "the checkpoint",
-    "give the released .pth file",
+    "nothing else in it will be unpickled; give the released .pth file",
     SubnetError,
     holds="",
     missing="cannot read the checkpoint {path}: No such file or directory; give its .pth file",

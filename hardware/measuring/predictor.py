@@ -23,7 +23,7 @@ from ..errors import TableError
 from ..files import write_atomically
 from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
-from ..reading import Kind, Unreadable, cut, read_json, reading, shown
+from ..reading import Kind, Unreadable, cut, expect, read_json, reading, shown
 from ..tables.records import Calibration, LatencyEntry, TableHeader
 from ..tables.table import LatencyTable, parse_header
 from . import statistics
@@ -138,10 +138,10 @@ class LearnedModel:
                     raise Unreadable(f"its {key} is {shown(document[key])}, not {wanted!r}")
             weights, figures = dict(document["weights"]), dict(document["figures"])
             return cls(
-                weights={name: _number(name, value) for name, value in weights.items()},
-                constant_ms=_number("constant_ms", document["constant_ms"]),
+                weights={name: expect(value, float, cut(name)) for name, value in weights.items()},
+                constant_ms=expect(document["constant_ms"], float, "constant_ms"),
                 figures={name: dict(values) for name, values in figures.items()},
-                nets=int(_number("nets", document["nets"])),
+                nets=expect(document["nets"], int, "nets"),
                 header=parse_header(document["header"], f"the learned latency model {path}"),
             )
 
@@ -153,13 +153,6 @@ class LearnedModel:
                 "measure the operator"
             )
         return LatencyEntry(ms=self.op_ms(op) / scale, predicted=True)
-
-
-def _number(name: str, value: Any) -> float:
-    # for Python, True is a number
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Unreadable(f"its {cut(name)} is {shown(value)}, no number")
-    return value
 
 
 def features(op: OpSpec) -> dict[str, float]:

@@ -19,9 +19,10 @@ from hardware.backends import get_backend
 from hardware.backends.onnxruntime import OnnxRuntimeBackend
 from hardware.child_process import measuring_environment
 from hardware.errors import BackendError, ConfigError, ExportError
-from hardware.files import write_atomically
+from hardware.files import check_writable, write_atomically
 from hardware.measuring.locks import measuring_lock
-from hardware.measuring.sampling import Key, Measurement, Plan, interleaved, timers_of
+from hardware.measuring.sampling import SAMPLES_BYTES, Key, Measurement, Plan, interleaved, timers_of
+from hardware.reading import Kind, read_json, reading
 
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
@@ -140,12 +141,7 @@ def check_out(out: Path) -> None:
     Raises:
         ExportError: It cannot.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+    check_writable(out, error=ExportError)
 
 
 def save_benchmark(benchmark: Benchmark, out: Path) -> list[Path]:
@@ -160,11 +156,8 @@ def save_benchmark(benchmark: Benchmark, out: Path) -> list[Path]:
         "benchmark.csv": benchmark.to_csv(),
         "benchmark.png": draw(benchmark),
     }
-    try:
-        for name, content in contents.items():
-            write_atomically(out / name, content)
-    except OSError as error:
-        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+    for name, content in contents.items():
+        write_atomically(out / name, content, error=ExportError)
     return [out / name for name in contents]
 
 
@@ -238,7 +231,7 @@ def _time_modules(
         "seed": seed,
     }
     asked, answered = folder / "job.json", folder / "result.json"
-    asked.write_text(json.dumps(job), encoding="utf-8")
+    write_atomically(asked, json.dumps(job), error=BackendError)
     done = subprocess.run(
         [sys.executable, "-m", "proxyless_strategy.benchmark.worker", str(asked), str(answered)],
         env=measuring_environment(),
@@ -246,6 +239,8 @@ def _time_modules(
     )
     if done.returncode or not answered.is_file():
         raise BackendError(f"the torch measuring process died with code {done.returncode}; its message is above")
-    result = json.loads(answered.read_text(encoding="utf-8"))
-    samples = {(index, batch): values for index, batch, values in result["samples"]}
-    return samples, result["device"], result["versions"]
+    kind = Kind("the answer of the torch measuring process", "repeat the command", BackendError, limit=SAMPLES_BYTES)
+    result = read_json(answered, kind)
+    with reading(answered, kind):
+        samples = {(index, batch): values for index, batch, values in result["samples"]}
+        return samples, result["device"], result["versions"]

@@ -18,6 +18,7 @@ from hardware.backends import Backend, Runnable
 from hardware.errors import BackendError
 from hardware.files import write_atomically
 from hardware.measuring.sampling import Plan, interleaved, timers_of
+from hardware.reading import Kind, read_json
 
 from .models import build_model, settle
 
@@ -56,8 +57,8 @@ def _measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _main(asked: str, answered: str) -> None:
-    job = json.loads(Path(asked).read_text(encoding="utf-8"))
-    write_atomically(Path(answered), json.dumps(_measure_job(job)))
+    job = read_json(asked, Kind("the job", "start the benchmark, which writes it", BackendError))
+    write_atomically(Path(answered), json.dumps(_measure_job(job)), error=BackendError)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ second rather than four.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Annotated
 import typer
 
 from hardware.child_process import wait_passively
-from hardware.errors import ConfigError, ProxylessError
+from hardware.errors import ConfigError, ExportError, ProxylessError
+from hardware.reading import Kind, read_json
 from search_spaces.nni_import import silence_false_alarms
 
 from .. import signals
@@ -107,12 +107,13 @@ def retrain(
     devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
 ) -> None:
     """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
+    from ..export.folder import METRICS
     from ..retraining.folder import retrain as retrain_folder
     from ..retraining.recipe import load_recipe
 
     loaded = load_recipe(recipe, key_values(settings or []))
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
-    metrics = json.loads((written / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
     typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f}")
 
 

@@ -16,11 +16,14 @@ from typing import Any
 
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
+from hardware.reading import Kind, read_text, reading
 from search_spaces.blocks import SKIP
 
-from ..runs.finished import FinishedRun, read_runs, unfinished
+from ..runs.finished import RECORD, FinishedRun, read_runs, unfinished
 from .drawing import COLOURS, OTHER
 from .pictures import MOST_LABELLED_EDGES, candidate_style, probability_picture, progress_picture, trade_off_picture
+
+_OWN = Kind("the page's part", "install this package again", ConfigError)
 
 _COLUMNS = (
     ("target", "target"),
@@ -46,11 +49,9 @@ def write_page(folder: Path, out: Path) -> Path:
     """
     if out.suffix != ".html":
         raise ConfigError(f"{out} is no page; end its name with .html")
-    content = page(read_runs(folder), title=folder.resolve().name, left_out=unfinished(folder))
-    try:
-        write_atomically(out, content)
-    except OSError as error:
-        raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with --out") from error
+    with reading(folder, RECORD):
+        content = page(read_runs(folder), title=folder.resolve().name, left_out=unfinished(folder))
+    write_atomically(out, content, error=ConfigError, remedy="choose another place with --out")
     return out
 
 
@@ -70,9 +71,10 @@ def page(searches: Sequence[FinishedRun], *, title: str, left_out: Sequence[Path
     sections = [_results(searches, left_out)]
     sections += [_search(number, search) for number, search in enumerate(searches, start=1)]
     here = Path(__file__)
-    template = Template(here.with_name("page.html").read_text(encoding="utf-8"))
-    style = here.with_name("page.css").read_text(encoding="utf-8").rstrip()
-    return template.substitute(title=escape(title), style=style, lead=escape(lead), sections="\n".join(sections))
+    template, style = (read_text(here.with_name(name), _OWN) for name in ("page.html", "page.css"))
+    return Template(template).substitute(
+        title=escape(title), style=style.rstrip(), lead=escape(lead), sections="\n".join(sections)
+    )
 
 
 def _results(searches: Sequence[FinishedRun], left_out: Sequence[Path]) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
+from hardware.reading import reading
 from search_spaces.blocks import SKIP
 
-from ..runs.finished import FinishedRun, read_runs
+from ..runs.finished import RECORD, FinishedRun, read_runs
 from .drawing import COLOURS, OTHER, Badge, draw_badges, draw_points, figure_bytes, new_figure
 
 MOST_LABELLED_EDGES = 32
@@ -46,8 +47,9 @@ def draw_searches(folder: Path, out: Path) -> Path:
     """
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"{out} is no picture; end its name with {', '.join(SUFFIXES)}")
-    content = overview(read_runs(folder), kind=out.suffix[1:])
-    write_atomically(out, content)
+    with reading(folder, RECORD):
+        content = overview(read_runs(folder), kind=out.suffix[1:])
+    write_atomically(out, content, error=ConfigError, remedy="choose another place with --out")
     return out
 
 

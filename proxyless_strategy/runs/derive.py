@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 
-from hardware.errors import ConfigError
+from hardware.errors import ConfigError, ExportError
 from hardware.files import write_atomically
 from search_spaces import Subnet
 
@@ -107,14 +107,13 @@ def save_curve(folder: Path, *, out: Path, points: int = 20, space: str | None =
         }
         for derived in run.deriver.curve(points)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(out / "curve.csv", text.getvalue())
-    write_atomically(out / "curve.json", json.dumps(rows, indent=2) + "\n")
-    write_atomically(out / "curve.png", _picture(run, rows))
+    write_atomically(out / "curve.csv", text.getvalue(), error=ExportError)
+    write_atomically(out / "curve.json", json.dumps(rows, indent=2) + "\n", error=ExportError)
+    write_atomically(out / "curve.png", _picture(run, rows), error=ExportError)
     return rows
 
 

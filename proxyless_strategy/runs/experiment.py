@@ -8,12 +8,10 @@ rows of what finished are written.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hardware.errors import ConfigError, ExperimentError
-from hardware.files import write_atomically
+from hardware.files import check_writable, write_atomically, writing
+from hardware.reading import log_of
 
 from ..layout import SUMMARY
 from .nni_server import (
@@ -214,14 +213,9 @@ def _gathered(sweep: Sweep, record: Record, console: Console) -> tuple[list[Tria
     trials = _expected(sweep, record)
     rows = [trial.row for trial in trials if trial.row is not None]
     record.complete = bool(rows) and len(rows) == len(trials) >= _planned(sweep, record)
-    try:
-        write_atomically(sweep.out / SUMMARY, json.dumps(rows, indent=2) + "\n")
-        record.save(sweep.out)
-    except OSError as error:
-        raise ExperimentError(
-            f"cannot write {sweep.out / SUMMARY}: {error.strerror}; every trial's row is in its folder, and --resume "
-            "gathers them"
-        ) from error
+    remedy = "every trial's row is in its folder, and --resume gathers them"
+    write_atomically(sweep.out / SUMMARY, json.dumps(rows, indent=2) + "\n", error=ExperimentError, remedy=remedy)
+    record.save(sweep.out)
     if not record.complete:
         console.print(_standing(sweep, record, trials), markup=False)
     return trials, rows
@@ -351,23 +345,15 @@ def _progress(metrics: dict[str, Any]) -> str:
 def _log_tail(trial: dict[str, Any], *, lines: int = 20) -> str:
     folder = Path(trial.get("logPath", "."))
     for name in ("trial.stderr", "trial.log", "trial.stdout"):
-        with contextlib.suppress(OSError):
-            text = (folder / name).read_text(encoding="utf-8", errors="replace").strip()
-            if text:
-                return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+        text = log_of(folder / name).strip()
+        if text:
+            return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
     return f"    it left no log in {folder}"
 
 
 def _empty_out(out: Path, *, keep_summary: bool) -> None:
     """Make the folder, and take away an earlier experiment's summary, which would pass for this one's."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not keep_summary:
+    check_writable(out, error=ConfigError, remedy="give a folder that you may write to with --out")
+    if not keep_summary:
+        with writing(out / SUMMARY, error=ConfigError):
             (out / SUMMARY).unlink(missing_ok=True)
-        # A read-only file system shows only when something is written.
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {out}: {error.strerror}; give a folder that you may write to with --out"
-        ) from error

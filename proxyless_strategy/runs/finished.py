@@ -5,14 +5,25 @@ Only what needs the table or the space imports torch, and only when it is asked 
 
 from __future__ import annotations
 
-import json
-import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware.errors import ConfigError, SpaceError, TableError
+from hardware.reading import (
+    ARRAY_BYTES,
+    DAMAGE,
+    Kind,
+    Unreadable,
+    cut,
+    expect,
+    is_there,
+    json_of,
+    read_tensors,
+    reading,
+    why,
+)
 
 from ..config import SearchConfig, parse_config
 from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
@@ -22,6 +33,11 @@ if TYPE_CHECKING:
     from search_spaces import SpaceDeclaration, Subnet
 
     from ..strategy.derivation import Derived, Deriver
+
+
+EXPORT_FILE = "config.json"
+EXPORT = Kind("the export's config", "put it back, or search again", ConfigError)
+RECORD = Kind("the search's record", "put it back, or search again", ConfigError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +132,21 @@ class FinishedRun:
 
         from .space_table import table_path
 
-        config, arguments = self.config, self.export["model_args"]
-        costs = self.space.costs(
-            config.latency_input_size, num_classes=arguments["num_classes"], in_chans=arguments["in_chans"]
-        )
+        config = self.config
+        with reading(self.folder / MODEL / EXPORT_FILE, EXPORT):
+            arguments = self.export["model_args"]
+            sizes = {name: expect(arguments[name], int, f"model_args.{name}") for name in ("num_classes", "in_chans")}
+        costs = self.space.costs(config.latency_input_size, **sizes)
         cost: CostModel
         if config.hardware.cost == "latency":
-            path = self.folder / TABLE_FILE if (self.folder / TABLE_FILE).exists() else table_path(config)
-            if not path.exists():
+            path = self.folder / TABLE_FILE if is_there(self.folder / TABLE_FILE) else table_path(config)
+            if not is_there(path):
                 raise TableError(f"the table {path} of the search in {self.folder} is gone; put it back there")
             cost = LatencyModel(LatencyTable.load(path), fixed=costs.fixed, edges=costs.edges)
         else:
             cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
-        self._check_same(cost)
+        with reading(self.folder / SEARCH_FILE, RECORD):
+            self._check_same(cost)
         return cost
 
     @cached_property
@@ -191,12 +209,15 @@ def read_run(folder: Path | str, *, space: str | None = None) -> FinishedRun:
         ConfigError: There is no such search.
     """
     folder = Path(folder)
-    try:
-        record, settings, row = (_read_json(folder / name) for name in (SEARCH_FILE, CONFIG_FILE, ROW_FILE))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} holds no finished search ({error}); give the `out` of one that ran to its end"
-        ) from error
+    found = []
+    for name in (SEARCH_FILE, CONFIG_FILE, ROW_FILE):
+        try:
+            found.append(_read_json(folder / name))
+        except Unreadable as error:
+            raise ConfigError(
+                f"{folder} holds no finished search ({name}: {error}); give the `out` of one that ran to its end"
+            ) from error
+    record, settings, row = found
     return replace(_run(folder, record, settings, row), own_space=space)
 
 
@@ -218,7 +239,7 @@ def unfinished(folder: Path) -> list[Path]:
     return [
         place
         for place in _places(folder, CONFIG_FILE)
-        if not (place / SEARCH_FILE).exists() and not (place / HUB_FILE).exists()
+        if not is_there(place / SEARCH_FILE) and not is_there(place / HUB_FILE)
     ]
 
 
@@ -227,67 +248,63 @@ def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str,
 
     The weights are empty where the subnet is retrained.
     """
-    import torch  # slow, and no reader but a search needs weights
+    from search_spaces import Subnet  # slow: torch, timm
 
-    from search_spaces import Subnet
-
-    if not (out / SEARCH_FILE).exists():
+    record, weights = out / SEARCH_FILE, out / SUPERNET_FILE
+    if not is_there(record):
         return None
-    try:
-        choices = dict(_read_json(out / SEARCH_FILE)["subnet"]["choices"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read {out / SEARCH_FILE} ({error}); put it back, or remove it to search again from its checkpoint"
-        ) from error
-    weights = out / SUPERNET_FILE
-    try:
-        return Subnet(space, choices), torch.load(weights, weights_only=True) if weights.exists() else {}
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"cannot read {weights} ({reason}); put it back, or remove {out / SEARCH_FILE} to search again from its "
-            "checkpoint"
-        ) from error
+    kind = replace(RECORD, remedy="put it back, or remove it to search again from its checkpoint")
+    with reading(record, kind):
+        subnet = Subnet(space, dict(_read_json(record)["subnet"]["choices"]))
+    if not is_there(weights):
+        return subnet, {}
+    remedy = f"put it back, or remove {record} to search again from its checkpoint"
+    found: dict[str, Any] = read_tensors(weights, Kind("the weights", remedy, ConfigError, limit=ARRAY_BYTES))
+    return subnet, found
 
 
 def read_warnings(out: Path) -> tuple[str, ...]:
-    """Return why an ended search's result may be worth little; folders of earlier versions do not say."""
-    return tuple(_read_json(out / SEARCH_FILE).get("warnings", ()))
+    """Return why an ended search's result may be worth little; folders of earlier versions do not say.
+
+    Raises:
+        ConfigError: The record cannot be read.
+    """
+    with reading(out / SEARCH_FILE, RECORD):
+        return tuple(str(sentence) for sentence in _read_json(out / SEARCH_FILE).get("warnings", ()))
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     """Read a mapping.
 
     Raises:
-        OSError, ValueError: There is none; the message names the file.
+        Unreadable: There is none.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+    # what a search that diverged has logged is no number
+    values = json_of(path, nonfinite=("history",))
     if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds a {type(values).__name__}, not a mapping")
+        raise Unreadable(f"it holds a {type(values).__name__}, not a mapping")
     return values
 
 
 def _places(folder: Path, name: str) -> list[Path]:
     """Return `folder` and its subfolders, as far as they have a file of this name."""
-    return [path.parent for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.exists()]
+    return [path.parent for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if is_there(path)]
 
 
 def _read_as_far_as_it_is(place: Path) -> FinishedRun:
     def read(name: str) -> Any:
         try:
             return _read_json(place / name)
-        except (OSError, ValueError) as error:
+        except Unreadable as error:
             raise ConfigError(f"cannot read {place / name}: {error}; remove {place} or search again") from error
 
     record, settings = read(SEARCH_FILE), read(CONFIG_FILE)
-    return _run(place, record, settings, read(ROW_FILE) if (place / ROW_FILE).exists() else {})
+    return _run(place, record, settings, read(ROW_FILE) if is_there(place / ROW_FILE) else {})
 
 
 def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> FinishedRun:
     try:
+        _check(record, settings, row)
         unit, goal = record["unit"], record["target"]
         target = "no target" if goal is None else f"target {goal:.4g} {unit}"
         return FinishedRun(
@@ -305,7 +322,39 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
         )
     except KeyError as error:
         raise ConfigError(
-            f"the search in {place} lacks {error}, so another version of this project wrote it; search again"
+            f"the search in {place} lacks {cut(str(error))}, so another version of this project wrote it; search again"
         ) from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"the files of the search in {place} are damaged ({error}); search again") from error
+    except DAMAGE as error:
+        raise ConfigError(f"the files of the search in {place} are damaged ({why(error)}); search again") from error
+
+
+def _check(record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> None:
+    """Refuse values of another type than a search writes.
+
+    Raises:
+        KeyError: One is missing.
+        Unreadable: One is of another type; the reason names it.
+    """
+    expect(record["unit"], str, "unit")
+    expect(record["target"], float, "target", none=True)
+    expect(record["expected"], float, "expected")
+    for number, epoch in enumerate(expect(record["history"], list, "history")):
+        expect(epoch, dict, f"history.{number}")
+        for key, value in epoch.items():
+            expect(value, str if key in ("phase", "unit") else float, f"history.{number}.{cut(key)}", none=True)
+        expect(epoch["epoch"], float, f"history.{number}.epoch")
+    for label, choice in expect(record["subnet"]["choices"], dict, "subnet.choices").items():
+        expect(choice, str, f"subnet.choices.{cut(label)}")
+    expect(record["argmax"], dict, "argmax")
+    for label, odds in expect(record["probabilities"], dict, "probabilities").items():
+        for name, value in expect(odds, dict, f"probabilities.{cut(label)}").items():
+            place = f"probabilities.{cut(label)}.{cut(name)}"
+            if not 0 <= expect(value, float, place) <= 1:
+                raise Unreadable(f"its {place} is {value}, no probability")
+    expect(settings["rule"], str, "rule")
+    for section in ("space", "data", "hardware"):
+        expect(settings[section], dict, section)
+        expect(settings[section].get("name"), str, f"{section}.name", none=section == "hardware")
+    for key in ("target_cost", "subnet_cost", "target_ms", "table_ms", "latency_ms", "accuracy", "params", "macs"):
+        expect(row.get(key), float, f"{key} of {ROW_FILE}", none=True)
+    expect(row.get("seconds"), float, f"seconds of {ROW_FILE}", none=True)

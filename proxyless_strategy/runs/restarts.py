@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from hardware.errors import ExperimentError
+from hardware.files import writing
+
 from ..layout import RESULT, START_VARIABLE, TRIAL_LOG
 from .nni_server import deaf, stop_marked, trial_environment
 from .sweep import Sweep
@@ -97,12 +100,14 @@ def _start(sweep: Sweep, trial: Trial, experiment: str, number: int) -> _Running
     folder = sweep.out / trial.name
     note_start(folder, trial, experiment)
     # One that cannot be read would pass for the result of this start, if it failed.
-    (folder / RESULT).unlink(missing_ok=True)
+    with writing(folder / RESULT, error=ExperimentError):
+        (folder / RESULT).unlink(missing_ok=True)
     handed = {"trial": trial.name, "parameters": trial.parameters, "number": trial.number, "restarts": trial.restarts}
     # An experiment may run within another one's trial, whose manager must not hear of ours.
     environment = trial_environment(sweep, experiment)
     environment = {name: value for name, value in environment.items() if not name.startswith("NNI_")}
-    log = (folder / TRIAL_LOG).open("ab")
+    with writing(folder / TRIAL_LOG, error=ExperimentError):
+        log = (folder / TRIAL_LOG).open("ab")
     process = subprocess.Popen(
         sweep.command,
         shell=True,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from search_spaces import Subnet
 
@@ -155,7 +156,7 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
 
         content = io.BytesIO()
         torch.save(weights, content)
-        write_atomically(out / SUPERNET_FILE, content.getvalue())
+        write_atomically(out / SUPERNET_FILE, content.getvalue(), error=ConfigError)
     _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), **record})
 
 
@@ -165,4 +166,4 @@ def write_row(result: SearchResult) -> None:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    write_atomically(path, json.dumps(values, indent=2) + "\n", error=ConfigError)

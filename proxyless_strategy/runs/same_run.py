@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from hardware.errors import ConfigError
+from hardware.reading import Kind, is_there, read_json
 
 from ..config import TARGETS, Change, SearchConfig
 from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE
@@ -35,14 +36,9 @@ def check_same_run(config: SearchConfig) -> Differences:
         ConfigError: One took part, or the folder's settings cannot be read.
     """
     saved = config.out / CONFIG_FILE
-    if not saved.exists():
+    if not is_there(saved):
         return {}
-    try:
-        there = json.loads(saved.read_text(encoding="utf-8"))
-        if not isinstance(there, dict):
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {saved} ({error}); choose another out or remove {config.out}") from error
+    there = read_json(saved, Kind("the settings", f"choose another out or remove {config.out}", ConfigError))
     differing = differences(there, config.identity(), SearchConfig)
     free = {*NEVER, *_anyway(config), *_later(config)}
     bound = {key: values for key, values in differing.items() if not _is_in(key, free)}

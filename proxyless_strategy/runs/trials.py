@@ -13,8 +13,9 @@ from typing import Any
 
 import psutil
 
-from hardware.errors import ConfigError
-from hardware.files import write_atomically
+from hardware.errors import ConfigError, ExperimentError
+from hardware.files import write_atomically, writing
+from hardware.reading import DAMAGE, Kind, Unreadable, is_there, json_of, read_json, reading, why
 
 from ..layout import EXPERIMENT_FILE, FAILURE_FILE, PARAMETERS_FILE, RESULT
 from .sweep import Sweep
@@ -52,14 +53,15 @@ def note_start(folder: Path, trial: Trial, experiment: str | None) -> None:
         "number": trial.number,
         "restarts": trial.restarts,
     }
-    write_atomically(folder / PARAMETERS_FILE, json.dumps(values, indent=2) + "\n")
-    (folder / FAILURE_FILE).unlink(missing_ok=True)
+    write_atomically(folder / PARAMETERS_FILE, json.dumps(values, indent=2) + "\n", error=ExperimentError)
+    with writing(folder / FAILURE_FILE, error=ExperimentError):
+        (folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
 def note_failure(folder: Path, error: Exception, *, refused: bool) -> None:
     """Write why a start of a trial has failed."""
     values = {"error": type(error).__name__, "reason": " ".join(str(error).split()), "refused": refused}
-    write_atomically(folder / FAILURE_FILE, json.dumps(values, indent=2) + "\n")
+    write_atomically(folder / FAILURE_FILE, json.dumps(values, indent=2) + "\n", error=ExperimentError)
 
 
 def read_trials(out: Path, experiment: str) -> list[Trial]:
@@ -67,14 +69,14 @@ def read_trials(out: Path, experiment: str) -> list[Trial]:
     found = []
     for path in out.glob(f"*/{PARAMETERS_FILE}"):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json_of(path)
             if values["experiment"] == experiment:
                 found.append(
                     Trial(path.parent.name, dict(values["parameters"]), int(values["number"]), int(values["restarts"]))
                 )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             print(
-                f"warning: cannot read {path} ({type(error).__name__}: {error}), so its trial belongs to no experiment",
+                f"warning: cannot read {path} ({why(error)}), so its trial belongs to no experiment",
                 file=sys.stderr,
                 flush=True,
             )
@@ -85,23 +87,22 @@ def read_end(out: Path, trial: Trial) -> Trial:
     """Return the trial with what its folder says about its end."""
     folder = out / trial.name
     known = asdict(trial)
-    if (folder / RESULT).exists():
+    if is_there(folder / RESULT):
         try:
-            row = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            row = json_of(folder / RESULT)
             _check_row(row, trial.name)
-        except (OSError, ValueError) as error:
-            return Trial(**{**known, "row": None, "failure": f"cannot read its {RESULT} ({error})"})
+        except DAMAGE as error:
+            return Trial(**{**known, "row": None, "failure": f"cannot read its {RESULT} ({why(error)})"})
         return Trial(**{**known, "row": row, "failure": "", "refused": False})
     failure, refused = "it ended without a word: killed, or stopped with the experiment", False
     try:
-        values = json.loads((folder / FAILURE_FILE).read_text(encoding="utf-8"))
+        values = json_of(folder / FAILURE_FILE)
         failure, refused = str(values["reason"]), bool(values["refused"])
         if not refused:
             failure = f"{values['error']}: {failure}"
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        failure = f"cannot read its {FAILURE_FILE} ({error})"
+    except DAMAGE as error:
+        if not (isinstance(error, Unreadable) and error.missing):
+            failure = f"cannot read its {FAILURE_FILE} ({why(error)})"
     return Trial(**{**known, "row": None, "failure": failure, "refused": refused})
 
 
@@ -137,7 +138,7 @@ class Record:
     def save(self, out: Path) -> None:
         """Write it, as of the process that calls."""
         self.launcher = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        write_atomically(out / EXPERIMENT_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(out / EXPERIMENT_FILE, json.dumps(asdict(self), indent=2) + "\n", error=ExperimentError)
 
 
 def read_record(out: Path) -> Record | None:
@@ -147,10 +148,16 @@ def read_record(out: Path) -> Record | None:
         ConfigError: It cannot be read.
     """
     path = out / EXPERIMENT_FILE
-    if not path.exists():
+    if not is_there(path):
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    kind = Kind(
+        "the experiment's",
+        "remove it to start another experiment there, or give another folder with --out",
+        ConfigError,
+        sentence="cannot read {path} ({why}); {remedy}",
+    )
+    values = read_json(path, kind)
+    with reading(path, kind):
         return Record(
             id=str(values["id"]),
             content=dict(values["content"]),
@@ -158,11 +165,6 @@ def read_record(out: Path) -> Record | None:
             stopped_early=[str(name) for name in values["stopped_early"]],
             launcher=dict(values["launcher"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read {path} ({type(error).__name__}: {error}); remove it to start another experiment there, or "
-            "give another folder with --out"
-        ) from error
 
 
 def refuse_running(out: Path, record: Record) -> None:
@@ -176,10 +178,11 @@ def refuse_running(out: Path, record: Record) -> None:
         return
     try:
         started = psutil.Process(int(launcher["pid"])).create_time()
-    except (psutil.Error, KeyError, ValueError, TypeError):
+        before = float(launcher.get("started", 0))
+    except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return
     # Another process may have got the id since.
-    if abs(started - float(launcher.get("started", 0))) < 2:
+    if abs(started - before) < 2:
         raise ConfigError(
             f"process {launcher['pid']} works on the experiment in {out}; wait for its end, or give another folder "
             "with --out"
