@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MissingOperatorError, TableError
+from .files import save_figure
 from .op_spec import IDENTITY, OpSpec
 
 CONSTANT = "session and calibration"
@@ -144,7 +145,7 @@ class LatencyReport:
         axes.spines[["top", "right"]].set_visible(False)
         present = [part for part in _COLOURS if any(part == other for _, _, other in bars) and part != CONSTANT]
         axes.legend(handles=[Patch(color=_COLOURS[part], label=part) for part in present], frameon=False, fontsize=8)
-        figure.savefig(Path(path), dpi=120)
+        save_figure(figure, path)
 
     @staticmethod
     def _cells(cost: float, total: float, largest: float) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import ProxylessError, WriteError
 
@@ -98,6 +99,20 @@ def replacing(path: str | Path, *, error: type[ProxylessError] = WriteError, rem
     # the new name is part of the folder; where folders cannot be synced (some network disks), go without
     with contextlib.suppress(OSError):
         sync(path.parent)
+
+
+def save_figure(figure: Any, path: str | Path, *, dpi: int = 120, error: type[ProxylessError] = WriteError) -> None:
+    """Write a figure of matplotlib in the format that the path's ending names.
+
+    Raises:
+        ProxylessError: Of type `error`: it cannot be written, or matplotlib has no such format.
+    """
+    with replacing(path, error=error) as beside:
+        try:
+            figure.savefig(beside, dpi=dpi)
+        except ValueError as refused:
+            reason = " ".join(str(refused).split())[:200]
+            raise error(f"cannot write {path}: {reason}; end its name with .png, .svg or .pdf") from refused
 
 
 def check_writable(

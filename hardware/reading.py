@@ -15,6 +15,7 @@ import math
 import os
 import reprlib
 import stat
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -424,7 +425,9 @@ def tensors_in(stream: BinaryIO, *, map_location: Any = "cpu", old: bool = True)
         _check_archive(stream, size)
     stream.seek(0)
     try:
-        return torch.load(stream, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange pickles, on the error stream of whoever gets our sentence
+            return torch.load(stream, map_location=map_location, weights_only=True)
     except Exception:  # torch's reader raises errors of a dozen kinds on bytes of another program
         raise Unreadable("it was written by another program") from None
 

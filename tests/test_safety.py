@@ -115,6 +115,68 @@ def test_yaml_is_composed_by_a_safe_loader_in_one_place() -> None:
     assert "SafeLoader" in (ROOT / "hardware/yaml_text.py").read_text()
 
 
+READS = {
+    "json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.compose", "torch.load", "pickle.load",
+    "pickle.loads", "np.load", "np.fromfile", "load_file", "safe_open", "gzip.open", "gzip.decompress", "open",
+    "os.open", "io.open",
+}  # fmt: skip
+WRITES = {"json.dump", "yaml.dump", "yaml.safe_dump", "torch.save", "save_file", "pickle.dump"}
+METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "open", "savefig"}
+FILES = {
+    # The one reader and the one writer.
+    "hardware/reading.py": {"json.loads", "torch.load", "safe_open", "os.open"},
+    "hardware/yaml_text.py": {"yaml.compose", "yaml.dump"},
+    "hardware/files.py": {"os.open", "beside.write_bytes", "figure.savefig"},
+    # Run where this package is not: a kit's script on its device, the programs of an export folder.
+    "hardware/measuring/kit_script.py": {"json.loads", "read_text", "write_text"},
+    "proxyless_strategy/export/hubconf.py": {"json.loads", "read_text", "load_file"},
+    "proxyless_strategy/export/hubconf_tree.py": {"json.loads", "read_text", "load_file"},
+    # What the kernel says, which nobody passes on.
+    "hardware/processor.py": {"read_text"},
+    "hardware/backends/base.py": {"read_text"},
+    # Locks: what may be opened there, and how, is a matter of its own.
+    "hardware/measuring/locks.py": {"os.open"},
+    # Checkpoints are written whole or not at all, as in `files.py`, but the one before is kept; torch writes to memory.
+    "proxyless_strategy/checkpoints.py": {"open", "torch.save"},
+    "proxyless_strategy/runs/result.py": {"torch.save"},
+    # Text of a process of ours, through a pipe, a connection or the environment; no file.
+    "hardware/backends/torch.py": {"json.loads"},
+    "hardware/backends/torch_worker.py": {"json.loads"},
+    "proxyless_strategy/runs/experiment.py": {"json.loads"},
+    "proxyless_strategy/runs/nni_server.py": {"json.loads", "open"},  # a log, and a request
+    "proxyless_strategy/runs/reporting.py": {"json.loads"},
+    "proxyless_strategy/trial.py": {"json.loads"},
+    "proxyless_strategy/runs/restarts.py": {"open"},  # a log
+    # Values that were written as JSON in the same expression.
+    "hardware/measuring/sampling.py": {"json.loads"},
+    "proxyless_strategy/config.py": {"json.loads"},
+    "proxyless_strategy/runs/sweep.py": {"json.loads"},
+    "proxyless_strategy/export/folder.py": {"json.loads"},
+}
+"""Which file may read or write by itself, and by what; every other goes through `hardware.reading` and `.files`."""
+
+
+def test_files_are_read_and_written_in_one_place() -> None:
+    wrong = []
+    for file, name, call in calls():
+        # a figure is drawn into memory, and then written
+        by = name if name in READS | WRITES else name.rpartition(".")[2]
+        drawn = by == "savefig" and ast.unparse(call.args[0]) == "content"
+        if (
+            (by in READS | WRITES or (by in METHODS and "." in name))
+            and not drawn
+            and not {by, name} & FILES.get(file, set())
+        ):
+            wrong.append(f"{file}:{call.lineno}: {name}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_exception_is_left_that_nobody_needs(file: str) -> None:
+    used = {part for where, name, _ in calls() if where == file for part in (name, name.rpartition(".")[2])}
+    assert FILES[file] <= used
+
+
 def test_no_text_becomes_code_and_no_shell_is_asked() -> None:
     wrong = [
         f"{file}:{call.lineno}"

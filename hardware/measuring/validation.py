@@ -12,6 +12,7 @@ import numpy as np
 
 from ..backends import Backend
 from ..errors import TableError
+from ..files import save_figure
 from ..op_spec import OpSpec
 from ..tables.plausibility import check_agreement
 from ..tables.table import LatencyTable
@@ -114,7 +115,7 @@ class TableCheck:
             f"Spearman {f['spearman']:.3f}, Kendall {f['kendall']:.3f}",
             fontsize=11,
         )
-        figure.savefig(Path(path), dpi=120)
+        save_figure(figure, Path(path), dpi=120)
 
 
 def check_table(

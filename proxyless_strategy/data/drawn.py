@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hardware.errors import DataError
+from hardware.files import write_atomically, writing
 
 from ..config import DrawnImages
 
@@ -73,9 +74,9 @@ def draw_cifar10(root: Path, settings: DrawnImages) -> None:
                 "data": np.stack([picture.transpose(2, 0, 1).reshape(-1) for picture in pictures]),
                 "filenames": [f"{names[number]}_{index:04d}.png" for number, index in members],
             }
-            (batches / name).write_bytes(pickle.dumps(content))
+            write_atomically(batches / name, pickle.dumps(content), error=DataError)
         meta = {"num_cases_per_batch": len(files[0][2]), "label_names": names, "num_vis": 3 * settings.size**2}
-        (batches / "batches.meta").write_bytes(pickle.dumps(meta))
+        write_atomically(batches / "batches.meta", pickle.dumps(meta), error=DataError)
 
     _appear(root, write)
 
@@ -84,11 +85,13 @@ def _appear(root: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `root`, and give it that name; an existing `root` stays."""
     if root.exists():
         return
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    except OSError as error:
-        raise DataError(f"cannot write pictures to {root}: {error.strerror}; choose another data.root") from error
+    with writing(root, error=DataError, remedy="choose another data.root", what="cannot write pictures to"):
+        _fill(root, write)
+
+
+def _fill(root: Path, write: Callable[[Path], None]) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         write(beside)
         beside.chmod(0o755)  # `mkdtemp` lets its owner alone in

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from hardware.errors import DataError
+from hardware.reading import Unreadable, bytes_of, check_regular, cut, is_there, shown, unpacked
 
 from ..config import DataConfig
 from .datasets import labels_of
@@ -91,10 +92,12 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
             with arrays_alone():
+                for name in _folders(found):
+                    _check_files(config.root / name)
                 return found(root=str(config.root), **arguments)
     except Exception as error:
         download = "" if arguments.get("download") else ", or set data.options.download: true"
-        reason = " ".join(str(error).split())
+        reason = cut(" ".join(str(error).split()), 300)
         raise DataError(
             f"cannot read torchvision's {name} in {config.root}: {reason}; put it there{download}"
         ) from error
@@ -116,16 +119,24 @@ def _flat(found: Any) -> Any:
 
         def _load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
             start = "train" if self.train else "t10k"
-            return (
-                torch.from_numpy(_read_idx(Path(self.root), f"{start}-images-idx3-ubyte")),
-                torch.from_numpy(_read_idx(Path(self.root), f"{start}-labels-idx1-ubyte")).long(),
-            )
+            images = _read_idx(Path(self.root), f"{start}-images-idx3-ubyte")
+            labels = _read_idx(Path(self.root), f"{start}-labels-idx1-ubyte")
+            if images.ndim != 3 or labels.shape != images.shape[:1]:
+                raise Unreadable(f"{start}: images of shape {images.shape} do not go with labels of {labels.shape}")
+            return torch.from_numpy(images), torch.from_numpy(labels).long()
 
     return Flat
 
 
+def _folders(found: Any) -> tuple[str, ...]:
+    """Name the folders of few files that CIFAR's and MNIST's classes read; others may hold a million pictures."""
+    if issubclass(found, torchvision_datasets.MNIST):
+        return (f"{found.__name__}/raw",)
+    return (found.base_folder,) if issubclass(found, torchvision_datasets.CIFAR10) else ()
+
+
 def _idx_file(root: Path, name: str) -> Path | None:
-    return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
+    return next((path for path in (root / name, root / f"{name}.gz") if is_there(path) and not path.is_dir()), None)
 
 
 def _read_idx(root: Path, name: str) -> np.ndarray:
@@ -133,7 +144,30 @@ def _read_idx(root: Path, name: str) -> np.ndarray:
     path = _idx_file(root, name)
     if path is None:
         raise FileNotFoundError(f"{name} (or {name}.gz) is missing")
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">i4", dimensions, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    try:
+        content = unpacked(bytes_of(path)) if path.suffix == ".gz" else bytes_of(path)
+        return _idx_array(content)
+    except Unreadable as error:
+        raise Unreadable(f"{path}: {error}") from None
+
+
+def _idx_array(content: bytes) -> np.ndarray:
+    if content[:3] != b"\0\0\x08" or len(content) < 4:
+        raise Unreadable("it is no IDX file of bytes (its first three are not 0, 0, 8)")
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise Unreadable(f"it is cut short: {len(content)} bytes do not hold its header")
+    shape = [int(side) for side in np.frombuffer(content, ">u4", content[3], 4)]
+    if not shape or start + math.prod(shape) != len(content):
+        raise Unreadable(f"its header says {shown(shape)} values, but {len(content) - start} follow")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what torchvision would wait for: it opens whatever has the right name."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if is_there(path) and not path.is_dir():
+            try:
+                check_regular(path)
+            except Unreadable as error:
+                raise Unreadable(f"{path}: {error}") from None

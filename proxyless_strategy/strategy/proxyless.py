@@ -13,8 +13,9 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 
-from hardware.errors import ConfigError, TargetError, UnsupportedSpaceError
+from hardware.errors import CheckpointError, ConfigError, TargetError, UnsupportedSpaceError
 from hardware.model import CostModel
+from hardware.reading import Kind, read_tensors
 
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
@@ -385,7 +386,7 @@ def _weights_only(ckpt_path: Any, trainer: Any) -> dict[str, bool]:
     if "weights_only" in inspect.signature(trainer.fit).parameters:
         return {"weights_only": True}
     # Lightning before 2.6 unpickles anything, so that a checkpoint must be known as harmless before it gets there.
-    torch.load(ckpt_path, map_location="meta", weights_only=True)
+    read_tensors(ckpt_path, Kind("the checkpoint", "give one of this strategy", CheckpointError), map_location="meta")
     return {}
 
 
