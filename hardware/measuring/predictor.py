@@ -25,7 +25,7 @@ from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
 from ..reading import Kind, Unreadable, cut, expect, read_json, reading, shown
 from ..tables.records import Calibration, LatencyEntry, TableHeader
-from ..tables.table import LatencyTable, parse_header
+from ..tables.table import LatencyTable, parse_header, plain
 from . import statistics
 
 FORMAT = "proxyless-learned-latency"
@@ -121,7 +121,7 @@ class LearnedModel:
 
     def save(self, path: str | Path) -> None:
         """Write the model as JSON, atomically."""
-        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        document = {"format": FORMAT, "version": VERSION, **plain(self)}
         write_atomically(path, json.dumps(document, indent=2), error=TableError)
 
     @classmethod

@@ -83,7 +83,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table atomically; `load` gives it back equal."""
-        header = {name: value for name, value in _plain(self.header).items() if value not in (None, "", {}, [])}
+        header = {name: value for name, value in plain(self.header).items() if value not in (None, "", {}, [])}
         entries = {}
         for key, entry in self.entries.items():
             entries[key] = {"ms": float(entry.ms), "spread": float(entry.spread), "count": int(entry.count)}
@@ -160,17 +160,18 @@ class LatencyTable:
         return self.header.overhead_ms + math.fsum(self.latency_ms(op) for op in ops)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as YAML can hold it: dataclasses and mappings as dicts, numpy numbers as Python's."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):
-        return value.item()
-    return value
+        value = value.item()
+    # a correlation of equal numbers, which no reader takes for a number
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_yaml(path: Path) -> Any:
@@ -254,6 +255,8 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
         return _build(Calibration, value, where)
     if annotation.startswith("Mapping"):
         _expect(isinstance(value, dict), value, "a mapping", where)
+        if annotation.startswith("Mapping[str, Any]"):
+            _check_figures(value, where)
         if annotation.startswith("Mapping[str, float]"):
             return {str(name): _convert("float", item, f"{cut(str(name))} in {where}") for name, item in value.items()}
         if annotation.startswith("Mapping[str, str]"):
@@ -271,6 +274,17 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
         _expect(re.match(r"\d{4}-\d{2}-\d{2}", str(value)) is not None, value, "a text", where)
         return str(value)
     return value
+
+
+def _check_figures(values: Mapping[Any, Any], where: str, deepest: int = 3) -> None:
+    """Refuse what is no number or text, alone or in mappings; a figure that could not be computed is null."""
+    for name, value in values.items():
+        if isinstance(value, dict) and deepest:
+            _check_figures(value, f"{cut(str(name))} in {where}", deepest - 1)
+        else:
+            _expect(
+                value is None or isinstance(value, (int, float, str)), value, "a figure", f"{cut(str(name))} in {where}"
+            )
 
 
 def _expect(fits: bool, value: Any, what: str, where: str) -> None:

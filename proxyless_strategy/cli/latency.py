@@ -7,6 +7,7 @@ too.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -458,8 +459,8 @@ def _echo_calibration(table: LatencyTable) -> None:
     if calibration is None:
         typer.echo(f"{'calibration':14}none: its sums are uncalibrated")
         return
-    figures = calibration.figures.get("calibrated") or {}
-    quality = f"; {_figures(figures)} on them" if figures else ""
+    figures = calibration.figures.get("calibrated")
+    quality = f"; {_figures(figures)} on them" if isinstance(figures, dict) else ""
     typer.echo(
         f"{'calibration':14}{calibration.scale:.4f} x sum {calibration.offset_ms:+.4f} ms, "
         f"from {calibration.nets} whole nets{quality}"
@@ -468,15 +469,14 @@ def _echo_calibration(table: LatencyTable) -> None:
 
 def _echo_checks(table: LatencyTable) -> None:
     together = (table.header.checks or {}).get("together")
-    if together:
-        typer.echo(f"{'checked':14}{_figures(together['calibrated'])} on {table.header.checks['nets']} held-out nets")
+    if isinstance(together, dict) and isinstance(calibrated := together.get("calibrated"), dict):
+        typer.echo(f"{'checked':14}{_figures(calibrated)} on {table.header.checks.get('nets', '?')} held-out nets")
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    return (
-        f"RMSE {figures['rmse_ms']:.4f} ms, MAPE {100 * figures['mape']:.2f} %, "
-        f"Spearman {figures['spearman']:.3f}, Kendall {figures['kendall']:.3f}"
-    )
+    found = {name: figures.get(name) for name in ("rmse_ms", "mape", "spearman", "kendall")}
+    rmse, mape, *ranks = (math.nan if type(value) not in (int, float) else value for value in found.values())
+    return f"RMSE {rmse:.4f} ms, MAPE {100 * mape:.2f} %, Spearman {ranks[0]:.3f}, Kendall {ranks[1]:.3f}"
 
 
 def _echo_sums(model: LatencyModel, costs: SpaceCosts) -> None:

@@ -6,10 +6,13 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from torchvision.datasets import cifar
+
+from hardware.reading import why
 
 _ARRAYS = {
     (module, name)
@@ -23,18 +26,22 @@ _lock = threading.Lock()
 class _Arrays(pickle.Unpickler):
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         super().__init__(file, **options)
-        self._name = getattr(file, "name", "the file")
+        self.name = Path(getattr(file, "name", "the file")).name
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(
-                f"{self._name} names {module}.{name}, and nothing but arrays and plain values will be unpickled"
+                f"it names {module}.{name}, and nothing but arrays and plain values will be unpickled"
             )
         return super().find_class(module, name)
 
 
 def _load(file: BinaryIO, **options: Any) -> Any:
-    return _Arrays(file, **options).load()
+    arrays = _Arrays(file, **options)
+    try:
+        return arrays.load()
+    except Exception as error:  # whatever its bytes stand for
+        raise pickle.UnpicklingError(f"{arrays.name} holds no plain arrays ({why(error)})") from error
 
 
 @contextmanager

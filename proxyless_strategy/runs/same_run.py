@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from hardware.errors import ConfigError
-from hardware.reading import Kind, is_there, read_json
+from hardware.reading import Kind, cut, is_there, read_json
 
 from ..config import TARGETS, Change, SearchConfig
 from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE
@@ -47,7 +47,8 @@ def check_same_run(config: SearchConfig) -> Differences:
         bound["retrain"] = differing["retrain"]
     if not bound:
         return differing
-    named = "; ".join(f"{key} = {_short(old)} there, {_short(new)} here" for key, (old, new) in bound.items())
+    told = [f"{cut(key)} = {_short(old)} there, {_short(new)} here" for key, (old, new) in bound.items()]
+    named = "; ".join([*told[:5], *([f"and {len(told) - 5} more"] if len(told) > 5 else [])])
     remedy = "choose another out or remove it"
     if all(_is_in(key, {"retrain"}) for key in bound) and config.retrain is not None:
         remedy = f"choose another out, or remove {config.out / CHECKPOINT} to retrain anew"
