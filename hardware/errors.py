@@ -31,6 +31,20 @@ class DataError(ProxylessError):
     """A data set is missing, has another layout than expected, or is too small to be split."""
 
 
+class PictureError(DataError):
+    """A picture cannot be read, or does not say what is to be seen.
+
+    Attributes:
+        path: Its file, where it has one.
+        unclear: Whether it can be read, and a setting must say how.
+    """
+
+    def __init__(self, message: str, path: str | None = None, *, unclear: bool = False):
+        super().__init__(message)
+        self.path = path
+        self.unclear = unclear
+
+
 class SpaceError(ProxylessError):
     """A search space is unknown or its declaration is impossible."""
 

@@ -147,6 +147,10 @@ class DataConfig(_Section):
     num_classes: int | None = Field(None, ge=2, le=1_000_000)
     """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
     classifier (Pixel 1: 1000)."""
+    background: str | None = None
+    """Colour beneath transparent pixels: white, '#808080'; without it pictures that have some are refused."""
+    skip_unreadable: bool = False
+    """Read all pictures before the search, and leave out those that cannot be read."""
     draw: DrawnImages | None = None
     """Draw an ImageFolder, or files of CIFAR-10's layout, at `root` if there is nothing."""
 

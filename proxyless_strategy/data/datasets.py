@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker_info
 from torchvision.transforms.functional import to_pil_image
 
-from hardware.errors import DataError
+from hardware.errors import PictureError, ProxylessError
 
 from ..seeds import isolated_seed, seeded
 from .batches import BatchKey
+from .carried import carried
+from .reading import PictureProblem, name_in, picture_error
 from .transforms import cutout_transform
 
 
@@ -112,6 +114,14 @@ class ItemImages(Dataset):
     def __getitem__(self, key: int | BatchKey) -> tuple[torch.Tensor, Any]:
         if not isinstance(key, BatchKey):
             return self._read(key)
+        try:
+            return self._batch(key)
+        except ProxylessError as error:
+            if get_worker_info() is None:
+                raise
+            raise carried(error) from error
+
+    def _batch(self, key: BatchKey) -> tuple[torch.Tensor, Any]:
         items = []
         for index in key.indices:
             # The global generators are seeded, as a user's data set and torchvision's transforms draw from those; and
@@ -121,13 +131,22 @@ class ItemImages(Dataset):
         return tuple(default_collate(items))
 
     def _read(self, index: int) -> tuple[torch.Tensor, int]:
+        where = self.indices[index]
         try:
-            image, label = self.source[self.indices[index]]
-        except OSError as error:  # Pillow's error for a broken picture is one, and does not name the file
-            samples = getattr(self.source, "samples", None)
-            name = samples[self.indices[index]][0] if samples else f"image {self.indices[index]}"
-            raise DataError(f"cannot read {name}: {error}; replace or remove it") from error
-        return (image if self.transform is None else self.transform(image)), int(label)
+            image, label = self.source[where]
+        except ProxylessError:
+            raise
+        except Exception as error:  # decoders raise all kinds, and none names the file
+            raise _named(self.source, where, error) from error
+        try:
+            return (image if self.transform is None else self.transform(image)), int(label)
+        except PictureProblem as error:
+            raise _named(self.source, where, error) from error
+
+
+def _named(source: Any, index: int, error: Exception) -> PictureError:
+    name, path = name_in(source, index)
+    return picture_error(name, error, path=path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,9 @@ from search_spaces.user_function import import_function
 from ..config import DataConfig
 from .datasets import ItemImages, TensorImages, labels_of
 from .images import ImageData
-from .transforms import channels_of, default_normalisation, plain_transform, tensor_augment, train_transform, unchanged
+from .pictures import channels_of_all
+from .reading import Reader, background_colour
+from .transforms import default_normalisation, plain_transform, tensor_augment, train_transform, unchanged
 
 SOURCES = "digits, imagefolder, torchvision:CLASS or module:function"
 
@@ -80,10 +82,14 @@ def _from_parts(config: DataConfig, parts: Mapping[str, Any], *, input_size: int
             raise DataError(f"{config.name}: a label of {part} is outside 0..{num_classes - 1}")
     both: Dataset = ConcatDataset([parts["weights"], parts["architecture"]])
     plain: Callable[[Any], torch.Tensor]
+    reader: Reader | None = None
     if isinstance(image, Image.Image):
-        channels = channels_of(image)
+        background = background_colour(config.background)
+        channels = channels_of_all(*parts.values(), background=background)
         mean, std = default_normalisation(channels)
+        reader = Reader(channels, background)
         settings: dict[str, Any] = {"size": input_size, "mean": mean, "std": std, "interpolation": "bicubic"}
+        settings["reader"] = reader
         augmented = train_transform(config.augment, **settings)
         plain = plain_transform(**settings)
     elif isinstance(image, torch.Tensor) and image.is_floating_point() and image.ndim == 3:
@@ -121,6 +127,7 @@ def _from_parts(config: DataConfig, parts: Mapping[str, Any], *, input_size: int
         test=wrapped(parts["test"], train=False),
         class_names=tuple(str(name) for name in names) if names else None,
         augment=config.augment,
+        reader=reader,
         workers=config.workers,
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision import datasets as torchvision_datasets
 
 from hardware.errors import DataError
 
 from ..config import DataConfig
 from .drawn import draw_image_folder
 from .images import ImageData
+from .picture_folder import ImageFolder, class_names
 from .pictures import image_data, picture_options
 
 _LAYOUT = "imagefolder expects ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg (.png and others too)"
@@ -70,34 +71,61 @@ def _check_layout(config: DataConfig) -> Path:
     for folder in (root / "train", root / "val"):
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; {_LAYOUT}; put the images there, or set data.root")
-        classes[folder] = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        try:
+            classes[folder] = set(class_names(folder))
+        except OSError as error:
+            raise DataError(f"cannot list {folder}: {error.strerror}; let it be read, or set data.root") from error
         if not classes[folder]:
             raise DataError(f"there is no class: looked in {folder}, and {_LAYOUT}")
     different = sorted(set.symmetric_difference(*classes.values()))
     if different:
-        named = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+        alone = "; ".join(
+            f"{folder.name} alone has {_few(sorted(set(different) & names))}"
+            for folder, names in classes.items()
+            if set(different) & names
+        )
         raise DataError(
-            f"{root}: train and val must have the same classes, but only one of them has {named}; {_LAYOUT}"
+            f"{root}: train and val must have the same classes, but only one of them has {_few(different)} ({alone}); "
+            f"{_LAYOUT}"
         )
     return root
 
 
-def _imagefolders(config: DataConfig) -> tuple[torchvision_datasets.ImageFolder, ...]:
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+_LISTED: dict[Path, tuple[ImageFolder, ...]] = {}
+"""The last root's files: listing a million takes long, and checking and loading both ask for them."""
+
+
+def _imagefolders(config: DataConfig) -> tuple[ImageFolder, ...]:
+    """List the files of both parts, and say what is no part of them."""
     root = _check_layout(config)
-    return _scanned(root, *((root / name).stat().st_mtime_ns for name in ("train", "val")))
-
-
-@lru_cache(maxsize=2)
-def _scanned(root: Path, *changed: int) -> tuple[torchvision_datasets.ImageFolder, ...]:
-    """List the files of both parts.
-
-    Listing a million files takes long, and checking and loading both ask for it. `changed` says when a class was added
-    or removed, so that the cache does not outlive that.
-    """
+    if root in _LISTED and all(folder.is_true() for folder in _LISTED[root]):
+        return _LISTED[root]
     folders = []
-    for folder in (root / "train", root / "val"):
+    for part in (root / "train", root / "val"):
         try:
-            folders.append(torchvision_datasets.ImageFolder(str(folder)))
+            folders.append(ImageFolder(str(part)))
         except FileNotFoundError as error:
-            raise DataError(f"{' '.join(str(error).split())}; looked in {folder}, and {_LAYOUT}") from error
-    return tuple(folders)
+            raise DataError(f"{' '.join(str(error).split())}; looked in {part}, and {_LAYOUT}") from error
+    told = left_aside(root, folders)
+    if told:
+        print(told, file=sys.stderr, flush=True)
+    _LISTED.clear()
+    _LISTED[root] = tuple(folders)
+    return _LISTED[root]
+
+
+def left_aside(root: Path, folders: Sequence[ImageFolder]) -> str:
+    """Say what of a root is neither trained nor tested on; nothing where that is all."""
+    others: Counter[str] = sum((folder.others for folder in folders), Counter())
+    said = []
+    if others:
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+        said.append(f"{others.total()} files are no pictures by their names ({kinds})")
+    more = [entry.name for entry in root.iterdir() if entry.is_dir() and entry.name in ("test", "valid", "validation")]
+    if more:
+        said.append(f"{' and '.join(sorted(more))} is not read, as val is the test part")
+    return f"{root}: {'; '.join(said)}" if said else ""

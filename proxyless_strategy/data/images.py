@@ -7,6 +7,7 @@ number of workers and whatever random numbers were drawn before, so that a resum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from hardware.errors import DataError
 
 from .batches import EpochBatches
 from .datasets import ItemImages, MemoryPictures, TensorImages
+from .reading import Reader
 from .transforms import cutout_transform, train_transform, unchanged
 
 Part = Literal["weights", "architecture", "training", "test"]
@@ -44,6 +46,10 @@ class ImageData:
         class_names: The name of every class, where known.
         augment: The training transform.
         crop_pct: Share of the resized image that the plain transform keeps.
+        crop_mode: How the plain transform keeps it, in timm's words.
+        reader: What becomes of the modes that pictures have; None: see `Reader`.
+        left_out: What is wrong with each picture that no part has, as `data.skip_unreadable` says.
+        replaced: Marks (see `data.digest`) of files that were replaced since the run began, as they were then.
         workers: Processes that read images, unless `loader` is told another number.
 
     Raises:
@@ -63,6 +69,10 @@ class ImageData:
     class_names: tuple[str, ...] | None = None
     augment: str = "none"
     crop_pct: float = 1.0
+    crop_mode: str = field(default="center", kw_only=True)
+    reader: Reader | None = field(default=None, kw_only=True)
+    left_out: tuple[str, ...] = field(default=(), kw_only=True)
+    replaced: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     workers: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -166,6 +176,7 @@ class ImageData:
             "std": list(self.std),
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
             "num_classes": self.num_classes,
         }
         if self.class_names is not None:
@@ -197,6 +208,8 @@ class ImageData:
             std=self.std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            reader=self.reader,
             rand_augment=rand_augment,
         )
         return replace(dataset, transform=transform)

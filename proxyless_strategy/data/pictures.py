@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
@@ -17,10 +18,22 @@ from hardware.errors import DataError
 from ..config import DataConfig
 from .datasets import ItemImages, TensorImages
 from .images import ImageData
+from .reading import (
+    PIL_MODES,
+    Colour,
+    PictureProblem,
+    Reader,
+    background_colour,
+    channels_of,
+    name_in,
+    picture_error,
+    read_range,
+)
 from .split import stratified_split
-from .transforms import PIL_MODES, default_normalisation, plain_transform, train_transform
+from .transforms import default_normalisation, plain_transform, train_transform
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class PictureOptions:
     std: tuple[float, ...] | None = None
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
+    range: tuple[float, float] | None = None
 
 
 PICTURE_OPTIONS = tuple(PictureOptions.__dataclass_fields__)
@@ -74,16 +89,19 @@ def image_data(
         class_names=class_names,
     )
     both = np.arange(len(train_labels))
+    reader = Reader(options.channels, background_colour(config.background), options.range)
     geometry: dict[str, Any] = {
         "size": input_size,
         "interpolation": options.interpolation,
         "crop_pct": options.crop_pct,
+        "crop_mode": options.crop_mode,
+        "reader": reader,
     }
     parts: dict[str, Dataset]
     # ImageNet's random crop chooses its part of the picture before it resizes; what lies in memory is resized already.
     if in_memory and config.augment != "imagenet":
-        images, labels = _decoded(train, channels=options.channels, **geometry)
-        test_images, test_labels = _decoded(test, channels=options.channels, **geometry)
+        images, labels = _decoded(train, **geometry)
+        test_images, test_labels = _decoded(test, **geometry)
         measured_mean, measured_std = _moments(images)
         mean, std = options.mean or measured_mean, options.std or measured_std
         everything = TensorImages(images, labels, torch.from_numpy(both), mean, std, config.augment)
@@ -114,6 +132,8 @@ def image_data(
         class_names=class_names,
         augment=config.augment,
         crop_pct=options.crop_pct,
+        crop_mode=options.crop_mode,
+        reader=reader,
         workers=config.workers,
         **parts,
     )
@@ -143,13 +163,42 @@ def picture_options(config: DataConfig, *, channels: int, others: bool = False) 
     crop_pct = given.get("crop_pct", PictureOptions.crop_pct)
     if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
         raise DataError(f"data.options.crop_pct = {crop_pct!r}; it must be above 0 and at most 1")
+    crop_mode = given.get("crop_mode", PictureOptions.crop_mode)
+    if crop_mode not in _CROP_MODES:
+        raise DataError(f"data.options.crop_mode = {crop_mode!r}; use one of {', '.join(_CROP_MODES)}")
+    background_colour(config.background)
     return PictureOptions(
         channels=channels,
         mean=_channel_values("mean", given.get("mean"), channels),
         std=_channel_values("std", given.get("std"), channels),
         interpolation=interpolation,
         crop_pct=float(crop_pct),
+        crop_mode=crop_mode,
+        range=read_range(given.get("range")),
     )
+
+
+def channels_of_all(*datasets: Any, background: Colour | None = None) -> int:
+    """Return the channels that the pictures of data sets need: 3 as soon as one of them is coloured.
+
+    Every picture is read, until the first one in colour.
+
+    Args:
+        *datasets: Give (PIL image, class number).
+        background: What lies beneath transparent pixels.
+    """
+    for dataset in datasets:
+        pixels = getattr(dataset, "data", None)
+        # An array has one shape for all its pictures.
+        uniform = isinstance(pixels, np.ndarray | torch.Tensor) and len(pixels) == len(dataset)
+        for index in range(1 if uniform else len(dataset)):
+            try:
+                image = dataset[index][0]
+            except Exception:
+                continue  # it is named when it is read, or left out
+            if isinstance(image, Image.Image) and channels_of(image, background) == 3:
+                return 3
+    return 1
 
 
 def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] | None:
@@ -162,15 +211,21 @@ def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] |
 
 
 def _decoded(
-    source: Any, *, channels: int, size: int, interpolation: str, crop_pct: float
+    source: Any, *, size: int, interpolation: str, crop_pct: float, crop_mode: str, reader: Reader
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read all images as `B x C x size x size` uint8, a quarter of what floats take, and their `B` class numbers."""
-    resize = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, normalize=False)
-    images = torch.empty(len(source), channels, size, size, dtype=torch.uint8)
+    resize = create_transform(
+        size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+    )
+    images = torch.empty(len(source), reader.channels, size, size, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.long)
     for index in range(len(source)):
         image, labels[index] = source[index]
-        images[index] = resize(image.convert(PIL_MODES[channels]))
+        try:
+            images[index] = resize(reader(image))
+        except PictureProblem as error:
+            name, path = name_in(source, index)
+            raise picture_error(name, error, path=path) from error
     return images, labels
 
 

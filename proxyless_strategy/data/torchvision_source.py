@@ -20,9 +20,9 @@ from ..config import DataConfig
 from .datasets import labels_of
 from .drawn import draw_cifar10
 from .images import ImageData
-from .pictures import PICTURE_OPTIONS, image_data, picture_options
+from .pictures import PICTURE_OPTIONS, channels_of_all, image_data, picture_options
 from .plain_pickles import arrays_alone
-from .transforms import channels_of
+from .reading import background_colour
 
 PREFIX = "torchvision:"
 MEMORY_LIMIT = 2**30
@@ -41,7 +41,8 @@ def load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> Image
     image = train[0][0]
     if not isinstance(image, Image.Image):
         raise DataError(f"{config.name} gives {type(image).__name__}, not images; use another data set")
-    options = picture_options(config, channels=channels_of(image), others=True)
+    channels = channels_of_all(train, test, background=background_colour(config.background))
+    options = picture_options(config, channels=channels, others=True)
     size = (len(train) + len(test)) * options.channels * input_size**2
     names = getattr(train, "classes", None)
     return image_data(

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms
 
 from hardware.errors import ConfigError
 
+from .reading import Reader
+
 MOST_OPERATIONS = 100
 """Of RandAugment on one image; far above every use."""
-PIL_MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode by number of channels."""
-
-
-def channels_of(image: Image.Image) -> int:
-    """Return the channels that a picture is read with: 1 where it is grey, else 3."""
-    return 1 if image.mode in ("1", "L") else 3
 
 
 def default_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -39,13 +32,17 @@ def plain_transform(
     std: tuple[float, ...],
     interpolation: str,
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    reader: Reader | None = None,
 ) -> transforms.Compose:
     """Build the transform of images that are not augmented: PIL image to normalised `C x size x size`.
 
     It is timm's own for evaluation, so a network is searched and tested on what timm will feed its export with.
     """
-    resize = create_transform(size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct)
-    return transforms.Compose([_converter(len(mean)), resize])
+    resize = create_transform(
+        size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode
+    )
+    return transforms.Compose([reader or Reader(len(mean)), resize])
 
 
 def train_transform(
@@ -56,6 +53,8 @@ def train_transform(
     std: tuple[float, ...],
     interpolation: str,
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    reader: Reader | None = None,
     rand_augment: str | None = None,
 ) -> transforms.Compose:
     """Build the transform of training images: PIL image to augmented, normalised `C x size x size`.
@@ -67,12 +66,15 @@ def train_transform(
         std: One value a channel.
         interpolation: How images are resized, in timm's words.
         crop_pct: Share of the resized image that is kept; imagenet chooses its own.
+        crop_mode: How it is kept, in timm's words; imagenet chooses its own.
+        reader: What becomes of the modes that pictures have.
         rand_augment: timm's RandAugment string, applied first.
 
     Raises:
         ConfigError: timm does not know that RandAugment.
     """
-    before = [] if rand_augment is None else _rand_augment(rand_augment, size=size, mean=mean)
+    reader = reader or Reader(len(mean))
+    before = [] if rand_augment is None else _rand_augment(rand_augment, size=size, mean=mean, reader=reader)
     if augment == "imagenet":
         crop = create_transform(
             size,
@@ -83,12 +85,14 @@ def train_transform(
             # RandAugment has colour operations of its own.
             color_jitter=(0.4, 0.4, 0.4, 0.1) if rand_augment is None else 0.0,
         )
-        return transforms.Compose([*before, _converter(len(mean)), crop])
+        return transforms.Compose([*before, reader, crop])
     # Without `normalize` timm ends with a uint8 tensor. The crop pads that with 0, black, as it does images in memory;
     # hence conversion and normalisation come after it.
-    resize = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, normalize=False)
+    resize = create_transform(
+        size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+    )
     after = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(mean, std)]
-    return transforms.Compose([*before, _converter(len(mean)), resize, *tensor_augment(augment, size), *after])
+    return transforms.Compose([*before, reader, resize, *tensor_augment(augment, size), *after])
 
 
 def tensor_augment(augment: str, size: int) -> list[Any]:
@@ -109,7 +113,7 @@ def unchanged(value: Any) -> Any:
     return value
 
 
-def _rand_augment(text: str, *, size: int, mean: tuple[float, ...]) -> list[Any]:
+def _rand_augment(text: str, *, size: int, mean: tuple[float, ...], reader: Reader) -> list[Any]:
     colour = mean if len(mean) == 3 else mean * 3
     hints = {"translate_const": int(size * 0.45), "img_mean": tuple(min(255, round(255 * m)) for m in colour)}
     try:
@@ -122,9 +126,4 @@ def _rand_augment(text: str, *, size: int, mean: tuple[float, ...]) -> list[Any]
             "in rand-m9-n2"
         )
     # timm fills what an operation lays bare with a colour of three values, which a grey image does not take.
-    return [_converter(3), augment]
-
-
-def _converter(channels: int) -> Callable[[Any], Any]:
-    # No lambda: worker processes that are spawned get the transform pickled.
-    return operator.methodcaller("convert", PIL_MODES[channels])
+    return [replace(reader, channels=3), augment]
