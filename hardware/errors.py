@@ -36,12 +36,14 @@ class PictureError(DataError):
 
     Attributes:
         path: Its file, where it has one.
+        reason: What is wrong with it, in a few words.
         unclear: Whether it can be read, and a setting must say how.
     """
 
-    def __init__(self, message: str, path: str | None = None, *, unclear: bool = False):
+    def __init__(self, message: str, path: str | None = None, *, reason: str | None = None, unclear: bool = False):
         super().__init__(message)
         self.path = path
+        self.reason = reason or message
         self.unclear = unclear
 
 

@@ -22,6 +22,8 @@ ONNX_FILE = "model.onnx"
 """The exported network for ONNX Runtime."""
 THREADS_FILE = "threads.json"
 """How many threads the search and the retraining began with: on others, sums are rounded otherwise."""
+UNREADABLE_FILE = "unreadable.json"
+"""Pictures that ended a run, and what they were then: once they are replaced, the run goes on."""
 ROW_FILE = "row.json"
 """The result as one row of plain values; its presence says that nothing is left to do."""
 

@@ -20,6 +20,7 @@ from search_spaces.nni_import import silence_false_alarms
 
 from .. import signals
 from ..config import key_values
+from . import data as data_cli
 from . import latency as latency_cli
 from .options import Config, Preset, Settings, SpreadOptions, Threads
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(latency_cli.app, name="latency")
+app.add_typer(data_cli.app, name="data")
 
 
 @app.command()

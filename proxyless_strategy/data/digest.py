@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def data_digest(data: ImageData) -> str:
         >>> data_digest(load_data(DataConfig(name="digits"), input_size=8, seed=0))
         '1004 + 434 + 359 images of 10 classes, 227ee2af4640'
     """
-    digest = _Digest()
+    digest = _Digest(data.replaced)
     parts = (data.weights, data.architecture, data.test)
     digest.add_text(data.num_classes, data.channels, *(data.class_names or ()))
     for part in parts:
@@ -44,7 +44,8 @@ def data_digest(data: ImageData) -> str:
 class _Digest:
     """A running hash of data sets; what several parts share is hashed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, replaced: Mapping[str, Any]) -> None:
+        self._replaced = replaced
         self._hash = hashlib.sha256()
         self._seen: dict[int, Any] = {}
 
@@ -102,7 +103,12 @@ class _Digest:
         paths, labels = _paths_and_labels(value)
         names = [path.removeprefix(root) for path in paths]
         self.add_text(*names, *labels)
-        self.add_text(*(_size(path) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
+        self.add_text(*(self._mark(path) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
+
+    def _mark(self, path: str) -> Any:
+        if self._replaced and os.path.abspath(path) in self._replaced:
+            return self._replaced[os.path.abspath(path)]
+        return _size(path)
 
 
 def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]:
@@ -112,6 +118,11 @@ def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]
         paths.append(os.fspath(path) if isinstance(path, str | os.PathLike) else str(path))
         labels += rest
     return paths, labels
+
+
+def file_mark(path: str) -> Any:
+    """Return what the digest knows of a file beside its path: a plain value, which changes with the file."""
+    return _size(path)
 
 
 def _size(path: str) -> int:

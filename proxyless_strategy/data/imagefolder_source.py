@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from hardware.errors import DataError
 from ..config import DataConfig
 from .drawn import draw_image_folder
 from .images import ImageData
+from .notice import notice
 from .picture_folder import ImageFolder, class_names
 from .pictures import image_data, picture_options
 
@@ -112,7 +112,7 @@ def _imagefolders(config: DataConfig) -> tuple[ImageFolder, ...]:
             raise DataError(f"{' '.join(str(error).split())}; looked in {part}, and {_LAYOUT}") from error
     told = left_aside(root, folders)
     if told:
-        print(told, file=sys.stderr, flush=True)
+        notice(told)
     _LISTED.clear()
     _LISTED[root] = tuple(folders)
     return _LISTED[root]

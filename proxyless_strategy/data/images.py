@@ -169,7 +169,11 @@ class ImageData:
         )
 
     def pretrained_cfg(self) -> dict[str, Any]:
-        """Return what a model trained on this data must be fed with, in timm's names."""
+        """Return what a model trained on this data must be fed with, in timm's names.
+
+        `label_names`, and `pictures` where the pictures' modes were read by a setting, stand beside timm's own keys in
+        an export.
+        """
         config: dict[str, Any] = {
             "input_size": [self.channels, self.input_size, self.input_size],
             "mean": list(self.mean),
@@ -181,7 +185,14 @@ class ImageData:
         }
         if self.class_names is not None:
             config["label_names"] = list(self.class_names)
+        if self.reader is not None and self.reader.settings():
+            config["pictures"] = self.reader.settings()
         return config
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's record says of its pictures: nothing, where it has them all as they were."""
+        record: dict[str, Any] = {"left_out": list(self.left_out)} if self.left_out else {}
+        return record | ({"replaced": sorted(self.replaced)} if self.replaced else {})
 
     def _cut_out(self, dataset: TensorImages | ItemImages, side: int) -> TensorImages | ItemImages:
         """Return the data set with Cutout as its last transform."""

@@ -47,7 +47,7 @@ class ImageFolder(torchvision_datasets.ImageFolder):
         return classes, {name: number for number, name in enumerate(classes)}
 
     # torchvision calls it of the instance; there it is a static method.
-    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:  # type: ignore[override]
+    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:
         samples, empty = [], []
         for name, number in class_to_idx.items():
             found = [path for path in self._files(os.path.join(directory, name)) if self._is_picture(path)]

@@ -135,7 +135,10 @@ def image_data(
         crop_mode=options.crop_mode,
         reader=reader,
         workers=config.workers,
-        **parts,
+        weights=parts["weights"],
+        architecture=parts["architecture"],
+        training=parts["training"],
+        test=parts["test"],
     )
 
 

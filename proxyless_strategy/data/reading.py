@@ -43,7 +43,7 @@ class PictureProblem(ValueError):
 
     Args:
         reason: Follows the picture's name in a sentence.
-        remedy: Closes that sentence, where a setting says how such a picture is to be read.
+        remedy: Closes that sentence, where a setting may say how such a picture is to be read.
     """
 
     def __init__(self, reason: str, remedy: str | None = None):
@@ -74,7 +74,7 @@ class Reader:
             PictureProblem: It cannot be decoded, or something of it would be lost.
         """
         if not isinstance(image, Image.Image):
-            raise PictureProblem(f"is a {type(image).__name__}, where the others are PIL images", "give one kind alone")
+            raise PictureProblem(f"it is a {type(image).__name__}, no PIL image like the others")
         check_one_frame(image)
         try:
             image.load()  # a user's own data set may give files that are opened and not read yet
@@ -87,6 +87,15 @@ class Reader:
         mode = PIL_MODES[self.channels]
         return plain if plain.mode == mode else plain.convert(mode)
 
+    def settings(self) -> dict[str, Any]:
+        """Return what a setting says of the pictures' modes, in plain values."""
+        found: dict[str, Any] = {}
+        if self.background is not None:
+            found["background"] = "#{:02x}{:02x}{:02x}".format(*self.background)
+        if self.value_range is not None:
+            found["range"] = list(self.value_range)
+        return found
+
     def _eight_bits(self, image: Image.Image) -> Image.Image:
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return self._scaled(image)
@@ -97,9 +106,7 @@ class Reader:
         try:
             return image.convert("L" if image.mode in GREY else "RGB")
         except (ValueError, ImportError) as error:  # Pillow without LittleCMS has no LAB
-            raise PictureProblem(
-                f"has Pillow's mode {image.mode}, which cannot be converted", "save it as RGB"
-            ) from error
+            raise PictureProblem(f"Pillow cannot convert its mode {image.mode}") from error
 
     def _scaled(self, image: Image.Image) -> Image.Image:
         """Map the range of values to 0..255, rounding to the nearest; Pillow itself would cut off all above 255."""
@@ -126,9 +133,7 @@ class Reader:
         """Lay a picture with an alpha channel, or with colours that stand for nothing, on the background."""
         key = image.info.get("transparency")
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            raise PictureProblem(
-                "has 16 bits a channel and a transparent colour, of which Pillow keeps 8", "save it with 8 bits"
-            )
+            raise PictureProblem("its transparent colour has 16 bits a channel, of which Pillow keeps 8")
         if image.mode in _PREMULTIPLIED:
             bands = np.asarray(image)
         else:
@@ -145,7 +150,7 @@ class Reader:
             if len(bands) == 1:
                 bands = bands * (1 if len(set(self.background)) == 1 else 3)
             opaque = alpha.astype(np.int64)
-            # c = a F + (1 - a) B. No multiple of 1/255 lies halfway between two numbers: adding 127 rounds to the nearest.
+            # c = a F + (1 - a) B. No multiple of 1/255 lies halfway between two numbers: adding 127 rounds to nearest.
             bands = [
                 (np.minimum(255 * band.astype(np.int64), 255 * opaque) if premultiplied else band * opaque)
                 + beneath * (255 - opaque)
@@ -190,9 +195,7 @@ def check_one_frame(image: Image.Image) -> None:
     except Exception:  # its file is closed: whoever closed it has chosen a frame
         return
     if several:
-        raise PictureProblem(
-            f"has {getattr(image, 'n_frames', 'several')} frames", "save the one that is meant as a picture of its own"
-        )
+        raise PictureProblem(f"it has {getattr(image, 'n_frames', 'several')} frames, and one alone is a picture")
 
 
 def open_picture(path: str) -> Image.Image:
@@ -234,22 +237,30 @@ def shown(path: str) -> str:
 
 def picture_error(name: str, error: BaseException, *, path: str | None = None) -> PictureError:
     """Say in one sentence what is wrong with a picture of a data set."""
+    reason = reason_of(error)
     if isinstance(error, PictureProblem) and error.remedy is not None:
-        return PictureError(f"{name} {error}; {error.remedy}", path, unclear=True)
+        return PictureError(f"{name} {reason}; {error.remedy}", path, reason=reason, unclear=True)
     return PictureError(
-        f"cannot read {name}: {reason_of(error)}; replace or remove it, or set skip_unreadable to true "
+        f"cannot read {name}: {reason}; replace or remove it, or set skip_unreadable to true "
         "(`proxyless data check` lists all such)",
         path,
+        reason=reason,
     )
+
+
+def item_of(dataset: Any, index: int) -> tuple[Any, int]:
+    """Return the innermost data set that an item comes from, and its index there."""
+    if isinstance(dataset, Subset):
+        return item_of(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, ConcatDataset):
+        which = bisect.bisect_right(dataset.cumulative_sizes, index)
+        return item_of(dataset.datasets[which], index - (dataset.cumulative_sizes[which - 1] if which else 0))
+    return dataset, index
 
 
 def name_in(dataset: Any, index: int) -> tuple[str, str | None]:
     """Return how a message names an item of a data set, and the path of its file where the data set lists files."""
-    if isinstance(dataset, Subset):
-        return name_in(dataset.dataset, dataset.indices[index])
-    if isinstance(dataset, ConcatDataset):
-        which = bisect.bisect_right(dataset.cumulative_sizes, index)
-        return name_in(dataset.datasets[which], index - (dataset.cumulative_sizes[which - 1] if which else 0))
+    dataset, index = item_of(dataset, index)
     for attribute in ("samples", "_samples", "_image_files", "imgs"):  # torchvision's classes use them all
         files = getattr(dataset, attribute, None)
         if isinstance(files, Sequence) and len(files) == len(dataset):
@@ -271,6 +282,11 @@ def _stated_range(image: Image.Image) -> tuple[float, float] | None:
     white = 2 ** min(16, bits[0] if isinstance(bits, tuple) else bits) - 1
     # 0: the file's zeros are white. Pillow turns that round for 8 bits, not for 16.
     return (white, 0) if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else (0, white)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Say whether a picture's EXIF orientation turns it."""
+    return _turn(image) is not None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -14,9 +14,11 @@ from .datasets import MemoryPictures
 from .function_source import find_function, load_function
 from .imagefolder_source import check_imagefolder, load_imagefolder
 from .images import ImageData
+from .look import look_at
 from .pictures import image_data, picture_options
 from .split import stratified_split
 from .torchvision_source import PREFIX, load_torchvision, torchvision_part
+from .unreadable import without_unreadable
 
 TEST_FRACTION = 0.2
 """Share of a data set without its own test part that is set aside as one."""
@@ -37,6 +39,7 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
 
     Raises:
         DataError: The data set is unknown or missing, has another layout than expected, or is too small to be split.
+        PictureError: A picture of those that are read now cannot be, or a setting must say how.
     """
     if config.name == "digits":
         data = _load_digits(config, input_size=input_size, seed=seed)
@@ -46,6 +49,9 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
         data = load_torchvision(config, input_size=input_size, seed=seed)
     else:
         data = load_function(config, input_size=input_size)
+    if config.skip_unreadable:
+        data = without_unreadable(data)
+    look_at(data)
     if config.num_classes is None or config.num_classes == data.num_classes:
         return data
     if config.num_classes < data.num_classes:
@@ -54,6 +60,11 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
             "remove it"
         )
     return replace(data, num_classes=config.num_classes, class_names=None)
+
+
+def is_function(name: str) -> bool:
+    """Say whether `data.name` is a user's `module:function`."""
+    return ":" in name and not name.startswith(PREFIX)
 
 
 def check_data(config: DataConfig, *, scan: bool = True) -> None:

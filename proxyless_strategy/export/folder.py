@@ -41,6 +41,8 @@ SUBNET, METRICS, HUB, ONNX = "subnet.json", "metrics.json", "hubconf.py", "model
 NETWORK = "tree_cell_net.py"
 FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, NETWORK, ONNX)
 """All that an export folder may hold; a folder with anything else is not replaced."""
+BESIDE = ("label_names", "pictures")
+"""Of `ImageData.pretrained_cfg`, what stands beside timm's own keys in `config.json`, and not among them."""
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments of `timm.create_model` that read weights from a file, a cache or the net; no export has them."""
 
@@ -81,8 +83,9 @@ def export_folder(
     texts = {SUBNET: _json(SUBNET, subnet), METRICS: _json(METRICS, metrics), **_sources(model)}
     feeding = dict(_plain("pretrained_cfg", pretrained_cfg))
     config: dict[str, Any] = {"pretrained_cfg": feeding}
-    if "label_names" in feeding:
-        config["label_names"] = feeding.pop("label_names")
+    for name in BESIDE:
+        if name in feeding:
+            config[name] = feeding.pop(name)
     with writing(folder.parent, error=ExportError, remedy="choose another folder", what="cannot write to"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from timm.data import resolve_data_config
 from torch.multiprocessing.spawn import ProcessException
 
-from hardware.errors import ConfigError, ExportError, ProxylessError
+from hardware.errors import ConfigError, DataError, ExportError, ProxylessError
 from hardware.processor import say_if_busy
 
 from ..checkpoints import short_digest
 from ..config import DataConfig
-from ..data.sources import check_data, load_data
-from ..export.folder import check_replaceable, export_folder, read_choice, read_export
+from ..data.images import ImageData
+from ..data.pictures import picture_options
+from ..data.sources import check_data, is_function, load_data
+from ..data.unreadable import as_begun, noting_unreadable
+from ..export.folder import CONFIG, check_replaceable, export_folder, read_choice, read_export
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
@@ -46,7 +51,8 @@ def retrain(
     """Train the network of an export folder from fresh weights; a run that was killed continues.
 
     Args:
-        folder: The export folder; its weights are not read.
+        folder: The export folder; its weights are not read. Pictures are read as it says: channels, mean, std,
+            interpolation, crop.
         data: Root of the images.
         recipe: How to train.
         out: Gets `retrain.ckpt` after each epoch, and at the end the export folder `model`.
@@ -61,9 +67,9 @@ def retrain(
         ConfigError, DataError, ExportError, TrainingError: As their sentences say.
     """
     folder, out = Path(folder), Path(out)
-    read_export(folder)
+    config = read_export(folder)
     read_choice(folder)
-    check_data(_data_config(data, recipe, source))
+    check_data(_data_config(folder, config, data, recipe, source))
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
@@ -135,21 +141,62 @@ def _group(*, port: int | None = None) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _data_config(root: Path, recipe: Recipe, source: str) -> DataConfig:
-    return DataConfig.model_validate(
-        {"name": source, "root": root, "augment": recipe.augment, "workers": recipe.workers}
-    )
+def _data_config(folder: Path, config: Mapping[str, Any], root: Path, recipe: Recipe, source: str) -> DataConfig:
+    """Return the data that is read as the network's search read its own, where the recipe does not say otherwise.
+
+    Raises:
+        ExportError: The export says nothing that can be read by.
+    """
+    shared: dict[str, Any] = {"root": root, "augment": recipe.augment, "workers": recipe.workers}
+    shared |= {"skip_unreadable": recipe.skip_unreadable}
+    try:
+        feeding, pictures = (
+            resolve_data_config(pretrained_cfg=dict(config["pretrained_cfg"])),
+            config.get("pictures", {}),
+        )
+        options: dict[str, Any] = {name: feeding[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        options |= {"channels": int(feeding["input_size"][0]), "range": pictures.get("range")}
+        options |= {name: [float(value) for value in feeding[name]] for name in ("mean", "std")}
+        shared["background"] = recipe.background or pictures.get("background")
+        # A colour network's mean is none of grey pictures.
+        if recipe.channels not in (None, options["channels"]):
+            options |= {"channels": recipe.channels, "mean": None, "std": None}
+        picture_options(DataConfig.model_validate({"name": "imagefolder", **shared, "options": options}), channels=3)
+    except (DataError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{folder / CONFIG} does not say what its network is fed with: {reason}; export it again"
+        ) from error
+    # A user's function takes options of its own; what it gives is compared.
+    return DataConfig.model_validate({"name": source, **shared, "options": {} if is_function(source) else options})
+
+
+def _check_fed_alike(images: ImageData, folder: Path, config: Mapping[str, Any], recipe: Recipe, source: str) -> None:
+    """Refuse images of a user's function that are not what the network was searched with."""
+    feeding = resolve_data_config(pretrained_cfg=dict(config["pretrained_cfg"]))
+    channels = recipe.channels or feeding["input_size"][0]
+    if images.channels != channels:
+        raise DataError(
+            f"{source} gives images of {images.channels} channels, but the network of {folder} was searched with "
+            f"{channels}; give such images, or set the recipe's channels to {images.channels}"
+        )
+    if channels != feeding["input_size"][0]:
+        return
+    for name in ("mean", "std"):
+        there, here = tuple(feeding[name]), tuple(getattr(images, name))
+        if not np.allclose(there, here, rtol=0, atol=1e-6):
+            raise DataError(
+                f"{source} gives images normalised with {name} {here}, but the network of {folder} was searched with "
+                f"{there}; return an ImageData with that {name}"
+            )
 
 
 def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, owning: ExitStack) -> Path:
     config, subnet = read_export(folder), read_choice(folder)
-    feeding = config["pretrained_cfg"]
-    size = recipe.input_size or int(feeding["input_size"][-1])
-    images = load_data(
-        _data_config(data, recipe, source),
-        input_size=size,
-        seed=recipe.seed,
-    )
+    size = recipe.input_size or int(config["pretrained_cfg"]["input_size"][-1])
+    data_config = _data_config(folder, config, data, recipe, source)
+    images = as_begun(load_data(data_config, input_size=size, seed=recipe.seed), out)
+    _check_fed_alike(images, folder, config, recipe, source)
     arguments = {**(config.get("model_args") or {})}
     for name in (*_OF_DATA, *_OF_TRAINING):
         arguments.pop(name, None)
@@ -180,7 +227,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     threads = retraining_threads(
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
-    with threads.used():
+    with threads.used(), noting_unreadable(out):
         trained = train(
             build,
             images,
@@ -194,6 +241,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
                 "source": source,
                 "augment": recipe.augment,
                 "classes": short_digest(images.class_names),
+                "pictures": short_digest(data_config.model_dump(mode="json", include={"options", "background"})),
                 # Networks that differ in a stride alone have tensors of the same names and shapes.
                 "network": short_digest([config["architecture"], arguments]),
             },
@@ -216,5 +264,6 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
             "params": summary.params,
             "macs": summary.macs,
             "recipe": recipe.model_dump(),
+            **images.record(),
         },
     )

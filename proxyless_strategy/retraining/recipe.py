@@ -26,6 +26,12 @@ class Recipe(RetrainSettings):
     input_size: int | None = Field(None, ge=8, le=MOST_PIXELS)
     """Height and width of the images; None: what the network was exported for."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (colour); None: what the network was searched with."""
+    background: str | None = None
+    """Colour beneath transparent pixels; None: what the network was searched with."""
+    skip_unreadable: bool = False
+    """Read all pictures before the training, and leave out those that cannot be read."""
 
     @property
     def settings(self) -> RetrainSettings:

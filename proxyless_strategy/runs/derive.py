@@ -16,7 +16,7 @@ from hardware.errors import ConfigError, ExportError
 from hardware.files import write_atomically
 from search_spaces import Subnet
 
-from ..export.folder import export_folder
+from ..export.folder import BESIDE, export_folder
 from ..layout import MODEL
 from ..seeds import isolated_seed
 from ..strategy.derivation import SLACK
@@ -71,9 +71,7 @@ def derive(folder: Path | str, *, target: float, out: Path | str, space: str | N
     with isolated_seed(run.config.seed):
         model = timm.create_model(run.export["architecture"], **arguments)
     feeding = {**run.export["pretrained_cfg"], "num_classes": old["num_classes"]}
-    # timm keeps the names of the classes beside `pretrained_cfg`, not in it.
-    if "label_names" in run.export:
-        feeding["label_names"] = run.export["label_names"]
+    feeding |= {name: run.export[name] for name in BESIDE if name in run.export}
     written = export_folder(
         model,
         out,

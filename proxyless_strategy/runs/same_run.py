@@ -42,6 +42,9 @@ def check_same_run(config: SearchConfig) -> Differences:
     differing = differences(there, config.identity(), SearchConfig)
     free = {*NEVER, *_anyway(config), *_later(config)}
     bound = {key: values for key, values in differing.items() if not _is_in(key, free)}
+    if bound.get("data.background", ("",))[0] is None:
+        # Pictures that it concerns were refused until now, so that nothing has been read otherwise.
+        del bound["data.background"]
     if config.retrain is None and "retrain" in differing and (config.out / SEARCH_FILE).exists():
         # The search kept no weights of the subnet, as it was to be retrained.
         bound["retrain"] = differing["retrain"]

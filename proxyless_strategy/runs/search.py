@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from search_spaces import Subnet
 
 from ..checkpoints import previous_checkpoint, short_digest
 from ..config import SearchConfig
+from ..data.unreadable import as_begun, noting_unreadable
 from ..export.folder import export_folder
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
@@ -67,13 +69,15 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     if first:
         say_if_busy()
     prepared = prepare(config, quiet=not first)
+    prepared = replace(prepared, data=as_begun(prepared.data, config.out))
     # A run that was killed later than the search has its subnet on disk, and does not search again.
     searched = read_searched(config.out, prepared.space)
     # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
     checkpoints = None if searched else find_checkpoints(prepared, first=first)
     if not first:
-        return _finished(prepared, report, Start(config.out, {}), searched, checkpoints)
-    with claim_out(prepared) as start:
+        with noting_unreadable(config.out):
+            return _finished(prepared, report, Start(config.out, {}), searched, checkpoints)
+    with claim_out(prepared) as start, noting_unreadable(config.out):
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()
@@ -114,6 +118,7 @@ def _finished(
             "unit": prepared.cost.unit,
             "target_cost": prepared.target,
             "subnet_cost": cost,
+            **data.record(),
         },
     )
     onnx = export_onnx(folder, config.out / ONNX_FILE, input_shape=size, batch=config.hardware.batch).path
@@ -211,7 +216,7 @@ def search_supernet(
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
     # From here on this process is alone: the others exit.
     end_processes(evaluator.trainer.strategy)
-    write_search(config.out, subnet, {**record, **checkpoints.record()}, weights)
+    write_search(config.out, subnet, {**record, **checkpoints.record(), **data.record()}, weights)
     # One is enough of a search that has ended.
     previous_checkpoint(checkpoints.path).unlink(missing_ok=True)
     return subnet, weights
