@@ -176,4 +176,13 @@ def labels_of(dataset: Any) -> np.ndarray:
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
             return np.asarray(values).astype(np.int64)
-    return np.array([int(dataset[index][1]) for index in range(len(dataset))])
+    return np.array([_label_of(dataset, index) for index in range(len(dataset))])
+
+
+def _label_of(dataset: Any, index: int) -> int:
+    try:
+        return int(dataset[index][1])
+    except ProxylessError:
+        raise
+    except Exception as error:
+        raise _named(dataset, index, error) from error
