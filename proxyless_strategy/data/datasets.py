@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import Dataset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset, default_collate, get_worker_info
 from torchvision.transforms.functional import to_pil_image
 
 from hardware.errors import PictureError, ProxylessError
@@ -172,6 +172,8 @@ def labels_of(dataset: Any) -> np.ndarray:
     """Return the class number of every image, without reading the images where the data set lists its labels."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1].numpy().astype(np.int64)
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([labels_of(part) for part in dataset.datasets])
     for name in ("targets", "labels", "_labels"):  # torchvision's classes use all three
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):

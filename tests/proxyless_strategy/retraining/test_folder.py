@@ -28,6 +28,7 @@ from tests.proxyless_strategy.data.samples import write_images
 from tests.proxyless_strategy.export.samples import a_subnet, export
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 4, "workers": 0, "input_size": 16, "augment": "crop_flip"}
+TINY["channels"] = 3  # the exported network is one of grey images, the pictures are in colour
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def test_a_folder_is_retrained_into_a_new_one(exported: Path, pictures: Path, tm
     written = retrain(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
     model = load_exported(written)
     assert written == tmp_path / "out" / MODEL
-    assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), "of the data, not of the old export"
+    assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), (
+        "of data and recipe, not of the old export"
+    )
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (exported, written))
     assert new["model_args"]["arch_def"] == old["model_args"]["arch_def"]
     assert new["architecture"] == old["architecture"]
@@ -77,7 +80,7 @@ def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
     found = load_exported(written).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
     fields = set(Recipe.model_fields) - set(RetrainSettings.model_fields)
-    assert fields == {"augment", "workers", "input_size", "seed"}
+    assert fields == {"augment", "workers", "input_size", "seed", "channels", "background", "skip_unreadable"}
     assert not set(Recipe.model_fields) & (set(SearchConfig.model_fields) - {"input_size", "seed"})
 
 
