@@ -13,7 +13,7 @@ from hardware.errors import DataError
 
 from ..config import DataConfig
 from .imagefolder_source import check_imagefolder, left_aside
-from .picture_folder import SUFFIXES, ImageFolder, class_names, files_below
+from .picture_folder import SUFFIXES, ImageFolder, class_names, files_below, is_picture, suffix_of
 from .pictures import picture_options
 from .reading import PictureProblem, Reader, background_colour, is_turned, open_picture, picture_error, shown
 from .sources import load_data
@@ -74,11 +74,12 @@ def check_folder(config: DataConfig) -> Checked:
             check_imagefolder(config, scan=False)
         except DataError as error:
             problems.append(str(error))
-        remarks.append(left_aside(root, ()))
         for folder in (part / name for part in parts for name in class_names(part)):
-            if not _pictures_below(folder):
+            if not any(map(is_picture, _below(folder))):
                 problems.append(f"{folder} holds no picture; put some there, or remove the folder")
-    files = [path for folder in parts or [root] for path in _pictures_below(folder)]
+    everything = [path for folder in parts or [root] for path in _below(folder)]
+    files = list(filter(is_picture, everything))
+    remarks.append(left_aside(root, Counter(suffix_of(path) for path in everything if not is_picture(path))))
     if not files:
         raise DataError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); give the root of a data set")
     seen = list(_seen(files, reader))
@@ -99,15 +100,15 @@ def check_any(config: DataConfig, *, input_size: int, seed: int) -> Checked:
     verdicts = all_problems(data)
     problems = sorted(str(problem) for problem in verdicts.values() if problem is not None)
     counts = {part: len(getattr(data, part)) for part in ("weights", "architecture", "test")}
-    remark = f"{data.num_classes} classes, {data.channels} channels: " + ", ".join(
+    remark = f"{data.num_classes} classes, {data.channels} channel{'s' * (data.channels > 1)}: " + ", ".join(
         f"{count} images in {part}" for part, count in counts.items()
     )
     return Checked(sum(counts.values()), tuple(problems), (remark,))
 
 
-def _pictures_below(folder: Path) -> list[str]:
+def _below(folder: Path) -> list[str]:
     try:
-        return [path for path in files_below(str(folder))[0] if path.lower().endswith(SUFFIXES)]
+        return files_below(str(folder))[0]
     except OSError as error:
         raise DataError(f"cannot list {error.filename}: {error.strerror}; let it be read, or remove it") from error
 

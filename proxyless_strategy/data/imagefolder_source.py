@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from .images import ImageData
 from .notice import notice
 from .picture_folder import ImageFolder, class_names
 from .pictures import image_data, picture_options
+from .reading import shown
 
 _LAYOUT = "imagefolder expects ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg (.png and others too)"
 
@@ -110,7 +110,7 @@ def _imagefolders(config: DataConfig) -> tuple[ImageFolder, ...]:
             folders.append(ImageFolder(str(part)))
         except FileNotFoundError as error:
             raise DataError(f"{' '.join(str(error).split())}; looked in {part}, and {_LAYOUT}") from error
-    told = left_aside(root, folders)
+    told = left_aside(root, sum((folder.others for folder in folders), Counter()))
     if told:
         notice(told)
     _LISTED.clear()
@@ -118,12 +118,17 @@ def _imagefolders(config: DataConfig) -> tuple[ImageFolder, ...]:
     return _LISTED[root]
 
 
-def left_aside(root: Path, folders: Sequence[ImageFolder]) -> str:
-    """Say what of a root is neither trained nor tested on; nothing where that is all."""
-    others: Counter[str] = sum((folder.others for folder in folders), Counter())
+def left_aside(root: Path, others: Counter[str]) -> str:
+    """Say what of a root is neither trained nor tested on, nothing where there is no such thing.
+
+    Args:
+        root: The data set's.
+        others: How many files of its classes are no pictures, by the ends of their names.
+    """
     said = []
     if others:
-        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+        first = sorted(others, key=lambda suffix: (-others[suffix], suffix))[:5]
+        kinds = ", ".join(f"{others[suffix]} {shown(suffix) or 'without a suffix'}" for suffix in first)
         said.append(f"{others.total()} files are no pictures by their names ({kinds})")
     more = [entry.name for entry in root.iterdir() if entry.is_dir() and entry.name in ("test", "valid", "validation")]
     if more:

@@ -74,10 +74,20 @@ class ImageFolder(torchvision_datasets.ImageFolder):
             return False
 
     def _is_picture(self, path: str) -> bool:
-        if path.lower().endswith(SUFFIXES):
+        if is_picture(path):
             return True
-        self.others[os.path.splitext(path)[1].lower()] += 1
+        self.others[suffix_of(path)] += 1
         return False
+
+
+def is_picture(path: str) -> bool:
+    """Say whether a file is a picture by its name."""
+    return path.lower().endswith(SUFFIXES)
+
+
+def suffix_of(path: str) -> str:
+    """Return the end of a file's name, in small letters."""
+    return os.path.splitext(path)[1].lower()
 
 
 def class_names(folder: str | Path) -> list[str]:
@@ -111,7 +121,7 @@ def files_below(folder: str) -> tuple[list[str], dict[str, int]]:
                 inner.append(name)
                 above[path] = (status, seen | {itself})
         folders[:] = inner
-        pictures = [name for name in inner if name.lower().endswith(SUFFIXES)]
+        pictures = [name for name in inner if is_picture(name)]
         found.append((root, [name for name in (*names, *pictures) if not name.startswith(".")]))
     return [os.path.join(root, name) for root, names in sorted(found) for name in sorted(names)], changed
 

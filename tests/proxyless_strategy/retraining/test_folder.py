@@ -52,9 +52,7 @@ def test_a_folder_is_retrained_into_a_new_one(exported: Path, pictures: Path, tm
     written = retrain(exported, data=pictures, recipe=tiny(), out=tmp_path / "out")
     model = load_exported(written)
     assert written == tmp_path / "out" / MODEL
-    assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), (
-        "of data and recipe, not of the old export"
-    )
+    assert (model.num_classes, model.conv_stem.in_channels) == (3, 3), "of data and recipe, not of the old export"
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (exported, written))
     assert new["model_args"]["arch_def"] == old["model_args"]["arch_def"]
     assert new["architecture"] == old["architecture"]
