@@ -188,7 +188,7 @@ def test_a_users_function_must_give_what_the_search_was_fed_with(
 # ---- pictures that were replaced -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_retraining_goes_on_after_a_picture_was_replaced(tmp_path: Path, workers: int) -> None:
     root, out = write_images(tmp_path / "data"), tmp_path / "out"
     searched = load_data(DataConfig(name="imagefolder", root=root, options=GREY), input_size=16, seed=0)
