@@ -22,6 +22,7 @@ from hardware.processor import say_if_busy
 from ..checkpoints import short_digest
 from ..config import DataConfig
 from ..data.images import ImageData
+from ..data.notice import notice
 from ..data.pictures import picture_options
 from ..data.sources import check_data, is_function, load_data
 from ..data.unreadable import as_begun, noting_unreadable
@@ -32,7 +33,7 @@ from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
 from .recipe import Recipe
 from .setup import check_training
-from .trainer import retraining_threads, train
+from .trainer import begun_with, retraining_threads, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -195,8 +196,15 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     config, subnet = read_export(folder), read_choice(folder)
     size = recipe.input_size or int(config["pretrained_cfg"]["input_size"][-1])
     data_config = _data_config(folder, config, data, recipe, source)
+    begun = begun_with(out / CHECKPOINT)
+    older = begun is not None and "pictures" not in begun
+    if older:
+        # It has learned from pictures that were read by default, and would now see others.
+        notice(f"{out} goes on as an older version began it: its pictures are not read as {folder / CONFIG} says")
+        data_config = data_config.model_copy(update={"options": {}, "background": recipe.background})
     images = as_begun(load_data(data_config, input_size=size, seed=recipe.seed), out)
-    _check_fed_alike(images, folder, config, recipe, source)
+    if not older:
+        _check_fed_alike(images, folder, config, recipe, source)
     arguments = {**(config.get("model_args") or {})}
     for name in (*_OF_DATA, *_OF_TRAINING):
         arguments.pop(name, None)
@@ -241,7 +249,9 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
                 "source": source,
                 "augment": recipe.augment,
                 "classes": short_digest(images.class_names),
-                "pictures": short_digest(data_config.model_dump(mode="json", include={"options", "background"})),
+                **({} if older else {"pictures": short_digest(data_config.model_dump(mode="json")["options"])}),
+                # Where there was none, pictures that it concerns were refused: giving it changes nothing that was done.
+                **({} if data_config.background is None else {"background": data_config.background}),
                 # Networks that differ in a stride alone have tensors of the same names and shapes.
                 "network": short_digest([config["architecture"], arguments]),
             },

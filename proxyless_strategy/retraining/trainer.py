@@ -140,6 +140,16 @@ def train(
     return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds)
 
 
+def begun_with(checkpoint: Path) -> Mapping[str, Any] | None:
+    """Return what tells the training from others that goes on there; None where none does.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none can be used.
+    """
+    latest = latest_checkpoint(checkpoint, what=_WHAT, check=_why_not, set_aside=False)
+    return None if latest is None else latest.state["identity"]
+
+
 def retraining_threads(
     settings: RetrainSettings,
     folder: Path,

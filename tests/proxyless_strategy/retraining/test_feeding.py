@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from hardware.errors import DataError, ExportError, PictureError
+from hardware.errors import ConfigError, DataError, ExportError, PictureError
 from proxyless_strategy.config import DataConfig
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.reading import Reader
@@ -216,3 +216,42 @@ def test_what_was_left_out_is_in_the_record(tmp_path: Path) -> None:
     written = retrain(folder, data=root, recipe=tiny(skip_unreadable=True), out=tmp_path / "out")
     metrics = json.loads((written / "metrics.json").read_text())
     assert metrics["left_out"] == [f"{bad}: no format that Pillow knows"]
+
+
+def test_other_pictures_are_another_retraining(tmp_path: Path) -> None:
+    root, out = write_images(tmp_path / "data"), tmp_path / "out"
+    searched = load_data(DataConfig(name="imagefolder", root=root, options=COLOUR), input_size=16, seed=0)
+    folder = exported_of(tmp_path / "net", searched)
+    retrain(folder, data=root, recipe=tiny(), out=out)
+    with pytest.raises(ConfigError, match=r"is of another retraining \(pictures = "):
+        retrain(folder, data=root, recipe=tiny(channels=1), out=out)
+    # Until now transparent pictures were refused, so a background changes nothing that was done.
+    retrain(folder, data=root, recipe=tiny(background="white", epochs=1), out=out)
+    shutil.rmtree(out)
+    retrain(folder, data=root, recipe=tiny(background="white"), out=out)
+    with pytest.raises(ConfigError, match=r"\(background = 'white' there, 'black' here\)"):
+        retrain(folder, data=root, recipe=tiny(background="black"), out=out)
+
+
+def test_a_retraining_that_an_older_version_began_reads_its_pictures_as_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older checkpoints do not say how pictures were read: by default, in colour, and so they are to the end."""
+    root, out = write_images(tmp_path / "data"), tmp_path / "out"
+    folder = export(tmp_path / "net", a_subnet(stem_stride=1))[1]
+    monkeypatch.setattr(retraining, "begun_with", lambda checkpoint: {"classes": "abc"})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            retrain_until_the_first_epoch(monkeypatch, folder, root, out)
+        monkeypatch.undo()
+    assert "goes on as an older version began it" in capsys.readouterr().err
+    images = retrained_on(monkeypatch, folder, data=root, recipe=tiny(), out=out)
+    assert images.channels == 3
+
+
+def retrain_until_the_first_epoch(monkeypatch: pytest.MonkeyPatch, folder: Path, root: Path, out: Path) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxyless_strategy.retraining.trainer._Training.run_epoch", stop)
+    retrain(folder, data=root, recipe=tiny(), out=out)

@@ -205,13 +205,13 @@ def test_a_classifier_may_have_more_outputs_than_the_data_have_classes(tmp_path:
 
 def test_an_imagefolder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = []
-    folder = imagefolder_source.torchvision_datasets.ImageFolder
+    folder = imagefolder_source.ImageFolder
 
     def counted(path: str) -> Any:
         listed.append(Path(path).name)
         return folder(path)
 
-    monkeypatch.setattr(imagefolder_source.torchvision_datasets, "ImageFolder", counted)
+    monkeypatch.setattr(imagefolder_source, "ImageFolder", counted)
     config = DataConfig(name="imagefolder", root=tmp_path / "a", draw=DrawnImages(**DRAW))
     check_data(config, scan=False)
     assert listed == []
