@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from .cost_report import LatencyReport, ReportRow
-from .errors import SpaceError, SubnetError
-from .op_spec import IDENTITY, OpSpec
+from .errors import SpaceError, SubnetError, TableError
+from .op_spec import IDENTITY, OpSpec, executed
 from .operators import primitives
 from .tables.table import LatencyTable
 
@@ -169,6 +169,9 @@ class LatencyModel(CostModel):
     A subnet takes `scale * (overhead + sum) + offset` ms; without a calibration in the table `scale` is 1, `offset`
     is 0 and `calibrated` is False.
 
+    Raises:
+        TableError: The table lacks an operator, or makes less than nothing of the fastest subnet.
+
     Attributes:
         table: The table behind the figures.
         calibrated: Whether the table has a calibration.
@@ -191,6 +194,14 @@ class LatencyModel(CostModel):
             unit="ms" if calibration else "ms (uncalibrated)",
         )
         self.fixed_ms = self.fixed
+        low, choices = self.minimum()
+        # a space of edges alone, all of which can be skipped, has a subnet of nothing
+        if low < 0 or (low == 0 and executed(fixed)):
+            raise TableError(
+                f"by the latency table of {table.header.device!r} the fastest subnet takes {low:.4g} ms "
+                f"({', '.join(list(choices.values())[:5])}): scale {scale:.4g} and offset {offset:.4g} ms are of another "
+                "kind of net; calibrate the table on nets of this space"
+            )
 
     def latency(self, choices: Mapping[str, str]) -> float:
         """Return the latency of one subnet in ms; `choices` maps every edge label to a candidate's name."""

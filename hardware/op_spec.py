@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import TableError
-from .reading import shown
+from .reading import cut, shown
 
 IDENTITY = "identity"
 
@@ -79,8 +79,20 @@ class OpSpec:
         The activation of a `head` or an `identity`, of which the key says nothing, is the default one.
 
         Raises:
-            TableError: No operator has this key.
+            TableError: No operator has this key, or none can have its shapes.
         """
+        op = cls.named(key)
+        if op is None:
+            raise TableError(
+                f"{shown(key)} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6"
+            )
+        if (wrong := op.impossible()) is not None:
+            raise TableError(f"the operator {cut(key)} has {wrong}; correct its key")
+        return op
+
+    @classmethod
+    def named(cls, key: str) -> OpSpec | None:
+        """Return what a key names, whether or not there can be such an operator; None where it is no key."""
         try:
             parts = dict(part.split(":", 1) for part in f"kind:{key}".split("-"))
             op = cls(
@@ -94,13 +106,26 @@ class OpSpec:
                 activation=parts.get("act", "relu6"),
             )
         except (KeyError, ValueError):
-            op = None
+            return None
         # a key with parts in another order, or unknown ones, would be read and then written as another
-        if op is None or op.key != key:
-            raise TableError(
-                f"{shown(key)} is no operator's key; keys look like conv-in:3x8x8-out:4x8x8-k:3-s:1-res:0-act:relu6"
-            )
-        return op
+        return op if op.key == key else None
+
+    def impossible(self) -> str | None:
+        """Return what no operator has: shapes of another rank, sides, kernels or strides of 0; None where all is well.
+
+        >>> OpSpec("conv", (3, 8), (4, 8, 8)).impossible()
+        'an input of 3x8, which is not C x H x W'
+        """
+        for what, shape in (("input", self.input_shape), ("output", self.output_shape)):
+            dims = "x".join(map(str, shape))
+            if len(shape) != 3 and not (what == "output" and len(shape) == 1):
+                return f"an {what} of {dims}, which is not C x H x W"
+            if min(shape) < 1:
+                return f"an {what} of {dims}, without any value"
+        for what in ("kernel", "stride"):
+            if getattr(self, what) < 1:
+                return f"{what} {getattr(self, what)}, which must be at least 1"
+        return None
 
 
 def executed(ops: Iterable[OpSpec]) -> tuple[OpSpec, ...]:

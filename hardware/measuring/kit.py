@@ -138,6 +138,11 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
     for name, figure in graphs.items():
         if not (math.isfinite(figure["ms"]) and figure["ms"] > 0 and figure["median_ms"] >= figure["ms"]):
             raise TableError(f"the time of {cut(name)} in {where} is {figure['ms']} ms; it must be finite and positive")
+        if not (isinstance(figure["count"], int) and figure["count"] >= 1 and math.isfinite(figure["median_ms"])):
+            raise TableError(
+                f"{cut(name)} in {where} has count {figure['count']} and median {figure['median_ms']} ms; both must be "
+                "finite, and 1 sample or more"
+            )
     overhead = graphs[_OVERHEAD]["ms"]
     entries: dict[str, LatencyEntry] = {}
     nets: dict[str, list[list[OpSpec]]] = {"net": [], "held_out": []}
@@ -168,7 +173,10 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
         overhead_ms=float(overhead),
         source="measured with a kit on the device",
     )
-    alone = LatencyTable(header, entries)
+    try:
+        alone = LatencyTable(header, entries)
+    except TableError as error:
+        raise TableError(str(error).replace("the latency table", where, 1)) from None
     check_units(alone, where)
     table = in_context(alone, nets["net"], measured["net"])
     check_units(table, where)

@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..files import write_atomically
 from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
 from ..reading import Kind, Unreadable, cut, expect, read_json, reading, shown
+from ..tables.plausibility import check_units
 from ..tables.records import Calibration, LatencyEntry, TableHeader
 from ..tables.table import LatencyTable, parse_header, plain
 from . import statistics
@@ -57,6 +59,20 @@ class LearnedModel:
     nets: int
     header: TableHeader = field(compare=False)
 
+    def __post_init__(self) -> None:
+        for name, value in {**self.weights, "the constant": self.constant_ms}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise TableError(
+                    f"the learned model has {value!r} ms for {name}; no part of a net takes that, fit anew"
+                )
+        if not any(self.weights.values()):
+            raise TableError(
+                f"the learned model predicts {self.constant_ms:.4g} ms whatever a net is made of; fit one on nets that "
+                "differ in what they take"
+            )
+        if isinstance(self.nets, bool) or not isinstance(self.nets, int) or self.nets < 1:
+            raise TableError(f"the learned model is of {self.nets!r} nets; it must be of 1 or more, fit one again")
+
     def op_ms(self, op: OpSpec) -> float:
         """Return the latency in ms of one operator inside a net; 0 for `identity`."""
         return math.fsum(self.weights.get(name, 0.0) * value for name, value in features(op).items())
@@ -85,7 +101,7 @@ class LearnedModel:
             context={},
             source=f"predicted by a model learned on {self.nets} whole nets",
         )
-        return LatencyTable(header, {op.key: self._entry(op, 1.0) for op in executed(ops)})
+        return self._checked(LatencyTable(header, {op.key: self._entry(op, 1.0) for op in executed(ops)}))
 
     def fill(self, table: LatencyTable, ops: Iterable[OpSpec]) -> LatencyTable:
         """Add to a table the operators that it lacks, predicted and marked so.
@@ -93,7 +109,8 @@ class LearnedModel:
         Predictions are calibrated ms; they are divided by the table's scale, so that its calibration gives them back.
 
         Raises:
-            TableError: The table was measured in other settings than the model's nets.
+            TableError: The table was measured in other settings than the model's nets, or no device can take what the
+                model predicts.
         """
         for name in ("device", "backend", "place", "threads", "batch"):
             there, here = getattr(table.header, name), getattr(self.header, name)
@@ -104,7 +121,7 @@ class LearnedModel:
         scale = table.header.calibration.scale if table.header.calibration else 1.0
         missing = {op.key: op for op in executed(ops) if op.key not in table.entries}
         predicted = {key: self._entry(op, scale) for key, op in missing.items()}
-        return LatencyTable(table.header, {**table.entries, **predicted})
+        return self._checked(LatencyTable(table.header, {**table.entries, **predicted}))
 
     def complete(self, table: LatencyTable, ops: Iterable[OpSpec], *, input_size: int) -> LatencyTable:
         """`fill` a table at its own input size; at another one make a table of predictions alone.
@@ -129,7 +146,7 @@ class LearnedModel:
         """Read a model.
 
         Raises:
-            TableError: The file is missing or no model of this format and version.
+            TableError: The file is missing, no model of this format and version, or no device's.
         """
         document = read_json(path, MODEL)
         with reading(path, MODEL):
@@ -137,13 +154,29 @@ class LearnedModel:
                 if document[key] != wanted:
                     raise Unreadable(f"its {key} is {shown(document[key])}, not {wanted!r}")
             weights, figures = dict(document["weights"]), dict(document["figures"])
-            return cls(
-                weights={name: expect(value, float, cut(name)) for name, value in weights.items()},
-                constant_ms=expect(document["constant_ms"], float, "constant_ms"),
-                figures={name: dict(values) for name, values in figures.items()},
-                nets=expect(document["nets"], int, "nets"),
-                header=parse_header(document["header"], f"the learned latency model {path}"),
+            header = parse_header(document["header"], f"the learned latency model {path}")
+            try:
+                return cls(
+                    weights={name: expect(value, float, cut(name)) for name, value in weights.items()},
+                    constant_ms=expect(document["constant_ms"], float, "constant_ms"),
+                    figures={name: dict(values) for name, values in figures.items()},
+                    nets=expect(document["nets"], int, "nets"),
+                    header=header,
+                )
+            except TableError as error:
+                raise TableError(str(error).replace("the learned model", f"the learned model {path}", 1)) from None
+
+    def _checked(self, table: LatencyTable) -> LatencyTable:
+        """Return a table with predictions that a device could take; say which operators would be free."""
+        check_units(table, "what the learned model predicts")
+        free = [key for key, entry in table.entries.items() if entry.predicted and not entry.ms]
+        if free:
+            warnings.warn(
+                f"the learned model predicts 0 ms for {len(free)} operators, first {free[0]}, so a search takes them for "
+                "free; measure them, or fit on more nets",
+                stacklevel=3,
             )
+        return table
 
     def _entry(self, op: OpSpec, scale: float) -> LatencyEntry:
         unknown = self.unknown(op)

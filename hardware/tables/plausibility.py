@@ -1,4 +1,4 @@
-"""Telling seconds and microseconds from milliseconds by what a table's figures would mean.
+"""What a table's figures would mean: seconds or microseconds for milliseconds, and what no device can do.
 
 A table says for which runtime and how many threads it was measured, and an operator's key says how many
 multiply-accumulates (MACs) it takes. A unit mistake moves the implied speed by a factor of 1000, mostly out of what
@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 from ..errors import SpaceError, TableError
-from ..op_spec import OpSpec
+from ..op_spec import IDENTITY, OpSpec
 from ..operators import primitives
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 AGREEMENT = 30.0
 """Most by which a whole net's latency now and then, or measured and by its table, differs without a unit mistake."""
 
+_APART = 1.5
+"""Factor between two nets from which on a table must know the faster one; its error is a few percent."""
 _LARGE_MACS = 1e6
 _LARGE_FACTOR = 4.0
 _LEAST_CALL_MS = 1e-5
@@ -64,7 +67,7 @@ _BY_BACKEND = {**dict.fromkeys(("onnxruntime", "torch", "inductor", "litert", "e
 
 
 def check_units(table: LatencyTable, where: str) -> None:
-    """Check that a table's latencies can be milliseconds.
+    """Check that a table's latencies can be milliseconds, and its figures those of a device.
 
     Args:
         table: The table.
@@ -72,9 +75,14 @@ def check_units(table: LatencyTable, where: str) -> None:
 
     Raises:
         TableError: They imply a device that is too fast (seconds) or too slow (microseconds), or the operators
-            disagree with the header's whole nets.
+            disagree with the header's whole nets. Or an operator takes no time or has impossible shapes, or the
+            calibration makes another figure of a net than any device.
     """
     header = table.header
+    for key in table.entries:
+        op = OpSpec.named(key)
+        if op is not None and (wrong := op.impossible()) is not None:
+            raise TableError(f"{where} has the operator {key} with {wrong}; remove it or build the table again")
     # first what the table says twice itself, as that needs no limits
     _check_references(table, where)
     limits = _ANY if header.place not in ("", "cpu") else _BY_BACKEND.get(header.backend, _ANY)
@@ -93,6 +101,10 @@ def check_units(table: LatencyTable, where: str) -> None:
     most_ms = math.fsum(limits.operator_ms + 1e3 * macs / limits.slowest for macs in work.values())
     if not total_ms:
         raise TableError(f"{where} gives no operator any time; measure it again")
+    for key, entry in table.entries.items():
+        if not entry.ms and not entry.predicted and OpSpec.named(key) is not None and not key.startswith(IDENTITY):
+            raise TableError(f"{where} gives the operator {key} no time; measure it again, as nothing runs in 0 ms")
+    _check_constant(table, where)
     said = f"{_speed(sum(work.values()), total_ms):.2g} multiply-accumulates a second on average"
     if total_ms < least_ms:
         _refuse(where, f"{said}, more than {limits.what} can do", "seconds")
@@ -126,16 +138,51 @@ def check_agreement(ratios: Sequence[float], where: str) -> None:
 
 def _check_references(table: LatencyTable, where: str) -> None:
     calibration = table.header.calibration
-    for reference in calibration.references if calibration else ():
+    if calibration is None:
+        return
+    if not 1 / AGREEMENT <= calibration.scale <= AGREEMENT:
+        raise TableError(
+            f"the calibration's scale in {where} is {calibration.scale:.4g}, so that a net would take that many times "
+            f"its operators' sum; calibrate the table again (a scale is about 1, never beyond {AGREEMENT:g})"
+        )
+    times: list[tuple[float, float]] = []
+    for reference in calibration.references:
         if not all(key in table.entries for key in reference.ops):
             continue
         raw = table.header.overhead_ms + math.fsum(table.entries[key].ms for key in reference.ops)
-        predicted = calibration(raw) if calibration else raw
+        predicted = calibration(raw)
+        times.append((predicted, reference.ms))
         if not reference.ms / AGREEMENT <= predicted <= reference.ms * AGREEMENT:
             raise TableError(
                 f"the operators of {where} add up to {predicted:.4g} ms for a net that was measured with "
                 f"{reference.ms:.4g} ms; the two are in different units, give both in milliseconds"
             )
+    for (fast, fast_ms), (slow, slow_ms) in permutations(times, 2):
+        if slow > _APART * fast and fast_ms > _APART * slow_ms:
+            raise TableError(
+                f"by the operators of {where} a net of {fast_ms:.4g} ms is faster ({fast:.4g} ms) than one of "
+                f"{slow_ms:.4g} ms ({slow:.4g} ms); entries or reference nets are of another table, build it again"
+            )
+
+
+def _check_constant(table: LatencyTable, where: str) -> None:
+    """Refuse a calibration that makes a constant, or less than nothing, of whatever a net is made of."""
+    calibration = table.header.calibration
+    if calibration is None:
+        return
+    # no net has all the operators of a space, so none takes longer than this
+    most = calibration.scale * (table.header.overhead_ms + math.fsum(entry.ms for entry in table.entries.values()))
+    offset = calibration.offset_ms
+    if most + offset <= 0:
+        raise TableError(
+            f"the calibration's offset in {where} is {offset:.4g} ms, more than all of its operators take "
+            f"({most:.4g} ms), so that nets would take less than nothing; calibrate the table again"
+        )
+    if offset > AGREEMENT * most:
+        raise TableError(
+            f"the calibration's offset in {where} is {offset:.4g} ms, beside which all of its operators together "
+            f"({most:.4g} ms) count for nothing; calibrate the table again"
+        )
 
 
 def _refuse(where: str, implied: str, unit: str) -> None:

@@ -28,7 +28,7 @@ ONCE_FOR_ALL = "once-for-all"
 
 _KEY = re.compile(
     r"(?P<type>[A-Za-z_0-9]+)-input:(?P<input>[0-9x]+)-output:(?P<output>[0-9x]+)"
-    r"(-expand:(?P<expand>\d+)-kernel:(?P<kernel>\d+)-stride:(?P<stride>\d+)-idskip:(?P<idskip>[01])"
+    r"(-expand:(?P<expand>[0-9]{1,9})-kernel:(?P<kernel>[0-9]{1,9})-stride:(?P<stride>[0-9]{1,9})-idskip:(?P<idskip>[01])"
     r"(-se:(?P<se>[01])-hs:(?P<hs>[01]))?)?"
 )
 
@@ -138,6 +138,13 @@ def parse_released_key(key: Any, *, dialect: str) -> OpSpec:
     Raises:
         TableError: The key is of neither dialect.
     """
+    op = _named(key, dialect)
+    if (wrong := op.impossible()) is not None:
+        raise TableError(f"the operator {key} of a released table has {wrong}; correct its key")
+    return op
+
+
+def _named(key: Any, dialect: str) -> OpSpec:
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     parts = match.groupdict() if match else {}
     once_for_all = dialect == ONCE_FOR_ALL
@@ -153,12 +160,16 @@ def parse_released_key(key: Any, *, dialect: str) -> OpSpec:
     if kind == "Logits":
         return OpSpec("head", start, end)
     if kind == "AvgPool2D":
+        if len(start) < 3:
+            raise TableError(f"the operator {key} of a released table pools no C x H x W map; correct its key")
         return OpSpec("avg_pool", start, end, kernel=start[1], stride=start[1], activation="none")
     if kind != "expanded_conv":
         kernel, stride = (3, 2) if kind == "Conv" else (1, 1)
         activation = "hard_swish" if once_for_all else "relu6"
         return OpSpec("conv", start, end, kernel=kernel, stride=stride, activation=activation)
     hidden = int(parts["expand"]) * (1 if once_for_all else start[0])
+    if hidden < 1:
+        raise TableError(f"the operator {key} of a released table has no hidden channels; correct its key")
     activation = ("hard_swish" if parts["hs"] == "1" else "relu") if once_for_all else "relu6"
     expands = hidden != start[0]
     return OpSpec(
@@ -193,6 +204,8 @@ def _entry(value: Any, dialect: str, where: str) -> LatencyEntry:
     for field, number in value.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
             raise TableError(f"the {field} of {where} is {shown(number)}; it must be a number of 0 or more")
+        if field == "count" and number != int(number):
+            raise TableError(f"the {field} of {where} is {shown(number)}; it must be a whole number")
     mean, noise = float(value["mean"]), float(value[name])
     if mean == 0:
         raise TableError(f"the mean of {where} is 0; measure it again")
@@ -205,5 +218,8 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 
 def _shape(dims: str) -> tuple[int, ...]:
-    *size, channels = (int(side) for side in dims.split("x"))
+    try:
+        *size, channels = (int(side) for side in dims.split("x"))
+    except ValueError:
+        raise TableError(f"{dims!r} in a key of a released table is no shape; write H x W x C") from None
     return (channels, *size)

@@ -34,6 +34,7 @@ FILE = Kind(
     holds="",
     missing="there is no latency table at {path}; build one with `proxyless latency build`",
 )
+_CONTEXT = ("per_operator_ms", "per_mparam_ms")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class LatencyTable:
         for key, entry in self.entries.items():
             _check_number(entry.ms, f"the latency of {cut(key)} in the latency table")
             _check_number(entry.spread, f"the spread of {cut(key)} in the latency table")
+            if entry.count < 0:
+                raise TableError(
+                    f"the count of {cut(key)} in the latency table is {entry.count}; it must not be negative"
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -296,17 +301,39 @@ def _check_header(header: TableHeader, where: str) -> None:
     for name in ("threads", "batch", "input_size"):
         if getattr(header, name) < 1:
             raise TableError(f"{where} has {name} {getattr(header, name)}; it must be at least 1")
+    if header.repeats < 0:
+        raise TableError(f"{where} has repeats {header.repeats}; it must not be negative")
+    if header.quantile is not None and not 0 <= header.quantile <= 1:
+        raise TableError(f"{where} has quantile {header.quantile}; it must be a share between 0 and 1")
+    if header.load_average is not None:
+        _check_number(header.load_average, f"load_average in {where}")
+    if header.context:
+        _check_context(header.context, where)
     _check_number(header.overhead_ms, f"overhead_ms in {where}")
-    if header.context and not {"per_operator_ms", "per_mparam_ms"} <= header.context.keys():
-        raise TableError(f"the context in {where} lacks per_operator_ms or per_mparam_ms; build the table again")
     calibration = header.calibration
     if calibration is not None:
         if not (math.isfinite(calibration.scale) and calibration.scale > 0):
             raise TableError(f"the calibration's scale in {where} is {calibration.scale}; it must be positive")
         if not math.isfinite(calibration.offset_ms):
             raise TableError(f"the calibration's offset in {where} is {calibration.offset_ms}; it must be finite")
+        if calibration.nets < 1:
+            raise TableError(f"the calibration in {where} is of {calibration.nets} nets; it must be of 1 or more")
         for reference in calibration.references:
             _check_number(reference.ms, f"the latency of a reference net in {where}")
+            if not reference.ms or not reference.ops:
+                raise TableError(
+                    f"a reference net in {where} has {len(reference.ops)} operators and takes {reference.ms} ms; both "
+                    "must be above 0"
+                )
+
+
+def _check_context(context: Mapping[str, float], where: str) -> None:
+    for name in _CONTEXT:
+        value = context.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise TableError(f"the context's {name} in {where} is {value!r}; it must be a finite number")
+    if others := sorted(map(str, set(context) - set(_CONTEXT))):
+        raise TableError(f"the context in {where} has an unknown part {others[0]!r}; remove it")
 
 
 def _check_number(value: float, what: str) -> None:

@@ -474,8 +474,8 @@ def _echo_checks(table: LatencyTable) -> None:
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    found = {name: figures.get(name) for name in ("rmse_ms", "mape", "spearman", "kendall")}
-    rmse, mape, *ranks = (math.nan if type(value) not in (int, float) else value for value in found.values())
+    found = [figures.get(name) for name in ("rmse_ms", "mape", "spearman", "kendall")]
+    rmse, mape, *ranks = (value if isinstance(value, (int, float)) else math.nan for value in found)
     return f"RMSE {rmse:.4f} ms, MAPE {100 * mape:.2f} %, Spearman {ranks[0]:.3f}, Kendall {ranks[1]:.3f}"
 
 
