@@ -86,7 +86,8 @@ class ShippedDeclaration(ABC):
         """
         for field, smallest in least.items():
             value = getattr(self, field)
-            if not isinstance(value, Integral) or int(value) < smallest:
+            # for Python, True is an integer
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < smallest:
                 raise SpaceError(
                     f"{field} = {shown(value)} of the space {self.name}; it must be an integer of {smallest} or more"
                 )

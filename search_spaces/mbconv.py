@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,8 @@ from .timm_space import TimmSpace
 
 MOST_BLOCKS = 256
 """Of a stage; far above every use, so that a slip of the hand ends in a sentence."""
+MOST_KERNEL = 255
+"""Side of a kernel; the same."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,25 @@ class MBConvDeclaration(ShippedDeclaration):
         if not self.stages or not self.kernels or not self.expansions:
             raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
         for stage in self.stages:
-            if stage.width > MOST_CHANNELS:
-                raise SpaceError(f"{stage} of the space {self.name}: width must be at most {MOST_CHANNELS}")
+            if not 1 <= stage.width <= MOST_CHANNELS:
+                raise SpaceError(f"{stage} of the space {self.name}: width must be 1 to {MOST_CHANNELS}")
             if not 1 <= stage.depth <= MOST_BLOCKS or stage.stride not in (1, 2):
                 raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 to {MOST_BLOCKS}, stride 1 or 2")
+            if not all(_is_whole(value) for value in (stage.width, stage.depth, stage.stride)):
+                raise SpaceError(f"{stage} of the space {self.name}: width, depth and stride must be whole numbers")
         for kernel in self.kernels:
-            if kernel < 1 or kernel % 2 == 0:
-                raise SpaceError(f"kernel {kernel} of the space {self.name}; kernels must be odd")
+            if not _is_whole(kernel) or kernel < 1 or kernel % 2 == 0 or kernel > MOST_KERNEL:
+                raise SpaceError(
+                    f"kernel {kernel!r} of the space {self.name}; kernels must be odd, and at most {MOST_KERNEL}"
+                )
+        for expansion in self.expansions:
+            if not _is_whole(expansion) or not 1 <= expansion <= MOST_CHANNELS:
+                raise SpaceError(f"expansion {expansion!r} of the space {self.name}; it must be a whole number from 1")
+        # JSON and YAML can hold NaN and infinity
+        if not _is_number(self.bn_eps) or not 0 < self.bn_eps < 1:
+            raise SpaceError(f"bn_eps = {self.bn_eps!r} of the space {self.name}; it must be between 0 and 1")
+        if not _is_number(self.bn_momentum) or not 0 <= self.bn_momentum <= 1:
+            raise SpaceError(f"bn_momentum = {self.bn_momentum!r} of the space {self.name}; it must be 0 to 1")
         try:
             get_act_layer(self.activation)
         except (KeyError, AssertionError) as error:
@@ -273,6 +288,15 @@ class MBConvDeclaration(ShippedDeclaration):
             except TypeError as error:
                 raise SpaceError(f"stages = {shown(values['stages'])}: each needs width, depth and stride") from error
         return converted
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value counts something; for Python, True does."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class MBConvSpace(TimmSpace):
