@@ -121,7 +121,9 @@ class LearnedModel:
         scale = table.header.calibration.scale if table.header.calibration else 1.0
         missing = {op.key: op for op in executed(ops) if op.key not in table.entries}
         predicted = {key: self._entry(op, scale) for key, op in missing.items()}
-        return self._checked(LatencyTable(table.header, {**table.entries, **predicted}))
+        if predicted:  # by themselves, as what was measured would hide them
+            self._checked(LatencyTable(dataclasses.replace(table.header, calibration=None), predicted))
+        return LatencyTable(table.header, {**table.entries, **predicted})
 
     def complete(self, table: LatencyTable, ops: Iterable[OpSpec], *, input_size: int) -> LatencyTable:
         """`fill` a table at its own input size; at another one make a table of predictions alone.

@@ -34,6 +34,7 @@ from hardware.reading import (
 )
 from search_spaces import tree_cell_net
 
+from .agreement import check_subnet, check_weights
 from .summary import image_shape, input_size
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -74,7 +75,7 @@ def export_folder(
 
     Raises:
         ExportError: The folder is in the way or cannot be written, a value is no JSON, or the written files build
-            another network than `model`.
+            another network than `model` or than `subnet` names.
     """
     folder = Path(folder)
     if getattr(model, "pretrained_cfg", None) is None:
@@ -106,6 +107,7 @@ def export_folder(
             for path in (beside, *beside.iterdir()):
                 path.chmod((0o777 if path is beside else 0o666) & ~current_umask())
         _check_rebuilds(beside, saved, shown_as=folder)
+        check_subnet(folder, json_of(beside / CONFIG), beside / SUBNET)
         with writing(folder, error=ExportError, remedy="make room or choose another folder"):
             _move_into_place(beside, folder)
     finally:
@@ -123,13 +125,21 @@ def load_exported(folder: Path, **overrides: Any) -> nn.Module:
     Raises:
         ExportError: The folder is missing or incomplete, or its files do not belong together.
     """
-    folder = Path(folder)
+    return _loaded(Path(folder), named=True, **overrides)
+
+
+def _loaded(folder: Path, *, named: bool, **overrides: Any) -> nn.Module:
+    """Build the network of an export folder; where `named`, it must be the one of its `subnet.json`."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ExportError(f"{folder} has no {name}, so it is no export folder; give the folder of an export")
     try:
-        _check_harmless(folder, expect(json_of(folder / CONFIG), dict, CONFIG))
+        config = expect(json_of(folder / CONFIG), dict, CONFIG)
+        _check_harmless(folder, config)
         check_tensors(folder / WEIGHTS)
+        if named:
+            check_subnet(folder, config, folder / SUBNET)
+        check_weights(folder, config, folder / WEIGHTS)
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
     except ExportError:
         raise
@@ -181,11 +191,11 @@ def check_replaceable(folder: Path) -> None:
 def _check_rebuilds(written: Path, model: nn.Module, *, shown_as: Path) -> None:
     """Refuse files that build another network; equal outputs are asked for, as names and shapes do not show strides."""
     try:
-        rebuilt = load_exported(written)
+        rebuilt = _loaded(written, named=False)
     except ExportError as error:
         raise ExportError(
-            f"model_args do not describe the network to export to {shown_as}: {error.__cause__}; give those that "
-            "built it"
+            f"model_args do not describe the network to export to {shown_as}: {error.__cause__ or error}; give those "
+            "that built it"
         ) from error
     images = torch.randn(1, *image_shape(input_size(rebuilt)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -212,10 +222,12 @@ def read_export(folder: Path) -> dict[str, Any]:
     """Read `config.json` of an export folder.
 
     Raises:
-        ExportError: The folder is none, or its network is not one of timm's, built here and from nothing else.
+        ExportError: The folder is none, its network is not one of timm's, built here and from nothing else, or it is
+            another one than its `subnet.json` names.
     """
     config = _read_config(folder)
     _check_harmless(folder, config)
+    check_subnet(folder, config, folder / SUBNET)
     return config
 
 
