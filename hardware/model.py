@@ -199,8 +199,8 @@ class LatencyModel(CostModel):
         if low < 0 or (low == 0 and executed(fixed)):
             raise TableError(
                 f"by the latency table of {table.header.device!r} the fastest subnet takes {low:.4g} ms "
-                f"({', '.join(list(choices.values())[:5])}): scale {scale:.4g} and offset {offset:.4g} ms are of another "
-                "kind of net; calibrate the table on nets of this space"
+                f"({', '.join(list(choices.values())[:5])}): scale {scale:.4g} and offset {offset:.4g} ms are of "
+                "another kind of net; calibrate the table on nets of this space"
             )
 
     def latency(self, choices: Mapping[str, str]) -> float:

@@ -174,8 +174,8 @@ class LearnedModel:
         free = [key for key, entry in table.entries.items() if entry.predicted and not entry.ms]
         if free:
             warnings.warn(
-                f"the learned model predicts 0 ms for {len(free)} operators, first {free[0]}, so a search takes them for "
-                "free; measure them, or fit on more nets",
+                f"the learned model predicts 0 ms for {len(free)} operators, first {free[0]}, so they look free to a "
+                "search; measure them, or fit on more nets",
                 stacklevel=3,
             )
         return table

@@ -119,11 +119,11 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS)
 def test_operators_that_cannot_be(table, tmp_path, key):
-    with pytest.raises(TableError, match="has (an|a|kernel|stride)") as error:
+    with pytest.raises(TableError, match=r"has (an|a|kernel|stride)") as error:
         OpSpec.from_key(key)
     assert one_sentence(error)
     LatencyTable(table.header, {**table.entries, key: LatencyEntry(0.01, count=3)}).save(tmp_path / "table.yml")
-    with pytest.raises(TableError, match="table.yml has the operator .*; remove it") as error:
+    with pytest.raises(TableError, match=r"table.yml has the operator .*; remove it") as error:
         LatencyTable.load(tmp_path / "table.yml")
     assert one_sentence(error)
 
@@ -161,7 +161,7 @@ def test_the_fastest_subnet_must_take_time(tiny_ops, tiny_space):
     low, _ = LatencyModel(table, fixed=fixed, edges=edges).minimum()
     late = Calibration(1.0, -1.01 * low, 10)
     check_units(make_table(tiny_ops, calibration=late), "it")  # of nets of another space the table may be right
-    with pytest.raises(TableError, match="the fastest subnet takes -.*; calibrate the table") as error:
+    with pytest.raises(TableError, match=r"the fastest subnet takes -.*; calibrate the table") as error:
         LatencyModel(make_table(tiny_ops, calibration=late), fixed=fixed, edges=edges)
     assert one_sentence(error)
 
@@ -210,7 +210,7 @@ def test_predictions_of_no_device_make_no_table(learned, tiny_ops, factor):
     absurd = dataclasses.replace(learned, weights={name: factor * ms for name, ms in learned.weights.items()})
     learned.table(tiny_ops)
     for predict in (absurd.table, lambda ops: absurd.fill(make_table(ops[:1]), ops)):
-        with pytest.raises(TableError, match="what the learned model predicts (implies|has)|offset in what"):
+        with pytest.raises(TableError, match=r"what the learned model predicts (implies|has)|offset in what"):
             predict(tiny_ops)
 
 
