@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, Dataset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate, get_worker_info
 from torchvision.transforms.functional import to_pil_image
 
-from hardware.errors import PictureError, ProxylessError
+from hardware.errors import DataError, PictureError, ProxylessError
 
 from ..seeds import isolated_seed, seeded
 from .batches import BatchKey
@@ -169,22 +169,96 @@ class MemoryPictures(Dataset):
 
 
 def labels_of(dataset: Any) -> np.ndarray:
-    """Return the class number of every image, without reading the images where the data set lists its labels."""
-    if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1].numpy().astype(np.int64)
-    if isinstance(dataset, ConcatDataset):
-        return np.concatenate([labels_of(part) for part in dataset.datasets])
-    for name in ("targets", "labels", "_labels"):  # torchvision's classes use all three
-        values = getattr(dataset, name, None)
-        if values is not None and len(values) == len(dataset):
-            return np.asarray(values).astype(np.int64)
-    return np.array([_label_of(dataset, index) for index in range(len(dataset))])
+    """Return the class number of every image, without reading the images where the data set lists its labels.
+
+    Raises:
+        DataError: They are not one class number each.
+    """
+    listed = listed_labels(dataset)
+    if listed is None:
+        listed = [_label_of(dataset, index) for index in range(len(dataset))]
+    return np.array([class_number(label) for label in listed], dtype=np.int64)
 
 
-def _label_of(dataset: Any, index: int) -> int:
+def _label_of(dataset: Any, index: int) -> Any:
     try:
-        return int(dataset[index][1])
+        return dataset[index][1]
     except ProxylessError:
         raise
     except Exception as error:
         raise _named(dataset, index, error) from error
+
+
+def listed_labels(dataset: Any) -> Sequence[Any] | None:
+    """Return the label of every image as a data set lists them; None where only its items tell.
+
+    Raises:
+        DataError: It lists fewer labels than images, or more.
+    """
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        return list(dataset.tensors[1].numpy())
+    if isinstance(dataset, Subset):
+        within = listed_labels(dataset.dataset)
+        return None if within is None else [within[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [listed_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [label for part in parts for label in part or ()]
+    for name in ("targets", "labels", "_labels"):  # torchvision's classes use all three
+        values: Any = getattr(dataset, name, None)
+        if values is None or not hasattr(values, "__len__") or isinstance(values, Mapping):
+            continue
+        if len(values) != len(dataset):
+            raise DataError(
+                f"{type(dataset).__name__} lists {len(values)} labels (`{name}`) for {len(dataset)} images; give one "
+                "for each"
+            )
+        return list(np.asarray(values)) if isinstance(values, torch.Tensor | np.ndarray) else list(values)
+    for name in ("samples", "_samples"):  # pairs of a path and a class number
+        values = getattr(dataset, name, ())
+        pairs = isinstance(values, list | tuple) and len(values) == len(dataset)
+        if pairs and all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[1]) is int for pair in values):
+            return [label for _, label in values]
+    return None
+
+
+def class_number(label: Any, names: Mapping[str, int] | None = None) -> int:
+    """Return the number that a label says: a whole number, the name of a class, or a vector with a 1 at its place.
+
+    Raises:
+        DataError: It says none, or more than one.
+
+    >>> class_number(np.array([0, 0, 1])), class_number(torch.tensor([3.0])), class_number("cat", {"cat": 1})
+    (2, 3, 1)
+    """
+    value = label
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | list | tuple):
+        array = np.asarray(value)
+        if array.size == 1:
+            value = array.reshape(-1)[0]
+        elif array.ndim == 1 and array.dtype.kind in "biuf" and sorted(array.tolist())[-2:] == [0, 1]:
+            value = int(array.argmax()) if array.sum() == 1 and array.min() == 0 else None
+    if isinstance(value, str) and names is not None and value in names:
+        return names[value]
+    if isinstance(value, bool | np.bool_ | int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)
+    text = " ".join(repr(label).split())
+    raise DataError(f"the label {text if len(text) <= 60 else text[:57] + '...'} is no class number; give 0, 1, 2, ...")
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Refuse labels that are none of the classes.
+
+    Raises:
+        DataError: The first such image is named by its number.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"{where} is outside 0..{num_classes - 1}: image {wrong[0]} has {labels[wrong[0]]}"
+            + (f", and {len(wrong) - 1} more have others" if len(wrong) > 1 else "")
+            + "; correct the labels or the list of classes"
+        )

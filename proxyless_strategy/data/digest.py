@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .images import ImageData
 
@@ -16,6 +17,11 @@ SIZED_FILES = 10_000
 """So many files, evenly spread over the list, are asked for their sizes: a million would take minutes on a network."""
 HASHED_BYTES = 1 << 30
 """Of a larger array evenly spread rows of about so many bytes are hashed."""
+
+CONTENT_FILES = 1000
+"""Of so many files, evenly spread over those, what is in them is hashed: pictures without compression have one size."""
+CONTENT_BYTES = 1 << 20
+"""Of each, at most so many."""
 
 _ARRAYS = ("images", "data", "tensors", "labels", "_labels", "indices")
 _FILES = ("samples", "_samples", "_image_files")
@@ -25,9 +31,10 @@ _WITHIN = ("source", "dataset", "datasets")
 def data_digest(data: ImageData) -> str:
     """Say how many images and classes there are, and give a digest of what they are.
 
-    It covers the split, labels, class names, arrays' bytes, and files' paths (from the data set's root) and sizes; not
-    the bytes of files. Of a user's own data set class it covers its length and what lies under the names that
-    torchvision uses (`data`, `targets`, `samples`, ...).
+    It covers the split, labels, class names, arrays' bytes, files' paths (from the data set's root) and sizes, and what
+    is in up to `CONTENT_FILES` of them. Of a user's own data set class it covers its length, what lies under the names
+    that torchvision uses (`data`, `targets`, `samples`, ...), and any list of one path for each image; where a user's
+    function returned it, also its labels, whatever it holds for each image, and a few of its items.
 
         >>> data_digest(load_data(DataConfig(name="digits"), input_size=8, seed=0))
         '1004 + 434 + 359 images of 10 classes, 227ee2af4640'
@@ -67,6 +74,11 @@ class _Digest:
             self._add_arrays(held.get("targets"))
         for name in _FILES:
             self._add_files(held.get(name), str(held.get("root", "")))
+        for name in sorted(held.keys() - {*_FILES, *_WITHIN}):
+            if _is_paths(held[name], len(dataset)):
+                self._add_files(held[name], str(held.get("root", "")))
+        if isinstance(held.get("fingerprint"), str):
+            self.add_text(held["fingerprint"])
         for name in _WITHIN:
             inner = held.get(name)
             for part in inner if isinstance(inner, list | tuple) else [inner]:
@@ -96,6 +108,25 @@ class _Digest:
         self.add_text(array.dtype, tuple(array.shape))
         self._hash.update(content.data)
 
+    def add_value(self, value: Any) -> None:
+        """Hash plain values, arrays, pictures, and lists and mappings of them; of anything else its type alone."""
+        if value is None or isinstance(value, str | bytes | bool | int | float | os.PathLike):
+            self.add_text(type(value).__name__, value)
+        elif isinstance(value, Image.Image):
+            self.add_text(value.mode, value.size)
+            self._hash.update(value.tobytes())
+        elif isinstance(value, torch.Tensor | np.ndarray):
+            self._add_arrays(value)
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                self.add_text(key)
+                self.add_value(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                self.add_value(inner)
+        else:
+            self.add_text(type(value).__name__)
+
     def _add_files(self, value: Any, root: str) -> None:
         if not isinstance(value, list | tuple) or id(value) in self._seen:
             return
@@ -103,12 +134,15 @@ class _Digest:
         paths, labels = _paths_and_labels(value)
         names = [path.removeprefix(root) for path in paths]
         self.add_text(*names, *labels)
-        self.add_text(*(self._mark(path) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
+        self.add_text(*(self._mark(path, _size) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
+        self.add_text(*(self._mark(path, file_mark) for path in paths[:: max(1, -(-len(paths) // CONTENT_FILES))]))
 
-    def _mark(self, path: str) -> Any:
+    def _mark(self, path: str, mark: Callable[[str], Any]) -> Any:
+        """What is known of a file: its size, or its size and content; of a replaced one what was known before."""
         if self._replaced and os.path.abspath(path) in self._replaced:
-            return self._replaced[os.path.abspath(path)]
-        return _size(path)
+            before = str(self._replaced[os.path.abspath(path)])
+            return before.split()[0] if mark is _size else before
+        return mark(path)
 
 
 def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]:
@@ -122,7 +156,38 @@ def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]
 
 def file_mark(path: str) -> Any:
     """Return what the digest knows of a file beside its path: a plain value, which changes with the file."""
-    return _size(path)
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            digest.update(file.read(CONTENT_BYTES))
+            return f"{os.fstat(file.fileno()).st_size} {digest.hexdigest()[:12]}"
+    except OSError:
+        return f"{_size(path)} unreadable"  # the loader names it when it comes to it
+
+
+def rows_digest(dataset: Any) -> str:
+    """Digest all that a data set holds one of for each image, under whatever name."""
+    digest = _Digest({})
+    for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
+        if hasattr(value, "__len__") and len(value) == len(dataset):
+            digest.add_text(name)
+            digest.add_value(value)
+    return digest.hexdigest()
+
+
+def item_digest(items: Sequence[Any]) -> str:
+    """Digest some items, whatever a data set gives."""
+    digest = _Digest({})
+    digest.add_value(items)
+    return digest.hexdigest()
+
+
+def _is_paths(value: Any, length: int) -> bool:
+    """Whether a value is a list of one path, or one tuple that begins with a path, for each image."""
+    if not isinstance(value, list | tuple) or not value or len(value) != length:
+        return False
+    firsts = (entry[0] if isinstance(entry, tuple | list) and entry else entry for entry in value)
+    return all(isinstance(first, str | os.PathLike) for first in firsts)
 
 
 def _size(path: str) -> int:

@@ -14,12 +14,14 @@ from hardware.errors import ConfigError, DataError
 from search_spaces.user_function import import_function
 
 from ..config import DataConfig
-from .datasets import ItemImages, TensorImages, labels_of
+from .datasets import ItemImages, TensorImages, check_labels, labels_of
 from .images import ImageData
 from .pictures import channels_of_all
 from .reading import Reader, background_colour
 from .transforms import default_normalisation, plain_transform, tensor_augment, train_transform, unchanged
+from .user_items import user_parts
 
+_PARTS = ("weights", "architecture", "test")
 SOURCES = "digits, imagefolder, torchvision:CLASS or module:function"
 
 
@@ -57,17 +59,17 @@ def load_function(config: DataConfig, *, input_size: int) -> ImageData:
                 "make them equal"
             )
         return returned
-    if not isinstance(returned, Sequence) or len(returned) != 3:
+    if isinstance(returned, Mapping) and sorted(returned) == sorted(_PARTS):
+        returned = [returned[part] for part in _PARTS]
+    if not isinstance(returned, Sequence) or isinstance(returned, str) or len(returned) != 3:
         raise DataError(
             f"{config.name} must return an ImageData or three data sets (weights, architecture, test), "
             f"but returned {type(returned).__name__}"
         )
-    parts = dict(zip(("weights", "architecture", "test"), returned, strict=True))
+    parts = dict(zip(_PARTS, returned, strict=True))
     if len({id(part) for part in parts.values()}) < 3:
         raise DataError(f"{config.name} returned one data set twice; weights, architecture and test must not overlap")
-    for part, dataset in parts.items():
-        if not len(dataset):
-            raise DataError(f"{config.name} returned an empty data set for {part}; give it images")
+    parts = user_parts(config.name, parts)
     return _from_parts(config, parts, input_size=input_size)
 
 
@@ -78,8 +80,7 @@ def _from_parts(config: DataConfig, parts: Mapping[str, Any], *, input_size: int
     labels = {part: labels_of(dataset) for part, dataset in parts.items()}
     num_classes = len(names) if names else int(max(values.max() for values in labels.values())) + 1
     for part, values in labels.items():
-        if values.min() < 0 or values.max() >= num_classes:
-            raise DataError(f"{config.name}: a label of {part} is outside 0..{num_classes - 1}")
+        check_labels(values, num_classes, f"{config.name}: a label of {part}")
     both: Dataset = ConcatDataset([parts["weights"], parts["architecture"]])
     plain: Callable[[Any], torch.Tensor]
     reader: Reader | None = None

@@ -11,6 +11,7 @@ from hardware.errors import DataError
 
 from ..config import DataConfig
 from .datasets import MemoryPictures
+from .first_batches import check_first_batches
 from .function_source import find_function, load_function
 from .imagefolder_source import check_imagefolder, load_imagefolder
 from .images import ImageData
@@ -52,6 +53,7 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
     if config.skip_unreadable:
         data = without_unreadable(data)
     look_at(data)
+    check_first_batches(data, config.name)
     if config.num_classes is None or config.num_classes == data.num_classes:
         return data
     if config.num_classes < data.num_classes:

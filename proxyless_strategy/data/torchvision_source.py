@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from hardware.errors import DataError
+from hardware.errors import DataError, PictureError
 from hardware.reading import Unreadable, bytes_of, check_regular, cut, is_there, shown, unpacked
 
 from ..config import DataConfig
-from .datasets import labels_of
+from .datasets import check_labels, class_number, labels_of
 from .drawn import draw_cifar10
 from .images import ImageData
 from .pictures import PICTURE_OPTIONS, channels_of_all, image_data, picture_options
 from .plain_pickles import arrays_alone
 from .reading import background_colour
+from .user_items import described
 
 PREFIX = "torchvision:"
+_MISSING = re.compile(r"not found|not exist|download", re.IGNORECASE)
+"""Words of torchvision about files that are not there; it has no error of its own for that."""
 MEMORY_LIMIT = 2**30
 """Bytes of decoded images up to which a data set is kept in memory."""
 
@@ -32,23 +36,33 @@ MEMORY_LIMIT = 2**30
 def load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
     """Load a class of `torchvision.datasets` with a train and a test part.
 
+    All of `data.options` that are not about pictures reach its constructor. One that differs between the parts is given
+    as a mapping: `split: {train: train-standard, test: val}`. A `split` of one name is that of the train part.
+
     Raises:
         DataError: There is no such class, its files are missing, an option is impossible, or a class is too small to
             be divided.
     """
     train = torchvision_part(config, train=True)
     test = torchvision_part(config, train=False)
-    image = train[0][0]
-    if not isinstance(image, Image.Image):
-        raise DataError(f"{config.name} gives {type(image).__name__}, not images; use another data set")
+    labels = {}
+    for part, dataset in (("train", train), ("test", test)):
+        if not len(dataset):
+            raise DataError(
+                f"the {part} part of {config.name} has no image; give another split, or look into data.root"
+            )
+        labels[part] = _labels(config.name, part, dataset)
     channels = channels_of_all(train, test, background=background_colour(config.background))
     options = picture_options(config, channels=channels, others=True)
     size = (len(train) + len(test)) * options.channels * input_size**2
     names = getattr(train, "classes", None)
+    num_classes = len(names) if names else int(labels["train"].max()) + 1
+    for part, values in labels.items():
+        check_labels(values, num_classes, f"{config.name}: a label of the {part} part")
     return image_data(
         config,
         train=train,
-        train_labels=labels_of(train),
+        train_labels=labels["train"],
         test=test,
         class_names=tuple(str(name) for name in names) if names else None,
         options=options,
@@ -57,6 +71,33 @@ def load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> Image
         input_size=input_size,
         seed=seed,
     )
+
+
+def _labels(name: str, part: str, dataset: Any) -> np.ndarray:
+    """Return the labels of a part, checked against its first items.
+
+    Raises:
+        DataError: Items are no pairs of an image and a class number, or other ones than the data set lists.
+    """
+    try:
+        labels = labels_of(dataset)
+        for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+            try:
+                item = dataset[index]
+            except (OSError, PictureError):  # it is named, or left out, later on
+                continue
+            if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], Image.Image):
+                raise DataError(f"item {index} is {described(item)}, not a picture and a class; use another data set")
+            if class_number(item[1]) != labels[index]:
+                raise DataError(f"item {index} has the class {item[1]}, but the data set lists {labels[index]} for it")
+    except DataError as error:
+        raise DataError(f"{name}, {part} part: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{name}, {part} part: reading its labels raised {type(error).__name__}: {reason}; look into data.root"
+        ) from error
+    return labels
 
 
 def torchvision_part(config: DataConfig, *, train: bool) -> Any:
@@ -69,39 +110,90 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
     found: Any = getattr(torchvision_datasets, name, None)
     if not (inspect.isclass(found) and issubclass(found, torchvision_datasets.VisionDataset)):
         raise DataError(f"torchvision has no data set {name!r}; take a class of torchvision.datasets")
-    parameters = inspect.signature(found.__init__).parameters
-    if not {"train", "split"} & parameters.keys() or "root" not in parameters:
-        raise DataError(f"torchvision's {name} has no train and test part; use another data set or module:function")
-    if config.root is None:
-        raise DataError(f"data.root is missing; give the folder that holds torchvision's {name}")
-    arguments = {key: value for key, value in config.options.items() if key not in PICTURE_OPTIONS}
-    unknown = arguments.keys() - parameters.keys()
-    if unknown:
-        known = sorted({*PICTURE_OPTIONS, *parameters} - {"self", "root", "transform", "target_transform", "train"})
-        raise DataError(f"unknown data option {sorted(unknown)[0]!r}; {name} takes {', '.join(known)}")
-    if "train" in parameters:
-        arguments["train"] = train
-    else:
-        arguments["split"] = "train" if train else "test"
-    if config.draw is not None:
-        draw_cifar10(config.root, config.draw)
-        found = _unchecked(found)
-    if issubclass(found, torchvision_datasets.MNIST) and (_idx_file(config.root, "train-images-idx3-ubyte")):
-        found = _flat(found)
+    arguments = _arguments(config, found, name, train=train)
+    if "root" in _parameters(found):
+        if config.root is None:
+            raise DataError(f"data.root is missing; give the folder that holds torchvision's {name}")
+        arguments["root"] = str(config.root)
+    if config.root is not None:
+        if config.draw is not None:
+            draw_cifar10(config.root, config.draw)
+            found = _unchecked(found)
+        if issubclass(found, torchvision_datasets.MNIST) and (_idx_file(config.root, "train-images-idx3-ubyte")):
+            found = _flat(found)
     try:
         with warnings.catch_warnings():
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
             with arrays_alone():
-                for name in _folders(found):
-                    _check_files(config.root / name)
-                return found(root=str(config.root), **arguments)
+                for folder in _folders(found) if config.root is not None else ():
+                    _check_files(config.root / folder)
+                return found(**arguments)
     except Exception as error:
-        download = "" if arguments.get("download") else ", or set data.options.download: true"
         reason = cut(" ".join(str(error).split()), 300)
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | Unreadable) or _MISSING.search(reason)
+        if not missing:
+            given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items() if key != "root")
+            raise DataError(
+                f"torchvision's {name} cannot be made{f' with {cut(given)}' if given else ''}: {type(error).__name__}: "
+                f"{reason}; correct data.options, or what is in data.root = {config.root}"
+            ) from error
+        download = "" if arguments.get("download") else ", or set data.options.download: true"
         raise DataError(
             f"cannot read torchvision's {name} in {config.root}: {reason}; put it there{download}"
         ) from error
+
+
+def _arguments(config: DataConfig, found: Any, name: str, *, train: bool) -> dict[str, Any]:
+    """Return what the constructor of a part is called with: all of the user's options, and which part it is.
+
+    An option whose value is a mapping of `train` and `test` has a value of its own for each part.
+
+    Raises:
+        DataError: An option is unknown, belongs to the search, or does not tell the parts apart.
+    """
+    parameters = _parameters(found)
+    given = {key: value for key, value in config.options.items() if key not in PICTURE_OPTIONS}
+    for key, remedy in (("root", "give data.root"), ("train", "leave it out, as both parts are read")):
+        if key in given:
+            raise DataError(f"data.options.{key} = {given[key]!r} is not an option of {name} here; {remedy}")
+    unknown = sorted(given.keys() - parameters)
+    if unknown:
+        known = sorted({*PICTURE_OPTIONS, *parameters} - {"self", "root", "transform", "target_transform", "train"})
+        raise DataError(f"unknown data option {unknown[0]!r}; {name} takes {', '.join(known)}")
+    parts: dict[str, dict[str, Any]] = {}
+    for part in ("train", "test"):
+        parts[part] = {key: value[part] if _by_part(value) else value for key, value in given.items()}
+        if "train" in parameters:
+            parts[part]["train"] = part == "train"
+        elif "split" in parameters and ("split" not in given or (part == "test" and not _by_part(given["split"]))):
+            parts[part]["split"] = part
+    if parts["train"] == parts["test"]:
+        if "split" not in parameters:
+            raise DataError(
+                f"torchvision's {name} has no train and test part; give an option that tells them apart as "
+                "data.options: {NAME: {train: VALUE, test: VALUE}}, or use another data set or module:function"
+            )
+        raise DataError(
+            f"data.options.split = {given['split']!r} is that of the test part too; write {{train: NAME, test: NAME}}"
+        )
+    return parts["train" if train else "test"]
+
+
+def _parameters(found: Any) -> set[str]:
+    """Return the names of a constructor's arguments, also of those handed on as `**kwargs` (EMNIST's `train`)."""
+    names: set[str] = set()
+    for each in found.__mro__:
+        if "__init__" in vars(each):
+            given = inspect.signature(each.__init__).parameters.values()
+            names |= {one.name for one in given if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+            if all(one.kind is not one.VAR_KEYWORD for one in given):
+                break
+    return names
+
+
+def _by_part(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"train", "test"}
 
 
 def _unchecked(found: Any) -> Any:

@@ -72,10 +72,10 @@ def test_a_function_that_returns_image_data(user_module: Any) -> None:
         ((tensors(2), tensors(2), tensors(0)), "returned an empty data set for test"),
         ([tensors(2)] * 3, "returned one data set twice"),
         ((tensors(2, 9), tensors(2, 9), tensors(2, 9)), "gives images of 2 x 9 x 9, but input_size is 8"),
-        ((Listed(["x"], [0]), tensors(2), tensors(2)), "gives images as str; give PIL images"),
+        ((Listed(["x"], [0]), tensors(2), tensors(2)), "gives images as str 'x'; give PIL images"),
         (
-            tuple(Listed([torch.zeros(1, 8, 8).byte()] * 2, [0, 1]) for _ in range(3)),
-            r"gives images as torch.uint8 of \(1, 8, 8\)",
+            tuple(Listed([torch.zeros(1, 8, 8).long()] * 2, [0, 1]) for _ in range(3)),
+            r"gives images as torch.int64 of \(1, 8, 8\)",
         ),
         ((tensors(2), Listed([torch.zeros(2, 8, 8)], [-1]), tensors(2)), r"label of architecture is outside 0..1"),
         (tuple(Listed([torch.zeros(1, 8, 8)], [0]) for _ in range(3)), "the data set has 1 class"),
