@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from hardware.errors import DataError
 
 from .reading import open_picture
+from .state import SETTLED_NS
 
 SUFFIXES = (
     *IMG_EXTENSIONS,
@@ -30,10 +32,12 @@ class ImageFolder(torchvision_datasets.ImageFolder):
     Attributes:
         others: How many files are no pictures by their names, by the ends of these.
         changed: When each folder that was listed had last changed, in ns.
+        listed: When they were, in ns.
     """
 
     def __init__(self, root: str):
         self.others: Counter[str] = Counter()
+        self.listed = time.time_ns()
         self.changed = {root: os.stat(root).st_mtime_ns}
         try:
             super().__init__(root, loader=open_picture)
@@ -67,7 +71,9 @@ class ImageFolder(torchvision_datasets.ImageFolder):
         return files
 
     def is_true(self) -> bool:
-        """Say whether the folders are still as they were listed."""
+        """Say whether the folders are still as they were listed, as far as the file system's clock can tell."""
+        if max(self.changed.values()) > self.listed - SETTLED_NS:
+            return False
         try:
             return all(os.stat(folder).st_mtime_ns == changed for folder, changed in self.changed.items())
         except OSError:

@@ -22,6 +22,7 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 from ..config import SearchConfig
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
+from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
 from .early_checks import check_phases, check_trainer
 from .same_run import check_same_run
@@ -68,31 +69,38 @@ class Prepared:
 class Library:
     """What the searches of one process read once between them: every table, and the latest data set.
 
-    Earlier data sets are let go, as the images of one may fill a GiB.
+    Earlier data sets are let go, as the images of one may fill a GiB. What has changed on the disk is read again.
     """
 
     def __init__(self) -> None:
-        self._key = ""
+        self._key: tuple[str, str | None] = ("", None)
         self._data: ImageData | None = None
-        self._tables: dict[Path, LatencyTable] = {}
+        self._tables: dict[Path, tuple[FileState, LatencyTable]] = {}
 
     def data(self, config: SearchConfig) -> ImageData:
         """Return a search's images."""
-        key = config.model_dump_json(include={"data", "input_size", "seed"})
-        if self._data is None or key != self._key:
+        # asked before they are read: what changes meanwhile shows as a change
+        state = source_state(config.data)
+        key = (config.model_dump_json(include={"data", "input_size", "seed"}), state)
+        if self._data is None or state is None or key != self._key:
             self._data = load_data(config.data, input_size=config.input_size, seed=config.seed)
             self._key = key
         return self._data
 
     def table(self, path: Path) -> LatencyTable | None:
         """Return the table at a path; None where there is none yet."""
-        if path not in self._tables and path.exists():
-            self._tables[path] = LatencyTable.load(path)
-        return self._tables.get(path)
+        state = file_state(path)
+        if state is None:
+            return None
+        if path not in self._tables or self._tables[path][0] != state:
+            self._tables[path] = (state, LatencyTable.load(path))
+        return self._tables[path][1]
 
     def keep(self, path: Path, table: LatencyTable) -> LatencyTable:
         """Remember a table that was just measured."""
-        self._tables[path] = table
+        state = file_state(path)
+        if state is not None:
+            self._tables[path] = (state, table)
         return table
 
 
