@@ -126,8 +126,9 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
             with arrays_alone():
-                for folder in _folders(found) if config.root is not None else ():
-                    _check_files(config.root / folder)
+                if config.root is not None:
+                    for folder in _folders(found):
+                        _check_files(config.root / folder)
                 return found(**arguments)
     except Exception as error:
         reason = cut(" ".join(str(error).split()), 300)
