@@ -10,6 +10,8 @@ or `PROXYLESS_PRESET=smoke` in the environment of nnictl). Sweeps and `--set` ar
       smoke:
         input_size: 64
         search: {epochs: 2}         # batch_size stays 256
+
+YAML is read as `hardware.yaml_text` says: each key once, and no `yes`, `010` or `1:30`, which readers take differently.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def test_a_row_without_a_folder_that_can_be_read_is_told(
 
     script.act = act
     run_experiment(sandbox.config)
-    assert "old/parameters.json (JSONDecodeError" in capsys.readouterr().err
+    assert "old/parameters.json (it is no valid JSON" in capsys.readouterr().err
 
 
 # ---- retries ---------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_resume_refuses_another_experiment(script: Script, sandbox: Sandbox) -> 
     with pytest.raises(ConfigError, match=r"other settings \(search.yml: seed\)"):
         run_experiment(sandbox.config, resume=True)
     (sandbox.out / EXPERIMENT_FILE).write_text("{")
-    with pytest.raises(ConfigError, match=r"cannot read .*experiment.json \(JSONDecodeError"):
+    with pytest.raises(ConfigError, match=r"cannot read .*experiment.json \(it is no valid JSON"):
         run_experiment(sandbox.config, resume=True)
 
 
