@@ -1,0 +1,52 @@
+"""Why a file or a text cannot be read, by its reason; whole readers are tested in `proxyless_strategy/test_readers.py`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hardware.reading import JSON_BYTES, Unreadable, bytes_of, json_of, opened, parse_json, shown, text_of, unpacked
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1, "b": 2, "a": 3}', "it has the key 'a' twice"),
+        ('{"a": {"b": [1, NaN]}}', r"a\.b\.1 is nan, no finite number"),
+        ('{"a": -Infinity}', "a is -inf, no finite number"),
+        ('{"a": 9223372036854775808}', "a is 9223372036854775808, a number beyond 64 bits"),
+        ('{"a": "\\ud800"}', "a holds half of a character"),
+        ('["\\u0000"]', "0 holds the character NUL"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
+        ("{\n\n", "no valid JSON at line 3"),
+    ],
+)
+def test_why_a_text_is_no_json_of_ours(text, reason):
+    with pytest.raises(Unreadable, match=reason):
+        parse_json(text)
+    assert parse_json('{"history": [NaN]}', nonfinite=["history"])["history"] != 1
+
+
+def test_why_a_file_is_no_text(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(Unreadable, match=r"no text in UTF-8 \(at byte 1\)"):
+        text_of(path)
+    path.write_bytes(b"\xef\xbb\xbf[1]")
+    assert json_of(path) == [1]
+    with pytest.raises(Unreadable, match="more than"):
+        bytes_of(path, limit=5)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(Unreadable, match=r"no regular file \(a pipe\)"), opened(path):
+        pass
+    with pytest.raises(Unreadable, match=r"no regular file \(a device\)"):
+        bytes_of("/dev/zero", limit=JSON_BYTES)
+    with pytest.raises(Unreadable, match="it is no whole file of gzip"):
+        unpacked(b"\x1f\x8b\x08")
+
+
+def test_a_value_in_a_message_is_a_line():
+    assert len(shown({"a" * 10_000: ["b" * 10_000] * 1000})) <= 100
+    assert shown("a\nb") == r"'a\nb'"
