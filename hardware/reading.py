@@ -36,14 +36,8 @@ JSON_BYTES = 2**25
 ARRAY_BYTES = 2**31
 """Most bytes of arrays that are read into memory as a whole."""
 
-_TYPES = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "a mapping",
-    list: "a list",
-}
+_TYPES: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_TYPES |= {dict: "a mapping", list: "a list"}
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 _repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = 4
@@ -237,6 +231,8 @@ def parse_json(text: str, *, nonfinite: Collection[str] = ()) -> Any:
         raise Unreadable("it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise Unreadable(f"it is no valid JSON at line {error.lineno} (perhaps truncated)") from None
+    except Unreadable:
+        raise
     except ValueError:  # Python's own limit of a number's digits
         raise Unreadable("it is no valid JSON: a number has thousands of digits") from None
     check_values(found, nonfinite=nonfinite)
