@@ -129,6 +129,8 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
                 if config.root is not None:
                     for folder in _folders(found):
                         _check_files(config.root / folder)
+                    if issubclass(found, torchvision_datasets.CIFAR10) and not arguments.get("download"):
+                        _check_there(found, config.root)
                 return found(**arguments)
     except Exception as error:
         reason = cut(" ".join(str(error).split()), 300)
@@ -220,6 +222,13 @@ def _flat(found: Any) -> Any:
             return torch.from_numpy(images), torch.from_numpy(labels).long()
 
     return Flat
+
+
+def _check_there(found: Any, root: Path) -> None:
+    """Name the file of CIFAR that is missing, which torchvision does not."""
+    for file in (name for name, _ in (*found.train_list, *found.test_list)):
+        if not (root / found.base_folder / file).is_file():
+            raise FileNotFoundError(f"{found.base_folder}/{file} is missing")
 
 
 def _folders(found: Any) -> tuple[str, ...]:
