@@ -234,6 +234,7 @@ def test_a_picture_that_was_replaced_is_no_other_data_set(tmp_path: Path, capsys
     with pytest.raises(PictureError), noting_unreadable(out):
         batches(load(), "test")
     assert data_digest(load()) == begun
+    assert (load().record(), capsys.readouterr().err) == ({}, ""), "nothing was replaced yet"
     shutil.copy(other, bad)
     data = load()
     assert data_digest(data) == begun
