@@ -10,13 +10,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from hardware.errors import ProxylessError
+
 GRACE_SECONDS = 30.0
 """What a stopped command has to unwind; then it is ended, as when it waits in a collective for a dead process."""
+HOLD_SECONDS = 10.0
+"""What of these a loop has to come to where it can save its state; then it is stopped where it is."""
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -33,6 +38,9 @@ class _State:
         self.handled: dict[int, Any] = {}
         """The handlers of before, by signal."""
         self.holds = 0
+        self.saving = False
+        self.overdue = False
+        """Whether a loop that holds stops has had its time."""
         self.lost = False
         self.over = threading.Event()
 
@@ -74,7 +82,7 @@ def stopped_in_order(remedy: str = "repeat the command to continue") -> Iterator
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Put a stop off until `leave_if_asked`, or until the end of the context, for `GRACE_SECONDS` at most.
+    """Put a stop off until `leave_if_asked`, or until the end of the context, for `HOLD_SECONDS` at most.
 
     For a loop that can save its state between two steps, and not within one.
     """
@@ -91,15 +99,21 @@ def held() -> Iterator[None]:
 
 
 def leave_if_asked(save: Callable[[], object] | None = None) -> None:
-    """Stop here if a signal asked for it while stops were `held`; call `save` first.
+    """Stop here if a signal asked for it while stops were `held`; call `save` first, and say why where that fails.
 
     Raises:
         Stopped: One did.
     """
-    if _state is not None and _state.number is not None:
+    state = _state
+    if state is not None and state.number is not None:
+        number, state.saving = state.number, True
         if save is not None:
-            save()
-        raise Stopped(128 + _state.number)
+            try:
+                save()
+            except ProxylessError as error:
+                # The last checkpoint stands, so that the sentence of the stop is true all the same.
+                _say(str(error))
+        raise Stopped(128 + number)
 
 
 def reclaim() -> None:
@@ -129,7 +143,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if state is None or state.number is not None:
         return
     state.number = number
-    if not state.holds:
+    if not state.holds or state.overdue:
         raise Stopped(128 + number)
 
 
@@ -186,11 +200,13 @@ def _watch(reader: int, state: _State) -> None:
             if not caught:
                 return
             number = next((byte for byte in caught if byte in state.handled), None)
-        for _ in range(int(GRACE_SECONDS / 0.2)):
+        asked = time.monotonic()
+        while time.monotonic() < asked + GRACE_SECONDS:
             if state.over.wait(0.2):
                 return
-            if state.lost:
-                state.lost, state.number = False, None
+            late = state.holds > 0 and not state.saving and time.monotonic() > asked + HOLD_SECONDS
+            if state.lost or (late and not state.overdue):
+                state.lost, state.number, state.overdue = False, None, state.overdue or late
                 os.kill(os.getpid(), number)
         _end_children()
         _say(f"{_name(number)}: ended, as it did not stop within {GRACE_SECONDS:.0f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -15,6 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from hardware.errors import CheckpointError
 
+from .. import signals
 from ..checkpoints import (
     checkpoint_names,
     latest_checkpoint,
@@ -129,7 +131,7 @@ def find_checkpoints(prepared: Prepared, *, first: bool = True) -> SearchCheckpo
 
 
 class SearchCheckpoints(Checkpoint):
-    """Writes a search's checkpoint at the end of each epoch and every so many minutes within one.
+    """Writes a search's checkpoint at the end of each epoch, every so many minutes within one, and when it is stopped.
 
     Give it to the trainer as a callback and its `files` as a plugin. Lightning's `ModelCheckpoint` will not do: its
     file goes through TMPDIR, it has no clock under manual optimisation, and what it saves within an epoch continues
@@ -161,6 +163,7 @@ class SearchCheckpoints(Checkpoint):
         self._metrics: dict[str, Any] = {}
         self._exact: dict[str, torch.Tensor] = {}
         self._within_epoch = False
+        self._hold: ExitStack | None = None
 
     # ---- continuing --------------------------------------------------------------------------------------------
 
@@ -229,19 +232,46 @@ class SearchCheckpoints(Checkpoint):
                 own[name].copy_(value)
             self._exact = {}
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # A step that a signal cuts in two cannot be gone on with. Several processes hear it at different steps.
+        if trainer.world_size == 1 and self._hold is None:
+            self._hold = ExitStack()
+            self._hold.enter_context(signals.held())
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._add_sums(trainer)
         # After the last batch comes the epoch's own checkpoint.
-        if not trainer.is_last_batch and self._due(trainer):
-            self._within_epoch = True
-            try:
-                self.save(trainer)
-            finally:
-                self._within_epoch = False
+        if trainer.is_last_batch:
+            return
+        if trainer.world_size == 1:
+            signals.leave_if_asked(lambda: self._save_within_epoch(trainer))
+        if self._due(trainer):
+            self._save_within_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._sums = {}
         self.save(trainer)
+        if trainer.world_size == 1:
+            signals.leave_if_asked()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        # Finalists are compared next, which takes long and has nothing to save.
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # Told of it, the context does not stop once more while the exception is on its way.
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.__exit__(type(exception), exception, exception.__traceback__)
+
+    def _save_within_epoch(self, trainer: Any) -> None:
+        self._within_epoch = True
+        try:
+            self.save(trainer)
+        finally:
+            self._within_epoch = False
 
     def save(self, trainer: Any) -> None:
         """Write a checkpoint now; all processes must call it."""

@@ -10,11 +10,11 @@ from .. import signals
 
 
 class OwnSignals(Callback):
-    """Takes the signals back when a fit starts.
+    """Takes the signals back when training starts: Lightning takes them after `on_fit_start`.
 
     Lightning's handler of SIGTERM ends a training as if it had reached its end, with status 0, and broadcasts from
     within the handler, which waits for ever where another process waits in something else.
     """
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         signals.reclaim()

@@ -73,7 +73,7 @@ CASES = [
         "search",
         signal.SIGTERM,
         143,
-        {"search.finalists": 1000},
+        {"search.finalists": 1000, "search.steps_per_update": 1},
         id="while finalists are compared",
         marks=pytest.mark.slow,
     ),
@@ -86,7 +86,7 @@ def test_a_stopped_search_says_so_and_goes_on(
     command: str, number: int, status: int, changes: dict[str, object], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    epochs = 1 if "search.finalists" in changes else 100_000
+    epochs = 2 if "search.finalists" in changes else 100_000
     path = config_file(tmp_path, **{**changes, "search.epochs": epochs, "search.batch_size": 512})
     arguments = [f"proxyless_strategy.{'trial' if command == 'trial' else 'cli'}", *[command][: command != "trial"]]
     written = (out / SEARCH_CHECKPOINT).exists

@@ -77,7 +77,7 @@ def searched(path, *, rule="gradient", minutes=EACH_BATCH, stop=-1, resume=False
         rule=rule,
         module=Logging({"gradient": "step", "reinforce": "epoch"}[rule]),
         space=lambda: tiny.TinySpace(dropout=0.2),
-        callbacks=[log, saved, StopAt(stop)],
+        callbacks=[log, saved, StopAt(stop) if isinstance(stop, int) else stop],
         trainer={"plugins": [saved.files], "precision": precision},
         ckpt_path=saved.latest,
         **{"epochs": 4, "samples": 3, "steps_per_update": 4, **options},
