@@ -306,6 +306,8 @@ class RetrainSettings(_Section):
     """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""
     threads: ThreadCount | None = None
     """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
+    checkpoint_every: float = Field(10.0, gt=0, le=1440)
+    """Minutes between two checkpoints within an epoch, in one process; each epoch's end writes one too."""
 
 
 class SearchConfig(_Section):
@@ -372,9 +374,8 @@ class SearchConfig(_Section):
         They are all but `out`, when checkpoints are written, and what may differ in them. A run folder keeps them in
         `config.json`, and only a search with equal ones continues there.
         """
-        settings = json.loads(
-            self.model_dump_json(exclude={"out": True, "search": {"checkpoint_every", "resume_anyway"}})
-        )
+        excluded = {"out": True, "search": {"checkpoint_every", "resume_anyway"}, "retrain": {"checkpoint_every"}}
+        settings = json.loads(self.model_dump_json(exclude=excluded))
         # Folders of earlier versions lack the key, and go on all the same.
         for section in filter(None, (settings["search"], settings["retrain"])):
             if section["threads"] is None:

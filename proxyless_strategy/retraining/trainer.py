@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hardware.errors import CheckpointError, DataError, TrainingError
 
-from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers, write_checkpoint
+from .. import signals
+from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers
 from ..config import RetrainSettings
 from ..data.batches import EpochBatches
 from ..data.digest import data_digest
@@ -30,6 +32,7 @@ from ..data.images import ImageData
 from ..seeds import seeded
 from ..strategy.nonfinite import blame, is_finite, largest
 from ..threads import Threads, crowded, settle, training_step
+from .checkpoints import TrainingCheckpoints, random_state, set_random_state
 from .setup import make_optimizer, make_scheduler, training_loader
 
 FORMAT = "proxyless-retrain/1"
@@ -87,8 +90,9 @@ def train(
     """Train a network from fresh weights on the weight and architecture images together, and tests it once.
 
     Every epoch is a function of (seed, epoch) and of the state at its start. So a run that was killed continues from
-    its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. The random numbers
-    of the caller stay as they are.
+    its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. One process also
+    writes checkpoints within an epoch, every `settings.checkpoint_every` minutes and when a signal ends it: with the
+    random numbers of that update. The random numbers of the caller stay as they are.
 
     Within a process group (torchrun, or `retraining.folder.retrain` with several devices) each process trains on its
     share of every batch; batch norms count their own share. The first process writes the checkpoint and tests.
@@ -99,8 +103,8 @@ def train(
         settings: Recipe. Mixup replaces the hard labels, weight decay spares biases and norms, and the weights'
             moving average has a warm-up, so that it is of use in a short training too.
         seed: Seed of the fresh weights, the order of images, augmentation and dropout.
-        checkpoint: File that is written before the first and after each epoch, and continued from if it exists; until
-            the end the one before is kept too, see `proxyless_strategy.checkpoints`.
+        checkpoint: File that is written before the first epoch, within each (see above) and after it, and continued
+            from if it exists; until the end the one before is kept too, see `proxyless_strategy.checkpoints`.
         on_epoch: Called after each epoch with epoch (1, 2, ...), epochs, loss, accuracy (of the training images as
             they were augmented), learning_rate and seconds.
         progress: Show a progress bar on standard error.
@@ -120,18 +124,27 @@ def train(
             torch.cuda.manual_seed_all(seed)
         model = build()
     training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {})
-    if checkpoint is not None and not training.resume(checkpoint) and training.rank == 0:
-        # Before the first epoch: a path that cannot be written shows now, and not after hours.
-        write_checkpoint(checkpoint, training.state())
-    with _progress_bar(shown=progress and training.rank == 0) as bar:
+    begun = checkpoint is not None and training.resume(checkpoint)
+    alone, saved = training.replicas == 1, None
+    if checkpoint is not None and training.rank == 0:
+        minutes = settings.checkpoint_every
+        saved = TrainingCheckpoints(checkpoint, minutes=minutes, state=training.state, alone=alone)
+        if not begun:
+            # Before the first epoch: a path that cannot be written shows now, and not after hours.
+            saved.write()
+    # An update that a signal cuts in two cannot be gone on with.
+    holding = alone and saved is not None
+    with _progress_bar(shown=progress and training.rank == 0) as bar, signals.held() if holding else nullcontext():
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
         while training.epoch < settings.epochs:
-            report = training.run_epoch()
-            if checkpoint is not None and training.rank == 0:
-                write_checkpoint(checkpoint, training.state())
+            report = training.run_epoch(None if saved is None else saved.after_update)
+            if saved is not None:
+                saved.write()
             bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
             if on_epoch is not None and training.rank == 0:
                 on_epoch(report)
+            if holding:
+                signals.leave_if_asked()
     if checkpoint is not None and training.rank == 0:
         previous_checkpoint(checkpoint).unlink(missing_ok=True)
     trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
@@ -234,7 +247,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
 
 
 class _Training:
-    """Everything that changes during a training, saved after each epoch."""
+    """Everything that changes during a training, saved after each epoch and, in one process, within it."""
 
     def __init__(
         self,
@@ -250,7 +263,11 @@ class _Training:
         self.seed = seed
         self.device = device
         self.epoch = 0
+        self.step = 0  # updates of the epoch under way
+        self.sums: list[Any] = [0.0, 0, 0]  # of its images: loss, right answers, number
         self.seconds = 0.0
+        self._started: float | None = None  # when the clock was last added to the seconds
+        self._random: dict[str, Any] | None = None  # of a checkpoint within an epoch
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.largest_at_start = float(largest(self.model.parameters(), device))
@@ -282,7 +299,7 @@ class _Training:
             "seed": seed,
             "images": len(data.training),  # type: ignore[arg-type]
             "input_size": data.input_size,
-            **settings.model_dump(),
+            **settings.model_dump(exclude={"checkpoint_every"}),
             **identity,
             "data": data_digest(data),
         }
@@ -292,24 +309,35 @@ class _Training:
         """The network with the weights to keep."""
         return self.model if self.ema is None else self.ema.module
 
-    def run_epoch(self) -> dict[str, Any]:
-        """Train one epoch and report on it."""
-        started = time.perf_counter()
-        cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch)
-        loss, correct, count = 0.0, 0, 0
+    def run_epoch(self, after_update: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Train one epoch, or what a checkpoint has left of it, and report on it.
+
+        Args:
+            after_update: Called after each update but the last, when `state` can be gone on with.
+        """
+        self._started = time.perf_counter()
+        cast(EpochBatches, self.loader.sampler).set_epoch(self.epoch, start=self.step)
         self.model.train()
         # From (seed, epoch) alone, or an epoch after a restart would differ. Each process has dropout and Mixup of its
         # own; the first one draws what a single process draws.
         with seeded(self.seed, 1 + self.epoch, *([self.rank] if self.rank else [])):
             if self.device.type == "cuda":
                 torch.cuda.manual_seed_all(self.seed + self.epoch)
-            for step, (images, labels) in enumerate(self.loader, start=1):
-                batch_loss, batch_correct = self._update(images, labels, number=self.epoch * len(self.loader) + step)
-                loss += batch_loss * len(labels)
-                correct += batch_correct
-                count += len(labels)
-        self.epoch += 1
-        self.seconds += time.perf_counter() - started
+            if self._random is not None:
+                set_random_state(self._random, self.device)
+                self._random = None
+            updates = len(self.loader)
+            for step, (images, labels) in enumerate(self.loader, start=self.step + 1):
+                batch_loss, batch_correct = self._update(images, labels, number=self.epoch * updates + step)
+                loss, correct, count = self.sums
+                self.sums = [loss + batch_loss * len(labels), correct + batch_correct, count + len(labels)]
+                self.step = step
+                if after_update is not None and step < updates:
+                    after_update()
+        loss, correct, count = self.sums
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0, 0]
+        self._count_seconds()
+        self._started = None
         # Each process has seen its own images only.
         if self.replicas > 1:
             sums = torch.tensor([loss, correct, count], dtype=torch.float64, device=self.device)
@@ -323,6 +351,11 @@ class _Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
         }
+
+    def _count_seconds(self) -> None:
+        if self._started is not None:
+            now = time.perf_counter()
+            self.seconds, self._started = self.seconds + now - self._started, now
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, *, number: int) -> tuple[float, int]:
         """Do the update of this number (1, 2, ...); return the loss, and how many images were classified right."""
@@ -359,10 +392,20 @@ class _Training:
         return value, int((logits.argmax(dim=1) == labels).sum())
 
     def state(self) -> dict[str, Any]:
-        """Return what `resume` continues from, after an epoch."""
+        """Return what `resume` continues from, after an epoch or an update of one."""
+        self._count_seconds()
+        place: dict[str, Any] = {"epoch": self.epoch}
+        if self.step:
+            # Under another name: versions that know only whole epochs refuse the file, and do not begin the epoch anew.
+            place = {
+                "epoch_under_way": self.epoch,
+                "step": self.step,
+                "sums": self.sums,
+                "random": random_state(self.device),
+            }
         return {
             "identity": self.identity,
-            "epoch": self.epoch,
+            **place,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -402,7 +445,10 @@ class _Training:
                 f"the checkpoint {path} is of another network; delete it, or give another path"
             ) from error
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.seconds = state["seconds"]
+        self.epoch = state["epoch_under_way"] if "step" in state else state["epoch"]
+        self.step, self.sums = state.get("step", 0), state.get("sums", self.sums)
+        self._random = state.get("random")
         return True
 
 
@@ -413,7 +459,8 @@ def _why_not(state: Any) -> str | None:
     found = state["identity"].get("format")
     if found != FORMAT:
         return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
-    missing = [name for name in ("epoch", "seconds", "model", "ema", "optimizer", "scaler") if name not in state]
+    place = ("epoch_under_way", "sums", "random") if "step" in state else ("epoch",)
+    missing = [name for name in (*place, "seconds", "model", "ema", "optimizer", "scaler") if name not in state]
     return f"it lacks {', '.join(missing)}" if missing else None
 
 
