@@ -374,7 +374,7 @@ class SearchConfig(_Section):
         They are all but `out`, when checkpoints are written, and what may differ in them. A run folder keeps them in
         `config.json`, and only a search with equal ones continues there.
         """
-        excluded = {"out": True, "search": {"checkpoint_every", "resume_anyway"}, "retrain": {"checkpoint_every"}}
+        excluded: Any = {"out": True, "search": {"checkpoint_every", "resume_anyway"}, "retrain": {"checkpoint_every"}}
         settings = json.loads(self.model_dump_json(exclude=excluded))
         # Folders of earlier versions lack the key, and go on all the same.
         for section in filter(None, (settings["search"], settings["retrain"])):

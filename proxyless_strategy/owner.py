@@ -6,8 +6,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ class Start:
     Args:
         folder: The run folder, whose lock is held.
         changed: Settings that this start has changed, by dotted key.
+        began: When it began, by `time.monotonic`; None: now.
     """
 
-    def __init__(self, folder: Path, changed: Mapping[str, Any]):
+    def __init__(self, folder: Path, changed: Mapping[str, Any], *, began: float | None = None):
         self._path = folder / STARTS_FILE
         self._earlier = _read(self._path, warn=True)
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._entry = {**_me(), "began": datetime.now(timezone.utc).isoformat(timespec="seconds"), "changed": changed}
 
     @property
@@ -49,14 +50,18 @@ class Start:
 
 
 @contextmanager
-def owned(folder: Path, *, changed: Mapping[str, Any] | None = None) -> Iterator[Start]:
+def owned(
+    folder: Path, *, check: Callable[[], Mapping[str, Any]] = dict, began: float | None = None
+) -> Iterator[Start]:
     """Own a run folder inside the context; make it where it is missing.
 
     A lock goes with its process, however that ends, so nothing is left to be cleaned up.
 
     Args:
         folder: The run folder.
-        changed: Settings that this start has changed, by dotted key, for the record.
+        check: Refuses the folder, or returns the settings that this start changes there, by dotted key, for the
+            record. It is called by the owner, before anything is written: what it has seen stays so.
+        began: See `Start`.
 
     Raises:
         ConfigError: Another process owns it.
@@ -76,9 +81,16 @@ def owned(folder: Path, *, changed: Mapping[str, Any] | None = None) -> Iterator
                         f"{owner.get('host', 'this machine')}); wait for its end, or choose another out"
                     ) from None
                 time.sleep(0.2)
-        start = Start(folder, changed or {})
+        start = Start(folder, check(), began=began)
         start.note()
-        yield start
+        try:
+            yield start
+        except BaseException:
+            # The time since the last epoch is this start's too. Where the disk is full, that is what has to be told.
+            with suppress(OSError):
+                if folder.is_dir():
+                    start.note()
+            raise
         start.note(ended=True)
 
 

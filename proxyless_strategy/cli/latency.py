@@ -138,7 +138,7 @@ def prepare(config: Config, settings: Settings = None) -> None:
     from ..runs.prepare import prepare
 
     say_if_busy()
-    table = prepare(loaded).table
+    table = prepare(loaded, trains=False).table
     typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")
 
 

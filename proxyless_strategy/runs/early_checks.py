@@ -16,6 +16,7 @@ from ..config import SearchConfig
 from ..data.images import ImageData
 from ..retraining.setup import check_training
 from ..seeds import isolated_seed
+from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 
 
 def check_trainer(config: SearchConfig) -> None:
@@ -48,21 +49,40 @@ def check_trainer(config: SearchConfig) -> None:
         ) from error
 
 
+def check_plan(config: SearchConfig, data: ImageData) -> list[SearchWarning]:
+    """Return what is wrong with the schedule but can be searched.
+
+    Raises:
+        ConfigError: It has no architecture step.
+        DataError: It has no weight step.
+    """
+    settings = config.search
+    try:
+        loader = data.loader(
+            "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.devices, workers=0
+        )
+    except DataError as error:
+        raise DataError(f"search.batch_size = {settings.batch_size}: {error}") from error
+    found = Plan(
+        batches=len(loader),
+        epochs=settings.warmup_epochs + settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        steps_per_update=settings.steps_between(config.rule),
+    ).warnings(CONFIG_NAMES)
+    for warning in found:
+        if warning.code == "no_steps_planned":
+            raise ConfigError(warning.sentence)
+    return found
+
+
 def check_phases(config: SearchConfig, data: ImageData, space: SpaceDeclaration, costs: SpaceCosts) -> None:
-    """Try what each phase starts with: its loaders, the subnet's network, an optimiser's step, the device.
+    """Try what each phase starts with: the retraining's loader, network and optimiser's step, the device.
 
     Random numbers of the caller stay as they are.
 
     Raises:
         ProxylessError: A setting of the search, the retraining or the hardware is impossible.
     """
-    settings = config.search
-    try:
-        data.loader(
-            "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.devices, workers=0
-        )
-    except DataError as error:
-        raise DataError(f"search.batch_size = {settings.batch_size}: {error}") from error
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
         with isolated_seed(0):

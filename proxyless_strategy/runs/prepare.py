@@ -24,12 +24,15 @@ from ..data.images import ImageData
 from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
-from .early_checks import check_phases, check_trainer
+from ..strategy.verdict import Code
+from .early_checks import check_phases, check_plan, check_trainer
 from .same_run import check_same_run
 from .space_table import latency_model, measure_space, table_path
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
+TOLD: tuple[Code, ...] = ("few_steps_planned",)
+"""Warnings that `prepare` gives, and the start of the training need not repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +107,13 @@ class Library:
         return table
 
 
-def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | None = None) -> Prepared:
+def prepare(
+    config: SearchConfig, *, quiet: bool = False, library: Library | None = None, trains: bool = True
+) -> Prepared:
     """Check and load everything that a search stands on; measure its latency table where that is missing.
 
     What cannot work is refused in the order of what it takes to find out: names and folders, the table's header, the
-    images, the target. Only then is a missing table measured. Nothing is written but that table.
+    images and the schedule, the target. Only then is a missing table measured. Nothing is written but that table.
 
     >>> from proxyless_strategy.config import parse_config
     >>> prepared = prepare(parse_config({"hardware": {"cost": "macs"}, "target": 0.5}), quiet=True)
@@ -117,8 +122,9 @@ def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | Non
 
     Args:
         config: The search.
-        quiet: Do not print what the space's extreme subnets cost.
+        quiet: Do not print what the space's extreme subnets cost, nor what is wrong with the schedule.
         library: Where data and tables that are read already are found, for several searches of one process.
+        trains: Whether this machine is to train too: a table can be measured where there is no `search.accelerator`.
 
     Raises:
         ProxylessError: The space, backend, data, table, target or objective is impossible, or `out` is not writable or
@@ -132,14 +138,19 @@ def prepare(config: SearchConfig, *, quiet: bool = False, library: Library | Non
         get_backend(hardware.backend, hardware.place).close()
     _check_objective(config)
     _check_out(config)
-    check_trainer(config)
+    if trains:
+        check_trainer(config)
     path = table_path(config) if hardware.uses_table else None
     table = None if path is None else _existing_table(config, path, library)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
     data = library.data(config)
     costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
+    planned = check_plan(config, data)
     check_phases(config, data, space, costs)
+    if not quiet:
+        for warning in planned:
+            print(warning.sentence, file=sys.stderr, flush=True)
     if path is not None and table is None:
         table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
     if table is not None and learned is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,17 +90,28 @@ class SearchResult:
 
 
 @contextmanager
-def claim_out(prepared: Prepared) -> Iterator[Start]:
+def claim_out(
+    prepared: Prepared, *, look: Callable[[], object] = lambda: None, began: float | None = None
+) -> Iterator[Start]:
     """Make `out` this search's own, by its settings, and keep there a table that a learned model filled.
+
+    Args:
+        prepared: What the search stands on.
+        look: Looks at what the folder holds, when no other process can write there any more, and may refuse it.
+        began: When this start began, by `time.monotonic`; None: now.
 
     Raises:
         ConfigError: Another process owns it, or has made it another search's meanwhile.
     """
     config = prepared.config
-    changed = {key: {"from": old, "to": new} for key, (old, new) in check_same_run(config).items()}
-    with owned(config.out, changed=changed) as start:
+
+    def check() -> dict[str, Any]:
         # Whoever owned the folder until now may have begun another search since `prepare` looked.
-        check_same_run(config)
+        differing = check_same_run(config)
+        look()
+        return {key: {"from": old, "to": new} for key, (old, new) in differing.items()}
+
+    with owned(config.out, check=check, began=began) as start:
         if config.hardware.fill is not None and prepared.latency is not None:
             prepared.latency.table.save(config.out / TABLE_FILE)
         _write_json(config.out / CONFIG_FILE, config.identity())

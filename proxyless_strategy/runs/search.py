@@ -6,6 +6,7 @@ Everything lands in `config.out`; a run that was killed continues where it was w
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from .epoch_log import EpochLog
 from .finished import read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
 from .own_signals import OwnSignals
-from .prepare import Prepared, named, prepare
+from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
 
@@ -63,6 +64,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     Raises:
         ProxylessError: See `prepare`; or a later step failed.
     """
+    began = time.monotonic()
     report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
     first = is_first_process()
@@ -70,20 +72,25 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         say_if_busy()
     prepared = prepare(config, quiet=not first)
     prepared = replace(prepared, data=as_begun(prepared.data, config.out))
-    # A run that was killed later than the search has its subnet on disk, and does not search again.
-    searched = read_searched(config.out, prepared.space)
-    # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
-    checkpoints = None if searched else find_checkpoints(prepared, first=first)
+    found: dict[str, Any] = {"searched": None, "checkpoints": None}
+
+    def look() -> None:
+        # A run that was killed later than the search has its subnet on disk, and does not search again.
+        found["searched"] = read_searched(config.out, prepared.space)
+        # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
+        found["checkpoints"] = None if found["searched"] else find_checkpoints(prepared, first=first)
+
     if not first:
+        look()
         with noting_unreadable(config.out):
-            return _finished(prepared, report, Start(config.out, {}), searched, checkpoints)
-    with claim_out(prepared) as start, noting_unreadable(config.out):
+            return _finished(prepared, report, Start(config.out, {}), **found)
+    with claim_out(prepared, look=look, began=began) as start, noting_unreadable(config.out):
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()
             report(metrics)
 
-        return _finished(prepared, noted, start, searched, checkpoints)
+        return _finished(prepared, noted, start, **found)
 
 
 def _finished(
@@ -193,7 +200,7 @@ def search_supernet(
         learning_rate=settings.architecture_rate(config.rule),
         seed=config.seed,
     )
-    strategy.names = CONFIG_NAMES
+    strategy.names, strategy.told = CONFIG_NAMES, TOLD
     with isolated_seed(config.seed):
         network = prepared.space.build(num_classes=data.num_classes, in_chans=data.channels)
     if settings.channels_last:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, cast
@@ -28,7 +28,7 @@ from .schedulers import Schedulers
 from .supernet.frozen import one_path_copy
 from .supernet.step_mode import ArchitectureStepMode
 from .unlogged import unlogged
-from .verdict import TRAINER_NAMES, Names, Plan, SearchWarning, done_warnings
+from .verdict import TRAINER_NAMES, Code, Names, Plan, SearchWarning, done_warnings
 from .wrapper import EvaluatorWrapper
 
 _logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class SearchModule(EvaluatorWrapper):
         options: The search's options, with the absolute target.
         target_found: What is wrong with the target, see `verdict.target_warnings`.
         names: What the settings are called in these sentences.
+        told: Kinds of them that the user has read already.
 
     Attributes:
         counters: Steps taken: of weights, of these in the warm-up, of the architecture, and of these skipped.
@@ -73,6 +74,7 @@ class SearchModule(EvaluatorWrapper):
         options: SearchOptions,
         target_found: Sequence[SearchWarning] = (),
         names: Names = TRAINER_NAMES,
+        told: Collection[Code] = (),
     ):
         super().__init__(training_module)
         # The names of these attributes are part of every checkpoint's keys (`architecture.alpha`).
@@ -83,6 +85,7 @@ class SearchModule(EvaluatorWrapper):
         self.options = options
         self.target_found = tuple(target_found)
         self.names = names
+        self.told = told
         self.finalists: list[Finalist] = []
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
         self.train_batches: SeededLoader | None = None
@@ -148,7 +151,8 @@ class SearchModule(EvaluatorWrapper):
         if steps < 1:
             raise ConfigError(found[0].sentence)
         for warning in (*self.target_found, *found):
-            _logger.warning("%s", warning.sentence)
+            if warning.code not in self.told:
+                _logger.warning("%s", warning.sentence)
         self._plan = plan
         self.problem.objective.plan(steps)
         if not self._rate_is_set:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from .options import Rule, SearchOptions, renamed
 from .processes import averaged, prepare
 from .rules import Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
 from .supernet.space import Supernet, check_mutables, refuse
-from .verdict import TRAINER_NAMES, Names, SearchWarning, target_warnings
+from .verdict import TRAINER_NAMES, Code, Names, SearchWarning, target_warnings
 
 
 class ProxylessStrategy(OneShotStrategy):
@@ -85,12 +85,14 @@ class ProxylessStrategy(OneShotStrategy):
         paths_of_space: The space's paths, empty until the space is known.
         architecture: Alpha; None until the space is known.
         names: What the settings are called in warnings; a caller with settings of its own sets it before the search.
+        told: Kinds of warnings that such a caller has told already; a training's start does not repeat them.
 
     Raises:
         ConfigError: An option is impossible.
     """
 
     names: Names = TRAINER_NAMES
+    told: Collection[Code] = ()
 
     def __init__(
         self,
@@ -299,6 +301,7 @@ class ProxylessStrategy(OneShotStrategy):
             options=options,
             target_found=self._target_found,
             names=self.names,
+            told=self.told,
         )
         return self._module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,15 @@ def test_a_setting_without_a_value_is_refused(setting: str) -> None:
         key_values([setting])
 
 
+@pytest.fixture
+def of_a_terminal() -> Iterator[None]:
+    """Have this process hear Ctrl-C, also where a background job runs the suite."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("of_a_terminal")
 def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -124,7 +134,9 @@ def test_settings_reach_the_search(
 ) -> None:
     for name, function in {
         "search.run_search": lambda config: SimpleNamespace(row=lambda: {"rule": config.rule, "seed": config.seed}),
-        "prepare.prepare": lambda config: SimpleNamespace(table=Path(f"tables/{config.rule}-{config.seed}.yml")),
+        "prepare.prepare": lambda config, *, trains: SimpleNamespace(
+            table=Path(f"{'trainer' if trains else 'tables'}/{config.rule}-{config.seed}.yml")
+        ),
     }.items():
         monkeypatch.setattr(f"proxyless_strategy.runs.{name}", function)
     (tmp_path / "a.yml").write_text("{rule: gradient}")

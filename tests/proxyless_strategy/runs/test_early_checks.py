@@ -13,7 +13,10 @@ from pydantic import BaseModel
 from hardware.errors import ConfigError, ProxylessError
 from proxyless_strategy.config import SearchConfig, parse_config
 from proxyless_strategy.retraining.recipe import load_recipe
+from proxyless_strategy.runs import prepare as prepare_module
 from proxyless_strategy.runs.prepare import Library, prepare
+from proxyless_strategy.runs.search import search_supernet
+from proxyless_strategy.strategy.verdict import Plan
 from search_spaces import get_space
 
 BAD: dict[str, Any] = {
@@ -174,6 +177,86 @@ def test_what_only_a_later_phase_would_refuse(
         prepare(parse_config(settings(tmp_path / "run", **changes)), quiet=True, library=library)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+class NothingMeasured(Exception):
+    """Raised in place of a latency table's measurement."""
+
+
+@pytest.fixture
+def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings whose latency table is missing; it must not come to be measured."""
+
+    def measured(*_: Any, **__: Any) -> Any:
+        raise NothingMeasured
+
+    monkeypatch.setattr(prepare_module, "measure_space", measured)
+    return {"hardware.cost": "latency", "hardware.table": str(tmp_path / "table.yml")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"search.epochs": 1}, "search.epochs = 1 leaves none after 1 warm-up epochs and one more"),
+        ({"search.warmup_epochs": 100_000, "search.epochs": 1}, "search.epochs = 1 leaves none after 100000 warm-up"),
+        ({"search.steps_per_update": 8}, "there are 7 weight steps, but search.steps_per_update = 8"),
+        ({"search.steps_per_update": {"gradient": 8, "reinforce": 1}}, "search.steps_per_update = 8"),
+        ({"rule": "reinforce", "search.steps_per_update": {"gradient": 1, "reinforce": 8}}, "steps_per_update = 8"),
+        ({"search.devices": 2, "search.steps_per_update": 8}, "there are 7 weight steps"),
+    ],
+    ids=str,
+)
+def test_a_search_without_architecture_steps_is_refused_before_its_table_is_measured(
+    changes: dict[str, Any], words: str, unmeasured: dict[str, Any], library: Library, tmp_path: Path
+) -> None:
+    config = parse_config(settings(tmp_path / "run", **unmeasured, **changes))
+    with pytest.raises(ConfigError, match=f"^no architecture step is planned: .*{words}"):
+        prepare(config, library=library, trains=False)
+
+
+def test_a_search_of_few_architecture_steps_says_so_before_its_table_is_measured(
+    unmeasured: dict[str, Any], library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = settings(tmp_path / "run", **unmeasured, **{"search.steps_per_update": 7})
+    with pytest.raises(NothingMeasured):
+        prepare(parse_config(few), library=library)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("only 1 architecture steps are planned")
+    assert said.endswith("for 50 set search.epochs to 51, or lower search.steps_per_update (7)")
+    enough = settings(tmp_path / "run", **unmeasured, **{"search.epochs": 51, "search.steps_per_update": 7})
+    with pytest.raises(NothingMeasured):
+        prepare(parse_config(enough), library=library)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_plan_before_the_start_is_that_of_the_training(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans: list[Plan] = []
+    warnings = Plan.warnings
+
+    def noted(plan: Plan, *names: Any) -> Any:
+        plans.append(plan)
+        return warnings(plan, *names)
+
+    monkeypatch.setattr(Plan, "warnings", noted)
+    config = parse_config(settings(tmp_path / "run", **{"hardware.device": "other", "retrain": None}))
+    prepared = prepare(config, quiet=True, library=library)
+    search_supernet(prepared, lambda report: None)
+    assert len(plans) > 1
+    assert {plan == plans[0] for plan in plans} == {True}
+    said = [record.getMessage() for record in caplog.records]
+    assert [sentence for sentence in said if "are planned" in sentence] == [], "prepare has said it"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_table_is_measured_where_nothing_can_train(
+    trains: bool, unmeasured: dict[str, Any], library: Library, tmp_path: Path
+) -> None:
+    changes = {"search.accelerator": "tpu", "search.devices": 4}
+    config = parse_config(settings(tmp_path / "run", **unmeasured, **changes))
+    with pytest.raises(ConfigError if trains else NothingMeasured):
+        prepare(config, quiet=True, library=library, trains=trains)
 
 
 @pytest.mark.parametrize("changes", [{"blocks": 10**6}, {"cell_depth": 40}, {"alpha": 10**9}])

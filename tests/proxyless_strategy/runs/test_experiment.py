@@ -26,6 +26,7 @@ from proxyless_strategy.runs import experiment, nni_server
 from proxyless_strategy.runs.experiment import build_back, run_experiment
 from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
 from proxyless_strategy.runs.sweep import read_sweep
+from tests.proxyless_strategy.test_signals import default_signals
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"
 SPACE = {
@@ -74,6 +75,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=default_signals,
         )
 
     def run(self, *options: str, **environment: str) -> tuple[int, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -168,6 +169,115 @@ def test_a_search_that_another_one_overtook_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other settings"), claim_out(mine):
         pass
     assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["seed"] == 1
+
+
+def test_a_folder_is_looked_at_by_its_owner_before_anything_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    prepared = prepare(config_in(out), quiet=True)
+    others: list[str] = []
+
+    def look() -> None:
+        assert not (out / CONFIG_FILE).exists()
+        assert not (out / STARTS_FILE).exists()
+
+        def other() -> None:
+            try:
+                with owned(out):
+                    others.append("got in")
+            except ConfigError as error:
+                others.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        raise ConfigError("not this one")
+
+    with pytest.raises(ConfigError, match="not this one"), claim_out(prepared, look=look):
+        pass
+    assert ["belongs to a run that is going on" in said for said in others] == [True]
+    assert not (out / CONFIG_FILE).exists()
+    assert not (out / STARTS_FILE).exists(), "a refused start leaves the folder unclaimed"
+
+
+def test_what_a_run_finds_in_its_folder_is_found_under_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[bool] = []
+
+    def is_locked(*_: Any, **__: Any) -> Any:
+        def other() -> None:
+            try:
+                with owned(tmp_path / "run"):
+                    locked.append(False)
+            except ConfigError:
+                locked.append(True)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        raise ConfigError("seen")
+
+    for name in ("read_searched", "find_checkpoints"):
+        with monkeypatch.context() as patched:
+            patched.setattr(search, name, is_locked)
+            with pytest.raises(ConfigError, match="seen"):
+                search.run_search(config_in(tmp_path / "run"))
+    assert locked == [True, True]
+
+
+def test_seconds_count_from_the_beginning_of_the_command_over_all_its_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("proxyless_strategy.owner.time.monotonic", lambda: now[0])
+
+    def failing() -> None:
+        with owned(tmp_path, began=90.0):
+            now[0] += 5
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    # The time up to its end counts, though nobody has noted it since the start.
+    assert [(start["seconds"], start["ended"]) for start in starts(tmp_path)] == [(15, False)]
+    with owned(tmp_path, began=now[0] - 2) as start:
+        assert start.seconds == 17
+        now[0] += 1
+        start.note()
+        assert starts(tmp_path)[-1]["seconds"] == 3
+        now[0] += 1
+        assert start.seconds == 19
+    assert [(start["seconds"], start["ended"]) for start in starts(tmp_path)] == [(15, False), (4, True)]
+
+
+def test_the_beginning_is_before_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def claimed(prepared: Any, *, began: float, **options: Any) -> Any:
+        assert before <= began <= prepared
+        raise ConfigError("enough")
+
+    def prepared(config: Any, **options: Any) -> float:
+        return time.monotonic()
+
+    monkeypatch.setattr(search, "prepare", prepared)
+    monkeypatch.setattr(search, "claim_out", claimed)
+    before = time.monotonic()
+    with pytest.raises(ConfigError, match="enough"):
+        search.run_search(config_in(tmp_path / "run"))
+
+
+def test_a_folder_that_was_removed_in_mid_run_stays_so(tmp_path: Path) -> None:
+    def failing() -> None:
+        with owned(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert not (tmp_path / "run").exists()
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / STARTS_FILE).read_text())
 
 
 @pytest.mark.parametrize("content", ["", "[{}]", "{}", "[1]", "null"])
