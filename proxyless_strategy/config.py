@@ -90,6 +90,7 @@ MOST_IMAGES = 1_000_000
 MOST_PIXELS = 4096
 MOST_WORKERS = 256
 MOST_SEED = 2**63 - 1
+MOST_DECAY = 1000.0
 """Bounds stand far above every use: they keep a slip of the hand from filling memory or from never ending."""
 Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)]
 Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
@@ -221,7 +222,7 @@ class SearchSettings(_Section):
     """At the start of a cosine over `epochs`; the warm-up has a cosine of its own."""
     warmup_learning_rate: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(4e-5, ge=0)
+    weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     architecture_learning_rate: Rate | dict[Rule, Rate] | None = None
     """None: derived from the planned number of architecture steps; for each rule, where they differ."""
@@ -290,7 +291,7 @@ class RetrainSettings(_Section):
     optimizer: str = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(4e-5, ge=0)
+    weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
     scheduler: str = "cosine"
     warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -308,6 +309,12 @@ class RetrainSettings(_Section):
     """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440)
     """Minutes between two checkpoints within an epoch, in one process; each epoch's end writes one too."""
+
+    @model_validator(mode="after")
+    def _schedule_after_the_warmup(self) -> RetrainSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves none of epochs = {self.epochs}; lower it")
+        return self
 
 
 class SearchConfig(_Section):

@@ -79,15 +79,16 @@ class ShippedDeclaration(ABC):
     """The kind's name in the file of a subnet."""
 
     def check_integers(self, **least: int) -> None:
-        """Check that these fields are integers, each of its least value or more.
+        """Check that the name is a text, and that these fields are integers, each of its least value or more.
 
         Raises:
             SpaceError: One is not; the message names it and its value.
         """
+        if not isinstance(self.name, str) or not self.name:
+            raise SpaceError(f"name = {self.name!r} of a space; it must be a text")
         for field, smallest in least.items():
             value = getattr(self, field)
-            # for Python, True is an integer
-            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < smallest:
+            if not is_integer(value) or int(value) < smallest:
                 raise SpaceError(
                     f"{field} = {shown(value)} of the space {self.name}; it must be an integer of {smallest} or more"
                 )
@@ -158,6 +159,11 @@ class ShippedDeclaration(ABC):
             return cls(**cls.from_plain({key: value for key, value in values.items() if key != "kind"}))
         except TypeError as error:
             raise SpaceError(f"not a declaration of a space of kind {cls.kind}: {error}; export again") from error
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer; yes and no, which Python takes for 1 and 0, are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_options(options: Mapping[str, Any], known: list[str], *, space: str) -> None:

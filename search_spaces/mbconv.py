@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -33,13 +33,13 @@ from .blocks import (
     skip_spec,
 )
 from .costs import SpaceCosts
-from .declaration import MOST_CHANNELS, ShippedDeclaration
+from .declaration import MOST_CHANNELS, ShippedDeclaration, is_integer
 from .timm_space import TimmSpace
 
 MOST_BLOCKS = 256
 """Of a stage; far above every use, so that a slip of the hand ends in a sentence."""
-MOST_KERNEL = 255
-"""Side of a kernel; the same."""
+MOST_KERNEL, MOST_EXPANSION = 63, 64
+"""Likewise."""
 
 
 @dataclass(frozen=True)
@@ -112,30 +112,36 @@ class MBConvDeclaration(ShippedDeclaration):
 
     def __post_init__(self) -> None:
         self.check_integers(stem_width=1, first_width=1, head_width=1)
-        if self.stem_stride not in (1, 2):
+        if not is_integer(self.stem_stride) or self.stem_stride not in (1, 2):
             raise SpaceError(f"stem_stride = {shown(self.stem_stride)} of the space {self.name}; it must be 1 or 2")
         if not self.stages or not self.kernels or not self.expansions:
             raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
         for stage in self.stages:
-            if not 1 <= stage.width <= MOST_CHANNELS:
-                raise SpaceError(f"{stage} of the space {self.name}: width must be 1 to {MOST_CHANNELS}")
-            if not 1 <= stage.depth <= MOST_BLOCKS or stage.stride not in (1, 2):
+            if not is_integer(stage.width) or not 1 <= stage.width <= MOST_CHANNELS:
+                raise SpaceError(f"{stage} of the space {self.name}: width must be whole, 1 to {MOST_CHANNELS}")
+            fits = is_integer(stage.depth) and 1 <= stage.depth <= MOST_BLOCKS
+            if not fits or not is_integer(stage.stride) or stage.stride not in (1, 2):
                 raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 to {MOST_BLOCKS}, stride 1 or 2")
-            if not all(_is_whole(value) for value in (stage.width, stage.depth, stage.stride)):
-                raise SpaceError(f"{stage} of the space {self.name}: width, depth and stride must be whole numbers")
         for kernel in self.kernels:
-            if not _is_whole(kernel) or kernel < 1 or kernel % 2 == 0 or kernel > MOST_KERNEL:
+            if not is_integer(kernel) or not 1 <= kernel <= MOST_KERNEL or kernel % 2 == 0:
                 raise SpaceError(
-                    f"kernel {kernel!r} of the space {self.name}; kernels must be odd, and at most {MOST_KERNEL}"
+                    f"kernel {shown(kernel)} of the space {self.name}; kernels must be odd, 1 to {MOST_KERNEL}"
                 )
         for expansion in self.expansions:
-            if not _is_whole(expansion) or not 1 <= expansion <= MOST_CHANNELS:
-                raise SpaceError(f"expansion {expansion!r} of the space {self.name}; it must be a whole number from 1")
+            if not is_integer(expansion) or not 1 <= expansion <= MOST_EXPANSION:
+                raise SpaceError(
+                    f"expansion {shown(expansion)} of the space {self.name}; it must be a whole number, 1 to "
+                    f"{MOST_EXPANSION}"
+                )
         # JSON and YAML can hold NaN and infinity
         if not _is_number(self.bn_eps) or not 0 < self.bn_eps < 1:
-            raise SpaceError(f"bn_eps = {self.bn_eps!r} of the space {self.name}; it must be between 0 and 1")
-        if not _is_number(self.bn_momentum) or not 0 <= self.bn_momentum <= 1:
-            raise SpaceError(f"bn_momentum = {self.bn_momentum!r} of the space {self.name}; it must be 0 to 1")
+            raise SpaceError(f"bn_eps = {shown(self.bn_eps)} of the space {self.name}; it must be between 0 and 1")
+        if not _is_number(self.bn_momentum) or not 0 < self.bn_momentum <= 1:
+            raise SpaceError(
+                f"bn_momentum = {shown(self.bn_momentum)} of the space {self.name}; it must be above 0 and at most 1"
+            )
+        if not isinstance(self.activation, str):
+            raise SpaceError(f"activation = {shown(self.activation)} of the space {self.name}; give timm's name of one")
         try:
             get_act_layer(self.activation)
         except (KeyError, AssertionError) as error:
@@ -288,11 +294,6 @@ class MBConvDeclaration(ShippedDeclaration):
             except TypeError as error:
                 raise SpaceError(f"stages = {shown(values['stages'])}: each needs width, depth and stride") from error
         return converted
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether a value counts something; for Python, True does."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -49,6 +49,8 @@ class PictureOptions:
     range: tuple[float, float] | None = None
 
 
+LEAST_CROP, LEAST_STD = 0.05, 1e-4
+"""Below them a picture is enlarged beyond every memory, and a pixel beyond every network's range."""
 PICTURE_OPTIONS = tuple(PictureOptions.__dataclass_fields__)
 
 
@@ -164,8 +166,10 @@ def picture_options(config: DataConfig, *, channels: int, others: bool = False) 
     if interpolation not in _INTERPOLATIONS:
         raise DataError(f"data.options.interpolation = {interpolation!r}; use one of {', '.join(_INTERPOLATIONS)}")
     crop_pct = given.get("crop_pct", PictureOptions.crop_pct)
-    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
-        raise DataError(f"data.options.crop_pct = {crop_pct!r}; it must be above 0 and at most 1")
+    if isinstance(crop_pct, bool) or not isinstance(crop_pct, int | float) or not LEAST_CROP <= crop_pct <= 1:
+        raise DataError(
+            f"data.options.crop_pct = {crop_pct!r}; it must be above 0, at least {LEAST_CROP}, and at most 1"
+        )
     crop_mode = given.get("crop_mode", PictureOptions.crop_mode)
     if crop_mode not in _CROP_MODES:
         raise DataError(f"data.options.crop_mode = {crop_mode!r}; use one of {', '.join(_CROP_MODES)}")
@@ -208,8 +212,13 @@ def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] |
     if given is None:
         return None
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if len(values) != channels or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if len(values) != channels or not numbers or not all(map(math.isfinite, values)):
         raise DataError(f"data.options.{name} = {given!r}; give one number for each of the {channels} channels")
+    low = LEAST_STD if name == "std" else 0.0
+    if not all(low <= value <= 1 for value in values):
+        bounds = f"above 0, at least {low:g}, and" if low else "at least 0 and"
+        raise DataError(f"data.options.{name} = {given!r}; it must be {bounds} at most 1, as pixels are in 0..1")
     return tuple(float(value) for value in values)
 
 

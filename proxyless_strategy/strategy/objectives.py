@@ -277,6 +277,19 @@ class LeaveOneOutBaseline:
         """Do nothing: there is no state."""
 
 
+MOST_WEIGHT, MOST_EXPONENT = 1e6, 100.0
+"""Far above every use; beyond them a loss overflows, or the latency alone is left of it."""
+_BOUNDS = {
+    "target": {"rho": (0.0, MOST_WEIGHT), "eta": (0.0, MOST_WEIGHT), "approach": (0.0, 1.0)},
+    "add_linear": {"weight": (0.0, MOST_WEIGHT)},
+    "expected": {"weight": (0.0, MOST_WEIGHT)},
+    "mul_log": {"alpha": (1 / MOST_WEIGHT, MOST_WEIGHT), "beta": (0.0, MOST_EXPONENT)},
+    "paper": {"exponent": (0.0, MOST_EXPONENT)},
+    "absolute": {"beta": (-MOST_WEIGHT, 0.0)},
+    "hard": {"exponent": (-MOST_EXPONENT, 0.0)},
+}
+"""Of each option. On the other side of 0, slow subnets would be rewarded for being slow."""
+
 _LOSSES = {"target": TargetController, "add_linear": AddLinear, "mul_log": MulLog, "expected": Expected}
 _REWARDS = {"target": TargetController, "paper": PaperReward, "absolute": AbsoluteReward, "hard": HardReward}
 
@@ -295,7 +308,8 @@ def make_objective(
         **options: The objective's own coefficients.
 
     Raises:
-        ConfigError: The objective does not exist for this rule, an option is unknown, or `mul_log` is not defined.
+        ConfigError: The objective does not exist for this rule, an option is unknown or impossible, or `mul_log` is not
+            defined.
     """
     known: dict[str, Any] = dict(_LOSSES if rule == "gradient" else _REWARDS)
     if name == "none" or (name == "target" and target is None):
@@ -311,6 +325,12 @@ def make_objective(
             f"objective mul_log takes logarithms of milliseconds and turns its sign under 1 ms, but the target is "
             f"{target:.4g} and the cheapest subnet {0 if minimum is None else minimum:.4g} ms; use 'target'"
         )
+    for option, (low, high) in _BOUNDS[name].items():
+        value = options.get(option, low)
+        if not low <= value <= high:
+            raise ConfigError(
+                f"objective_options.{option} = {value:g} of the objective {name!r}; it must be {low:g} to {high:g}"
+            )
     try:
         return known[name](target, **options)
     except TypeError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from hardware.errors import ConfigError
@@ -24,14 +26,17 @@ _ONE_OF = {
     "warmup_paths": get_args(WarmupPaths),
     "weight_paths": get_args(WeightPaths),
 }
-_AT_LEAST = {
-    "warmup_epochs": 0,
-    "steps_per_update": 1,
-    "samples": 2,
-    "finalists": 1,
-    "accumulate_grad_batches": 1,
-    "seed": 0,
+_COUNTS = {
+    "warmup_epochs": (0, 100_000),
+    "steps_per_update": (1, 1_000_000),
+    "samples": (2, 10_000),
+    "finalists": (1, 1_000),
+    "accumulate_grad_batches": (1, 1_000_000),
+    "calibration_batches": (0, 1_000_000),
+    "seed": (0, 2**63 - 1),
 }
+"""The upper bounds stand far above every use: a slip of the hand ends in a sentence."""
+_ABOVE_ZERO = ("learning_rate", "gradient_clip_val", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +76,16 @@ class SearchOptions:
         for name, allowed in _ONE_OF.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}; it must be at least {least}")
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                raise ConfigError(f"{name} = {value!r}; it must be at least {least} and at most {most}, an integer")
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} = {value!r}; it must be a number above 0, or None")
+        if not 0 <= self.baseline_decay < 1:
+            raise ConfigError(f"baseline_decay = {self.baseline_decay!r}; it must be in [0, 1)")
         if self.slack is not None and not 0 <= self.slack < 1:
             raise ConfigError(f"slack = {self.slack!r}; it must be in [0, 1), or None")
         if self.target is not None and self.target_share is not None:

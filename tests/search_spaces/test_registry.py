@@ -53,7 +53,7 @@ def needy(width, *, depth=2):
     ("function", "options", "words"),
     [
         ("own_space", {"depth": 3}, r"unknown option depth = 3 for the space .*:own_space; .* are width_mult, width$"),
-        ("own_space", {"width": "wide"}, r"own_space with width = 'wide' raised TypeError: .*; mend its"),
+        ("own_space", {"width": "wide"}, r"Stage\(width='wide', .*\) of the space own: width must be"),
         ("own_space", {"width": 24, "width_mult": "twice"}, "width_mult = 'twice' of the space own; it must be a pos"),
         ("needy", {"depth": 3}, "needy needs the option width"),
         ("faulty", {}, "faulty with no options raised ValueError: invalid literal"),

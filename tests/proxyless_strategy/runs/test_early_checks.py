@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """What is a value after all."""
 # A finite rate may be too high for one network and right for another: a loss that is not finite stops a training.
-RATES = ("learning_rate", "weight_decay", "architecture_learning_rate", "warmup_learning_rate")
+RATES = ("learning_rate", "architecture_learning_rate", "warmup_learning_rate")
 
 
 def leaves(schema: type[BaseModel], *parents: str) -> Iterator[str]:
@@ -165,6 +165,12 @@ def test_a_bad_value_of_any_setting_is_refused_before_the_first_step(
         ({"data.options": {"mean": math.inf}}, "data.options.mean"),
         ({"target_cost": math.inf}, "target_cost = inf"),
         ({"objective_options": {"rho": math.inf}}, "objective_options.rho = inf"),
+        ({"objective_options": {"rho": -1}}, "objective_options.rho = -1 of the objective 'target'"),
+        ({"objective": "add_linear", "objective_options": {"weight": -1}}, "objective_options.weight = -1"),
+        ({"retrain.epochs": 3, "retrain.warmup_epochs": 3}, "warmup_epochs = 3 leaves none of epochs = 3"),
+        ({"data.options": {"mean": 127.5}}, "data.options.mean = 127.5; .* as pixels are in 0..1"),
+        ({"data.options": {"crop_pct": 1e-6}}, "data.options.crop_pct = 1e-06"),
+        ({"space.options": {"bn_momentum": -1}}, "bn_momentum = -1 of the space small_mbconv"),
         ({"search.steps_per_update": {"gradient": True, "reinforce": 2}}, "steps_per_update"),
         ({"space.options": {"stages": [{"width": 8, "depth": 10**6, "stride": 2}]}}, "depth must be 1 to"),
     ],
