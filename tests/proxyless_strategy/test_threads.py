@@ -201,6 +201,7 @@ def test_a_caller_who_has_lowered_torchs_number_gets_no_more(free: pytest.Monkey
 
 def test_a_gpu_leaves_the_number_to_torch(free: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settle("search", tmp_path, None, step=no_step, on_gpu=True).sentence() == "8 threads: a GPU does the work"
+    assert settle("retrain", tmp_path, None, step=no_step, on_gpu=True, processes=4).number == 2
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_torchs_own_number_untouched(
@@ -212,6 +213,14 @@ def test_a_run_of_an_earlier_version_goes_on_with_torchs_own_number_untouched(
     with found.used():
         assert "OMP_NUM_THREADS" not in os.environ
     assert not (tmp_path / THREADS_FILE).exists(), "or the next start would set what this one left alone"
+    assert settle("search", tmp_path, 3, step=no_step, begun=True).sentence() == "3 threads: search.threads"
+
+
+def test_a_machine_with_fewer_cores_than_all_processes_took_is_told(free: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keep_threads(tmp_path, {"search": 4})
+    for processes, told in ((2, False), (3, True)):
+        sentence = settle("search", tmp_path, None, step=no_step, processes=processes).sentence()
+        assert ("though there are 8 cores here" in sentence) == told
 
 
 def test_a_number_that_the_checkpoint_will_refuse_does_not_replace_the_one_it_needs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -88,6 +89,55 @@ def test_a_phase_that_has_begun_is_bound_by_its_settings(run: Path) -> None:
     (run / CONFIG_FILE).write_text(json.dumps(config_in(run, **table).identity()))
     with pytest.raises(ConfigError, match=r"hardware\.batch = 1 there, 2 here"):
         check_same_run(config_in(run, **table, **{"hardware.batch": 2}))
+
+
+EVERY = {
+    "hardware.cost": "params",
+    "data.architecture_fraction": 0.4,
+    "target": 0.6,
+    "seed": 5,
+    "input_size": 24,
+    "search.epochs": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "free"), [("table", "hardware.cost"), ("data", "data.architecture_fraction"), ("target", "target")]
+)
+def test_what_may_be_another_thing_frees_its_own_settings_alone(run: Path, change: str, free: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(config_in(run, **EVERY, **{"search.resume_anyway": [change]}))
+    assert set(re.findall(r"([\w.]+) = \S+ there", str(caught.value))) == EVERY.keys() - {free}
+    # Once the search has ended, nothing is left that could go on with another one.
+    (run / SEARCH_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"\b{free} = "):
+        check_same_run(config_in(run, **{free: EVERY[free], "search.resume_anyway": [change]}))
+
+
+def test_the_checkpoint_of_the_retraining_is_removed_where_that_is_enough(run: Path) -> None:
+    (run / CHECKPOINT).write_text("")
+    for changes, enough in (({"retrain.epochs": 9}, True), ({"retrain.epochs": 9, "seed": 5}, False)):
+        with pytest.raises(ConfigError) as caught:
+            check_same_run(config_in(run, **changes))
+        assert str(caught.value).endswith("to retrain anew") == enough
+
+
+def test_a_setting_that_is_written_down_at_its_default_is_no_difference(run: Path) -> None:
+    written = json.loads((run / CONFIG_FILE).read_text())
+    written["search"]["threads"] = None
+    (run / CONFIG_FILE).write_text(json.dumps(written))
+    assert check_same_run(config_in(run)) == {}
+    written["search"]["threads"] = 3
+    (run / CONFIG_FILE).write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"search\.threads = 3 there"):
+        check_same_run(config_in(run))
+
+
+def test_long_values_are_cut(run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(config_in(run, **{"space.options": {"head_width": 24, "expansions": [3] * 100}}))
+    assert len(str(caught.value)) < 500
+    assert "..." in str(caught.value)
 
 
 def test_a_search_that_kept_no_weights_cannot_go_on_without_retraining(run: Path) -> None:

@@ -58,7 +58,7 @@ def step_of(path: Path) -> int:
         pytest.param(1, "gradient", marks=pytest.mark.slow),
         (2 * STEPS + 3, "gradient"),
         pytest.param(2 * STEPS + 3, "reinforce", marks=pytest.mark.slow),
-        pytest.param(3 * STEPS - 1, "gradient", marks=pytest.mark.slow),
+        (3 * STEPS - 1, "gradient"),
     ],
 )
 def test_a_search_told_to_stop_keeps_the_step_that_it_was_in(
