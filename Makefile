@@ -7,7 +7,7 @@ INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test slow lint typecheck clean
+.PHONY: help quickstart test slow fuzz lint typecheck clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s%s\n' "$$name" "$$text"; done
@@ -20,6 +20,11 @@ test: $(INSTALLED_DEV)          ## run the tests
 
 slow: $(INSTALLED_DEV)          ## run the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(INSTALLED_DEV)          ## give every reader of files 200,000 damaged ones, guided by coverage where atheris installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' \
+		|| echo "atheris does not install here; the plain engine takes its place" >&2
+	$(BIN)/python -m tests.benchmarks.fuzz --keep runs/fuzz
 
 lint: $(INSTALLED_DEV)          ## check style and format
 	$(BIN)/ruff check .

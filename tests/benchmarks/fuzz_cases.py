@@ -37,6 +37,7 @@ class Target:
         names: Texts of which a message must have one; None: the file's name.
         share: Cases beside those of a reader of share 1; less for slow ones.
         large: Whether such a file may be as large as it likes.
+        writes: Whether the reader, once it has taken the file, goes on to write another one in its place.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     names: tuple[str, ...] | None = None
     share: float = 1.0
     large: bool = False
+    writes: bool = False
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -149,11 +151,14 @@ class Judge:
         """
         self._put(case)
         before = snapshot(self.place)
-        fault = self._read(case, good=good)
-        if snapshot(self.place) != before:
-            changes = sorted(dict(set(snapshot(self.place).items()) ^ set(before.items())))
+        taken, fault = self._read(case, good=good)
+        after = snapshot(self.place)
+        if after != before:
+            changes = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
             self._renew()
-            if fault is None:
+            if taken and self.target.writes:
+                changes = [name for name in changes if name != self.target.file]
+            if fault is None and changes:
                 fault = Fault("crash", f"partial effect: {changes[0]}", f"it left or changed {', '.join(changes)}")
         return fault
 
@@ -172,7 +177,7 @@ class Judge:
             remove(path)
         path.write_bytes(case.content)
 
-    def _read(self, case: Case, *, good: bool) -> Fault | None:
+    def _read(self, case: Case, *, good: bool) -> tuple[bool, Fault | None]:
         given: Any = self.place if self.target.file else case.content.decode("utf-8", "surrogateescape")
         expected = self.target.expected
         try:
@@ -182,10 +187,10 @@ class Judge:
                     expected = ()
                     further()
         except ProxylessError as error:
-            return _of_message(error, expected, good=good)
+            return False, _of_message(error, expected, good=good)
         except BaseException as error:
-            return _of_exception(error)
-        return None
+            return False, _of_exception(error)
+        return True, None
 
 
 def _of_message(error: ProxylessError, expected: Sequence[str], *, good: bool) -> Fault | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,36 @@ LARGEST = 2_000_000
 """Bytes of an input; libFuzzer would stay at the length of its first ones."""
 
 
-def instrumented() -> Any:
-    """Return a context in which imports of this project are made so that their coverage is seen.
+class _WithoutProgress:
+    """Standard error without what atheris says of each module."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("INFO: Instrumenting") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def instrumented() -> Iterator[None]:
+    """Have what this project imports in the block made so that its coverage is seen.
 
     Raises:
-        SystemExit: Some are imported already, or atheris is not installed.
+        SystemExit: atheris is not installed.
     """
     try:
         import atheris
     except ImportError:
         sys.exit("--engine atheris needs atheris; install the extra `fuzz`, or take --engine plain")
-    return atheris.instrument_imports(include=list(PACKAGES), enable_loader_override=False)
+    original, sys.stderr = sys.stderr, _WithoutProgress(sys.stderr)  # type: ignore[assignment]
+    try:
+        with atheris.instrument_imports(include=list(PACKAGES), enable_loader_override=False):
+            yield
+    finally:
+        sys.stderr = original
 
 
 def guidedly(chunk: Chunk, place: Path, seed: int, at: Callable[[int], None]) -> None:

@@ -322,11 +322,35 @@ def targets() -> tuple[Target, ...]:
     settings += [b"hardware={cost: macs}\nhardware.threads=2\ntarget_cost=1", b"data.options.mean=[0.5]\nretrain=null"]
     nothing = SimpleNamespace(none=lambda folder: None)
     return (
-        Target("search YAML", copying(RUN / "gradient.yml", "search.yml"), "search.yml", _search, yaml_text, search),
         Target(
-            "preset", copying(EXAMPLES / "imagenet_search.yml", "search.yml"), "search.yml", _preset, yaml_text, presets
+            "search YAML",
+            copying(RUN / "gradient.yml", "search.yml"),
+            "search.yml",
+            _search,
+            yaml_text,
+            search,
+            share=0.5,
         ),
-        Target("sweep YAML", _sweep_files, "sweep.yml", _sweep, yaml_text, sweeps),
+        Target(
+            "preset",
+            copying(EXAMPLES / "imagenet_search.yml", "search.yml"),
+            "search.yml",
+            _preset,
+            yaml_text,
+            presets,
+            share=0.3,
+        ),
+        Target(
+            "sweep YAML",
+            _sweep_files,
+            "sweep.yml",
+            _sweep,
+            yaml_text,
+            sweeps,
+            # a value of the sweep is refused where the search config that takes it is read
+            names=("sweep.yml", "_search.yml"),
+            share=0.2,
+        ),
         Target(
             "settings of --set",
             nothing.none,
@@ -364,7 +388,14 @@ def targets() -> tuple[Target, ...]:
         Target("search.json", _run_files, "run/search.json", _run, json_text, share=0.5),
         Target("config.json of a search", _run_files, "run/config.json", _run, json_text, share=0.5),
         Target("row.json", _run_files, "run/row.json", _run, json_text, share=0.5),
-        Target("config.json of a search that goes on", _begun_files, "run/config.json", _same_run, json_text),
+        Target(
+            "config.json of a search that goes on",
+            _begun_files,
+            "run/config.json",
+            _same_run,
+            json_text,
+            names=("/run",),
+        ),
         Target("search.json of a report", _run_files, "run/search.json", _runs, json_text, share=0.01),
         Target("row.json of a report", _run_files, "run/row.json", _runs, json_text, share=0.01),
         Target("subnet.json", copying(RUN / "derived", "."), "subnet.json", _subnet, json_text),
@@ -426,6 +457,7 @@ def targets() -> tuple[Target, ...]:
             checkpoint,
             share=0.03,
             large=True,
+            writes=True,
         ),
         *fuzz_weights.data_targets(),
     )

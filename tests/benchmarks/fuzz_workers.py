@@ -6,6 +6,7 @@ so that whoever watches it can tell what it hung on, and go on with the next one
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -70,6 +71,7 @@ class Worker:
             try:
                 # Whatever a reader starts must go with it, and Ctrl-C is the parent's to hear.
                 os.setsid()
+                faulthandler.disable()
                 _limit_memory()
                 work(chunk, place, seed, self._at)
                 status = 0
