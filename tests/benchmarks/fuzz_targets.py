@@ -394,7 +394,7 @@ def targets() -> tuple[Target, ...]:
             "run/config.json",
             _same_run,
             json_text,
-            names=("/run",),
+            names=("./run",),
         ),
         Target("search.json of a report", _run_files, "run/search.json", _runs, json_text, share=0.01),
         Target("row.json of a report", _run_files, "run/row.json", _runs, json_text, share=0.01),

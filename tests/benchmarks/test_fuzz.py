@@ -128,7 +128,7 @@ def test_a_good_reader_is_called_good(told: Any) -> None:
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_reader_is_told(name: str, told: Any, tmp_path: Path) -> None:
     act, words = BAD[name]
-    count = 12 if name == "hangs" else 40
+    count = 14 if name in ("hangs", "dies") else 40
     status, last, before = told(reader(badly(act)), "--executions", str(count), "--keep", str(tmp_path))
     assert status == 1
     assert last["hangs" if name in HANGING else "crashes"] > 0, before
@@ -230,7 +230,7 @@ def test_most_inputs_differ_and_many_are_still_documents() -> None:
         except (ValueError, RecursionError):
             return False
 
-    assert len(set(made)) > 250
+    assert len(set(made)) > 200
     assert 100 < sum(map(is_document, made)) < 280
 
 
