@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hardware.errors import ProxylessError
 from tests.benchmarks.fuzz_formats import Format
+
+if TYPE_CHECKING:
+    from hardware.errors import ProxylessError
 
 LONGEST = 400
 """Characters of an error's message: about what a person reads."""
@@ -178,6 +180,9 @@ class Judge:
         path.write_bytes(case.content)
 
     def _read(self, case: Case, *, good: bool) -> tuple[bool, Fault | None]:
+        # Not at the top: the coverage of what is imported before atheris is ready would not be seen.
+        from hardware.errors import ProxylessError
+
         given: Any = self.place if self.target.file else case.content.decode("utf-8", "surrogateescape")
         expected = self.target.expected
         try:
