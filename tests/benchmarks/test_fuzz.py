@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.benchmarks.fuzz_targets import targets
 from tests.benchmarks.fuzz_texts import alias_bomb, flow, shrunk
 from tests.benchmarks.fuzz_weights import read_exported
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
 GOOD = {"name": "a", "sizes": [1, 2, 3], "options": {"deep": True}}
 
