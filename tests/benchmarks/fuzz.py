@@ -33,7 +33,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.fuzz_cases import Case, Fault, Judge, Target, case_of
+from tests.benchmarks.fuzz_cases import Case, Fault, Judge, Target, case_of, of_special
 from tests.benchmarks.fuzz_texts import shrunk
 from tests.benchmarks.fuzz_workers import Chunk, Worker, chunks, findings, plainly
 
@@ -119,7 +119,8 @@ class Fuzzing:
         self.result.executions[name] += min(number, chunk.stop) - chunk.start
         if status != 0:
             self.result.executions[name] += 1
-            self.result.add(name, _ending(status), self._case(worker, number))
+            case = self._case(worker, number)
+            self.result.add(name, of_special(_ending(status), case), case)
             if number + 1 < chunk.stop:
                 queue.appendleft(Chunk(chunk.target, chunk.seeds, chunk.good, number + 1, chunk.stop))
         shutil.rmtree(worker.place, ignore_errors=True)

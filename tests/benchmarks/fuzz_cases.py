@@ -10,7 +10,7 @@ import stat
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,8 @@ class Judge:
         self._put(case)
         before = snapshot(self.place)
         taken, fault = self._read(case, good=good)
+        if fault is not None:
+            fault = of_special(fault, case)
         after = snapshot(self.place)
         if after != before:
             changes = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
@@ -213,6 +215,15 @@ def _of_message(error: ProxylessError, words: str, expected: Sequence[str], *, g
     if expected and not any(name in words for name in expected):
         return Fault("crash", f"nameless: {where}", f"its message does not name {expected[0]!r}: {_cut(words)}")
     return None
+
+
+def of_special(fault: Fault, case: Case) -> Fault:
+    """Tell faults of what is no content from others, beside whose inputs they would be the shortest."""
+    if not case.special:
+        return fault
+    return replace(
+        fault, signature=f"{fault.signature} ({case.special})", sentence=f"{fault.sentence} ({case.special})"
+    )
 
 
 def _of_exception(error: BaseException) -> Fault:
