@@ -197,7 +197,7 @@ class Deriver:
         for number, derived in enumerate(excluded):
             rows = [row for row, on in enumerate(self._reached(derived.choice)) if on]
             cells[number, [int(self._starts[row]) + derived.choice[row] for row in rows]] = 1
-        return LinearConstraint(csr_array(cells), -math.inf, cells.sum(1) - 1)
+        return LinearConstraint(_narrow(csr_array(cells)), -math.inf, cells.sum(1) - 1)
 
     @cached_property
     def _one_each(self) -> LinearConstraint:
@@ -219,7 +219,7 @@ class Deriver:
                     columns.append(int(self._starts[parent]) + index)
                     values.append(-1.0)
         shape = (len(self.edges), int(self._starts[-1]))
-        return LinearConstraint(csr_array((values, (rows, columns)), shape=shape), right, right)
+        return LinearConstraint(_narrow(csr_array((values, (rows, columns)), shape=shape)), right, right)
 
     def _choice(self, x: np.ndarray) -> list[int]:
         choice = []
@@ -244,3 +244,9 @@ class Deriver:
                 cost += float(self.costs[row, choice[row]])
                 log_probability += float(self.log_p[row, choice[row]])
         return Derived(tuple(choice), cost, log_probability)
+
+
+def _narrow(matrix: csr_array) -> csr_array:
+    """Return a sparse matrix whose indices have 32 bits: `milp` of SciPy 1.14 and older refuses those of 64."""
+    matrix.indices, matrix.indptr = matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)
+    return matrix
