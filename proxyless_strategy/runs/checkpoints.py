@@ -221,16 +221,19 @@ class SearchCheckpoints(Checkpoint):
 
     # ---- hooks -------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._written = time.monotonic()
-        # The last values of metrics that are logged now and then (E[LAT], entropy) stand until the next ones come.
-        trainer.callback_metrics.update(self._metrics)
-        self._metrics = {}
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        # Not when training starts: after the last epoch there is none, and finalists are compared all the same.
         if self._exact:
             own = pl_module.state_dict()
             for name, value in self._exact.items():
                 own[name].copy_(value)
             self._exact = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._written = time.monotonic()
+        # The last values of metrics that are logged now and then (E[LAT], entropy) stand until the next ones come.
+        trainer.callback_metrics.update(self._metrics)
+        self._metrics = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         # A step that a signal cuts in two cannot be gone on with. Several processes hear it at different steps.
