@@ -129,6 +129,22 @@ with signals.stopped_in_order():
         time.sleep(60)
         signals.leave_if_asked(lambda: print('saved late'))
 """,
+    "after a context within its own": """
+with signals.stopped_in_order():
+    with signals.stopped_in_order():
+        pass
+    print('ready')
+    time.sleep(60)
+""",
+    "and a second one while it unwinds": """
+with signals.stopped_in_order():
+    try:
+        print('ready')
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        print('saved')
+""",
     "after a library took the signal": """
 with signals.stopped_in_order():
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -185,6 +201,20 @@ with signals.stopped_in_order():
     os.kill(worker, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
     print('ready')
+""")
+    assert ends(process) == (0, "")
+
+
+def test_a_thread_leaves_the_signals_to_the_main_one(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("""
+import threading
+def work():
+    with signals.stopped_in_order():
+        print('worked')
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print('ready')
 """)
     assert ends(process) == (0, "")
 

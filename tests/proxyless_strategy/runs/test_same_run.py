@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,91 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
         assert time.monotonic() - began > 0.3
         assert start.seconds > 3
     thread.join()
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder in another thread."""
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with table_lock(folder / "run"):
+            held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        release.set()
+        thread.join()
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught, owned(folder):
+        pass
+    return str(caught.value)
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def entry(pid: int) -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": pid, "seconds": 3.0}
+
+
+def test_a_living_owner_is_told_at_once_and_is_the_last_to_have_started(
+    tmp_path: Path, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / STARTS_FILE).write_text(json.dumps([entry(gone), entry(os.getpid())]))
+    with held_elsewhere(tmp_path), monkeypatch.context() as patched:
+        patched.setattr("proxyless_strategy.owner.ORPHAN_SECONDS", 1e9)
+        assert f"(process {os.getpid()} on " in refused(tmp_path)
+
+
+def test_a_lock_that_outlives_its_dead_owner_is_not_waited_for_without_end(
+    tmp_path: Path, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / STARTS_FILE).write_text(json.dumps([entry(gone)]))
+    monkeypatch.setattr("proxyless_strategy.owner.ORPHAN_SECONDS", 0.3)
+    with held_elsewhere(tmp_path):
+        assert f"(process {gone} on " in refused(tmp_path)
+
+
+def test_a_refused_start_says_nothing_about_the_owners_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / STARTS_FILE).write_text("garbage")
+    with held_elsewhere(tmp_path), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("proxyless_strategy.owner.ORPHAN_SECONDS", 0.0)
+        assert "(process unknown on this machine)" in refused(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_start_keeps_what_it_has_changed(tmp_path: Path) -> None:
+    with owned(tmp_path, check=lambda: {"seed": {"from": 0, "to": 1}}):
+        pass
+    assert starts(tmp_path)[-1]["changed"] == {"seed": {"from": 0, "to": 1}}
+
+
+def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space")
+
+    def failing() -> None:
+        with owned(tmp_path):
+            monkeypatch.setattr("proxyless_strategy.owner.write_atomically", full)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
 
 
 def test_a_search_that_another_one_overtook_is_refused(tmp_path: Path) -> None:
