@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from typing import Any
 
 from .errors import ProxylessError, WriteError
 
+_MARK = ".unfinished"
+_UNFINISHED = re.compile(rf"\..+{re.escape(_MARK)}(\.\w+)?")
+"""Names of `replacing`; the ending stays the file's own, by which writers choose a format."""
 ELSEWHERE = "make room there, or choose another place"
 
 
@@ -81,7 +85,7 @@ def replacing(path: str | Path, *, error: type[ProxylessError] = WriteError, rem
     with writing(path, error=error, remedy=remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         # beside the target, because os.replace cannot move from one file system to another
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f"{_MARK}{path.suffix}", dir=path.parent)
         os.close(descriptor)
         beside = Path(name)
         try:
@@ -128,6 +132,18 @@ def check_writable(
         # a read-only file system shows only when something is written
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers of `replacing` left in a folder.
+
+    Args:
+        folder: A folder that no other process writes to meanwhile.
+    """
+    for path in folder.iterdir():
+        if path.is_file() and _UNFINISHED.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def current_umask() -> int:

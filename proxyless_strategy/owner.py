@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.errors import ConfigError, TableError
-from hardware.files import write_atomically
+from hardware.files import remove_unfinished, write_atomically
 from hardware.measuring.locks import table_lock
 from hardware.reading import DAMAGE, is_there, json_of, why
 
@@ -35,6 +35,7 @@ class Start:
     def __init__(self, folder: Path, changed: Mapping[str, Any], *, began: float | None = None):
         self._path = folder / STARTS_FILE
         self._earlier = _read(self._path, warn=True)
+        self._begun_in = _identity(folder)
         self._began = time.monotonic() if began is None else began
         self._entry = {**_me(), "began": datetime.now(timezone.utc).isoformat(timespec="seconds"), "changed": changed}
 
@@ -44,7 +45,16 @@ class Start:
         return sum(float(start["seconds"]) for start in self._earlier) + time.monotonic() - self._began
 
     def note(self, *, ended: bool = False) -> None:
-        """Write down how long this start has worked."""
+        """Write down how long this start has worked.
+
+        Raises:
+            ConfigError: The folder cannot be written to, or is not the one that this start began in.
+        """
+        if self._begun_in != _identity(self._path.parent):
+            raise ConfigError(
+                f"{self._path.parent} was removed or replaced while the run was going on, and what was in it is lost; "
+                "repeat the command, which begins anew there"
+            )
         entry = {**self._entry, "seconds": round(time.monotonic() - self._began, 3), "ended": ended}
         write_atomically(self._path, json.dumps([*self._earlier, entry], indent=2) + "\n", error=ConfigError)
 
@@ -82,16 +92,26 @@ def owned(
                     ) from None
                 time.sleep(0.2)
         start = Start(folder, check(), began=began)
+        remove_unfinished(folder)
         start.note()
         try:
             yield start
         except BaseException:
             # The time since the last epoch is this start's too. Where the disk is full, that is what has to be told.
-            with suppress(OSError):
+            with suppress(OSError, ConfigError):
                 if folder.is_dir():
                     start.note()
             raise
         start.note(ended=True)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another of the same name; None where there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _me() -> dict[str, Any]:

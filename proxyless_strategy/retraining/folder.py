@@ -14,9 +14,9 @@ import numpy as np
 import timm
 import torch
 from timm.data import resolve_data_config
-from torch.multiprocessing.spawn import ProcessException
+from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-from hardware.errors import ConfigError, DataError, ExportError, ProxylessError
+from hardware.errors import ConfigError, DataError, ExportError, ProxylessError, TrainingError
 from hardware.processor import say_if_busy
 
 from ..checkpoints import short_digest
@@ -31,6 +31,7 @@ from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
+from ..strategy.processes import lost_partner_named
 from .recipe import Recipe
 from .setup import check_training
 from .trainer import begun_with, retraining_threads, train
@@ -80,7 +81,7 @@ def retrain(
     if os.environ.get("RANK", "0") == "0":
         say_if_busy()
     if devices == 1:
-        with ExitStack() as owning, _group():
+        with lost_partner_named(), ExitStack() as owning, _group():
             return _run(*arguments, owning=owning)
     available = torch.cuda.device_count()
     if available and devices > available:
@@ -93,7 +94,13 @@ def retrain(
         )
     except ProcessException as error:
         if refusals.empty():
-            raise
+            if not isinstance(error, ProcessExitedException):
+                raise
+            how = error.signal_name or f"status {error.exit_code}"
+            raise TrainingError(
+                f"process {error.error_index} of {devices} ended by {how}; make room where it was memory, and repeat "
+                "the command to continue from the last checkpoint"
+            ) from error
         kind, sentence = refusals.get()
         raise kind(sentence) from error
     return out / MODEL
@@ -110,7 +117,7 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
-        with ExitStack() as owning, _group(port=port):
+        with lost_partner_named(), ExitStack() as owning, _group(port=port):
             _run(*arguments, owning=owning)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))

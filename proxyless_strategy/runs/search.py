@@ -33,7 +33,7 @@ from ..layout import CHECKPOINT, MODEL, ONNX_FILE
 from ..owner import Start
 from ..retraining.trainer import retraining_threads, train
 from ..seeds import isolated_seed
-from ..strategy.processes import end_processes, is_first_process, launched
+from ..strategy.processes import end_processes, is_first_process, launched, lost_partner_named
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
@@ -82,9 +82,10 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
     if not first:
         look()
-        with noting_unreadable(config.out):
+        with lost_partner_named(), noting_unreadable(config.out):
             return _finished(prepared, report, Start(config.out, {}), **found)
-    with claim_out(prepared, look=look, began=began) as start, noting_unreadable(config.out):
+    claimed = claim_out(prepared, look=look, began=began)
+    with claimed as start, lost_partner_named(), noting_unreadable(config.out):
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hardware.errors import TrainingError
+from hardware.reading import cut
 
 from .loopback import join, stay_on_loopback
 
@@ -27,6 +31,29 @@ BUFFERS_OPTION = next(
 _ended = False
 # State of the process and not of a search: the further processes of a DDP search are copies of the script that exit at
 # its end, so that a second search in the same script would wait for processes that will not come.
+
+
+_LOST = ("gloo", "NCCL", "c10d", "TCPStore", "Connection reset by peer", "Connection closed by peer")
+"""What torch's messages hold when the process at the other end of a connection is gone; gloo's have no type."""
+
+
+@contextmanager
+def lost_partner_named() -> Iterator[None]:
+    """Turn torch's traceback, where another process of the run has ended, into one sentence.
+
+    Raises:
+        TrainingError: It has, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, torch.distributed.DistError) and not any(word in reason for word in _LOST):
+            raise
+        raise TrainingError(
+            f"another process of this run has ended, or cannot be reached ({cut(reason, 160)}); its own message, if it "
+            "could give one, says why; repeat the command to continue from the last checkpoint"
+        ) from error
 
 
 def prepare(strategy: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 ENDS = (0, 900, 1350, 1797)
 """Of the parts for weights, architecture and test."""
@@ -25,3 +25,23 @@ def digits(root: Path | None) -> tuple[TensorDataset, ...]:
         pictures[ENDS[spoilt["part"]] + 7, 0, 3, 3] = spoilt["value"]
     x, y = torch.tensor(pictures, dtype=torch.float32), torch.tensor(labels)
     return tuple(TensorDataset(x[a:b], y[a:b]) for a, b in pairwise(ENDS))
+
+
+class OneByOne(Dataset):
+    """Reads each image when it is asked for, as a data set of files does, so that worker processes are worth it."""
+
+    def __init__(self, part: TensorDataset):
+        self.part = part
+        self.targets = part.tensors[1].tolist()
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.part[index]
+        return image, int(label)
+
+
+def digits_one_by_one(root: Path | None) -> tuple[Dataset, ...]:
+    """Return the same, read one by one."""
+    return tuple(OneByOne(part) for part in digits(root))

@@ -29,7 +29,7 @@ MODULE = Path(__file__).parent / "fault_pictures.py"
 
 def child_killed(case: Case, *, changes: Mapping[str, Any], which: Callable[[psutil.Process], bool]) -> str:
     """Kill a process that the search started, as the kernel does when memory runs out."""
-    place = case.begin(changes=changes)
+    place = case.begin(changes=changes, beside=[MODULE])
     process = place.start()
     process.wait_for((place.out / "search.ckpt").exists)
     found: list[psutil.Process] = []
@@ -38,6 +38,13 @@ def child_killed(case: Case, *, changes: Mapping[str, Any], which: Callable[[psu
         raise Broken(f"the search had no such process: {process.wait().sentence[:300]}")
     found[0].kill()
     return case.outcome(process.wait(), "worker|process|rank|kill", repair=lambda: None)
+
+
+def is_worker(child: psutil.Process) -> bool:
+    """Whether a process is one of a DataLoader, and not a helper of `multiprocessing` that nothing waits for."""
+    with contextlib.suppress(psutil.Error):
+        return "tracker" not in " ".join(child.cmdline())
+    return False
 
 
 def is_rank(child: psutil.Process) -> bool:
@@ -346,7 +353,9 @@ IMPOSSIBLE: dict[str, tuple[Mapping[str, Any], str]] = {
     "target_cost": ({"hardware.cost": "macs", "target": None, "target_cost": float("inf")}, "target_cost"),
 }
 PROCESS_FAULTS: dict[str, Callable[[Case], str]] = {
-    "data worker killed": partial(child_killed, changes={"data.workers": 1}, which=lambda child: True),
+    "data worker killed": partial(
+        child_killed, changes={"data.workers": 1, "data.name": f"{MODULE.stem}:digits_one_by_one"}, which=is_worker
+    ),
     "rank killed": partial(child_killed, changes=TWO_RANKS, which=is_rank),
     "two equal runs in one folder": partial(in_one_folder, changes={}, at_once=False),
     "two equal runs in one folder at once": partial(in_one_folder, changes={}, at_once=True),

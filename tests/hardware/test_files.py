@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hardware.files import current_umask, replacing, write_atomically
+from hardware.files import current_umask, remove_unfinished, replacing, write_atomically
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("a µ\n", "a µ\n".encode()), (b"\x00\xff", b"\x00\xff")])
@@ -55,3 +57,19 @@ def test_the_content_reaches_the_disk_before_the_name_and_the_folder_after(tmp_p
     write_atomically(tmp_path / "file", "new")
     assert done[1:] == ["moved", tmp_path]
     assert done[0].name.startswith(".file.")
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"a.json", ".hidden.json", ".unfinished", "b.unfinished.json", ".run.lock"}
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".folder.unfinished").mkdir()
+    for name in ("row.json", "model.onnx", "bare"):
+        child = (
+            "import os, sys; from hardware.files import replacing\n"
+            "with replacing(sys.argv[1]) as beside:\n    beside.write_text('half'); os._exit(1)"
+        )
+        subprocess.run([sys.executable, "-c", child, str(tmp_path / name)], check=False)
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1 + 3
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".folder.unfinished"}

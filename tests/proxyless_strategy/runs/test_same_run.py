@@ -214,6 +214,29 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     thread.join()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_was_removed_meanwhile_is_no_longer_written_to(tmp_path: Path, replaced: bool) -> None:
+    folder = tmp_path / "run"
+
+    def run() -> None:
+        with owned(folder) as start:
+            start.note()
+            folder.rename(tmp_path / "gone")
+            if replaced:
+                folder.mkdir()
+            start.note()
+
+    with pytest.raises(ConfigError, match=f"{folder} was removed or replaced while the run was going on"):
+        run()
+    assert not list(folder.glob("*"))
+
+
+def test_what_a_killed_start_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".threads.abc.unfinished.json").write_text("{")
+    with owned(tmp_path):
+        assert not list(tmp_path.glob(".threads*"))
+
+
 @contextmanager
 def held_elsewhere(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder in another thread."""
@@ -286,13 +309,11 @@ def test_a_start_keeps_what_it_has_changed(tmp_path: Path) -> None:
     assert starts(tmp_path)[-1]["changed"] == {"seed": {"from": 0, "to": 1}}
 
 
-def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space")
-
+def test_a_disk_that_refuses_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
     def failing() -> None:
         with owned(tmp_path):
-            monkeypatch.setattr("proxyless_strategy.owner.write_atomically", full)
+            (tmp_path / STARTS_FILE).unlink()
+            (tmp_path / STARTS_FILE).mkdir()  # so that no file can take its place
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -2,15 +2,36 @@
 
 import copy
 
+import pytest
 import timm
 import torch
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 
+from hardware.errors import TrainingError
 from proxyless_strategy.strategy import processes
 from proxyless_strategy.strategy.processes import TimmSyncBatchNorm
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from tests.proxyless_strategy import tiny
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:5007: Connection reset by peer."),
+        torch.distributed.DistNetworkError("The client socket has timed out"),
+        RuntimeError("NCCL communicator was aborted on rank 1"),
+    ],
+)
+def test_a_partner_that_is_gone_is_named_in_one_sentence(error):
+    sentence = r"^another process of this run has ended, .*repeat the command"
+    with pytest.raises(TrainingError, match=sentence), processes.lost_partner_named():
+        raise error
+
+
+def test_other_errors_of_torch_keep_their_own_words():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), processes.lost_partner_named():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def equal(first, second):
