@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hardware.reading import Unreadable, opened
+
 from .images import ImageData
 
 SIZED_FILES = 10_000
@@ -39,7 +41,7 @@ def data_digest(data: ImageData) -> str:
         >>> data_digest(load_data(DataConfig(name="digits"), input_size=8, seed=0))
         '1004 + 434 + 359 images of 10 classes, 227ee2af4640'
     """
-    digest = _Digest(data.replaced)
+    digest = _Digest(data.replaced, data.marks)
     parts = (data.weights, data.architecture, data.test)
     digest.add_text(data.num_classes, data.channels, *(data.class_names or ()))
     for part in parts:
@@ -51,8 +53,9 @@ def data_digest(data: ImageData) -> str:
 class _Digest:
     """A running hash of data sets; what several parts share is hashed once."""
 
-    def __init__(self, replaced: Mapping[str, Any]) -> None:
+    def __init__(self, replaced: Mapping[str, Any], marks: dict[str, str]) -> None:
         self._replaced = replaced
+        self._marks = marks
         self._hash = hashlib.sha256()
         self._seen: dict[int, Any] = {}
 
@@ -139,10 +142,14 @@ class _Digest:
 
     def _mark(self, path: str, mark: Callable[[str], Any]) -> Any:
         """What is known of a file: its size, or its size and content; of a replaced one what was known before."""
-        if self._replaced and os.path.abspath(path) in self._replaced:
-            before = str(self._replaced[os.path.abspath(path)])
-            return before.split()[0] if mark is _size else before
-        return mark(path)
+        itself = os.path.abspath(path)
+        if itself in self._replaced:
+            before = str(self._replaced[itself])
+            return before.partition(" ")[0] if mark is _size else before
+        found = mark(path)
+        if mark is file_mark:
+            self._marks[itself] = found
+        return found
 
 
 def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]:
@@ -154,20 +161,20 @@ def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]
     return paths, labels
 
 
-def file_mark(path: str) -> Any:
+def file_mark(path: str) -> str:
     """Return what the digest knows of a file beside its path: a plain value, which changes with the file."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             digest.update(file.read(CONTENT_BYTES))
             return f"{os.fstat(file.fileno()).st_size} {digest.hexdigest()[:12]}"
-    except OSError:
+    except (OSError, Unreadable):
         return f"{_size(path)} unreadable"  # the loader names it when it comes to it
 
 
 def rows_digest(dataset: Any) -> str:
     """Digest all that a data set holds one of for each image, under whatever name."""
-    digest = _Digest({})
+    digest = _Digest({}, {})
     for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
         if hasattr(value, "__len__") and len(value) == len(dataset):
             digest.add_text(name)
@@ -177,7 +184,7 @@ def rows_digest(dataset: Any) -> str:
 
 def item_digest(items: Sequence[Any]) -> str:
     """Digest some items, whatever a data set gives."""
-    digest = _Digest({})
+    digest = _Digest({}, {})
     digest.add_value(items)
     return digest.hexdigest()
 

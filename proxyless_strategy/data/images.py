@@ -50,6 +50,7 @@ class ImageData:
         reader: What becomes of the modes that pictures have; None: see `Reader`.
         left_out: What is wrong with each picture that no part has, as `data.skip_unreadable` says.
         replaced: Marks (see `data.digest`) of files that were replaced since the run began, as they were then.
+        marks: Marks of other files, as the last digest found them, by absolute path.
         workers: Processes that read images, unless `loader` is told another number.
 
     Raises:
@@ -73,6 +74,7 @@ class ImageData:
     reader: Reader | None = field(default=None, kw_only=True)
     left_out: tuple[str, ...] = field(default=(), kw_only=True)
     replaced: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    marks: dict[str, str] = field(default_factory=dict, kw_only=True, repr=False)
     workers: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:

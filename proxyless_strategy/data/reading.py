@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from torch.utils.data import ConcatDataset, Subset
 
 from hardware.errors import DataError, PictureError
+from hardware.reading import Unreadable, opened
 
 PIL_MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by number of channels."""
@@ -205,10 +205,7 @@ def open_picture(path: str) -> Image.Image:
         PictureProblem: It cannot be read, whatever its decoder raises.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            raise PictureProblem("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
-        with open(path, "rb") as file, Image.open(file) as image:
+        with opened(path) as file, Image.open(file) as image:
             check_one_frame(image)
             image.load()
             return image
@@ -222,6 +219,8 @@ def reason_of(error: BaseException) -> str:
     """Say in a few words of one line what a decoder, or a data set, raised."""
     if isinstance(error, UnidentifiedImageError):
         return "no format that Pillow knows"
+    if isinstance(error, Unreadable):
+        return error.reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split())[:_REASON]

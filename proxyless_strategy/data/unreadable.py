@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +15,7 @@ from PIL import Image
 
 from hardware.errors import ConfigError, DataError, PictureError, ProxylessError
 from hardware.files import write_atomically
+from hardware.reading import Kind, expect, is_there, read_json, reading
 
 from ..layout import UNREADABLE_FILE
 from .datasets import ItemImages
@@ -28,6 +29,9 @@ Item = tuple[int, int]
 MOST_THREADS = 8
 _SHOWN = 20
 """Pictures that the terminal shows; a run's record has them all."""
+_NOTE = Kind(
+    "the note", "remove it", ConfigError, holds="a mapping of files", sentence="cannot read {path} ({why}); {remedy}"
+)
 
 
 class Problem(NamedTuple):
@@ -142,8 +146,11 @@ def without_unreadable(data: ImageData) -> ImageData:
 
 
 @contextmanager
-def noting_unreadable(folder: Path) -> Iterator[None]:
-    """Note in a run's folder which picture ended it, and the file's mark, before somebody replaces the file."""
+def noting_unreadable(folder: Path, data: ImageData) -> Iterator[None]:
+    """Note in a run's folder which picture ended it, and the file's mark, before somebody replaces the file.
+
+    A picture that was damaged after the run's digest was made is noted as it was then: by that the run is known.
+    """
     try:
         yield
     except PictureError as error:
@@ -151,19 +158,18 @@ def noting_unreadable(folder: Path) -> Iterator[None]:
             path = os.path.abspath(error.path)
             marks = _noted(folder)
             if path not in marks:
-                write_atomically(
-                    folder / UNREADABLE_FILE, json.dumps({**marks, path: file_mark(path)}, indent=2) + "\n"
-                )
+                noted = {**marks, path: data.marks.get(path) or file_mark(path)}
+                write_atomically(folder / UNREADABLE_FILE, json.dumps(noted, indent=2) + "\n")
         raise
 
 
-def as_begun(data: ImageData, folder: Path, *, mark: Callable[[str], Any] = file_mark) -> ImageData:
+def as_begun(data: ImageData, folder: Path) -> ImageData:
     """Return a run's data with the pictures marked as when it began that ended it since then.
 
     A picture that was replaced as the message asked is no other data set, so the run goes on with it.
     """
     marks = _noted(folder)
-    replaced = {path: before for path, before in marks.items() if mark(path) != before}
+    replaced = {path: before for path, before in marks.items() if file_mark(path) != before}
     if not replaced:
         return data
     named = ", ".join(sorted(replaced)[:5]) + (f" and {len(replaced) - 5} more" if len(replaced) > 5 else "")
@@ -171,14 +177,10 @@ def as_begun(data: ImageData, folder: Path, *, mark: Callable[[str], Any] = file
     return replace(data, replaced=replaced)
 
 
-def _noted(folder: Path) -> Mapping[str, Any]:
+def _noted(folder: Path) -> Mapping[str, str]:
     path = folder / UNREADABLE_FILE
-    if not path.exists():
+    if not is_there(path):
         return {}
-    try:
-        marks = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(marks, dict):
-            raise ValueError("it is no mapping")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path} ({' '.join(str(error).split())}); remove it") from error
-    return marks
+    marks = read_json(path, _NOTE)
+    with reading(path, _NOTE):
+        return {picture: expect(before, str, f"mark of {picture}") for picture, before in marks.items()}

@@ -242,7 +242,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     threads = retraining_threads(
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
-    with threads.used(), noting_unreadable(out):
+    with threads.used(), noting_unreadable(out, images):
         trained = train(
             build,
             images,

@@ -82,10 +82,10 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
     if not first:
         look()
-        with lost_partner_named(), noting_unreadable(config.out):
+        with lost_partner_named(), noting_unreadable(config.out, prepared.data):
             return _finished(prepared, report, Start(config.out, {}), **found)
-    claimed = claim_out(prepared, look=look, began=began)
-    with claimed as start, lost_partner_named(), noting_unreadable(config.out):
+    noting = noting_unreadable(config.out, prepared.data)
+    with claim_out(prepared, look=look, began=began) as start, lost_partner_named(), noting:
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()

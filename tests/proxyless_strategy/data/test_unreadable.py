@@ -22,7 +22,7 @@ from hardware import errors
 from hardware.errors import ConfigError, DataError, PictureError
 from proxyless_strategy.config import DataConfig
 from proxyless_strategy.data.carried import carried
-from proxyless_strategy.data.digest import data_digest
+from proxyless_strategy.data.digest import data_digest, file_mark
 from proxyless_strategy.data.images import PARTS, ImageData
 from proxyless_strategy.data.reading import name_in
 from proxyless_strategy.data.sources import load_data
@@ -203,12 +203,13 @@ def test_a_picture_that_needs_a_setting_is_not_left_out(tmp_path: Path) -> None:
         load_data(config_of(tmp_path, skip_unreadable=True), input_size=8, seed=0)
 
 
-def test_items_of_a_users_data_set_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bad", [0, 2])
+def test_items_of_a_users_data_set_are_left_out_too(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
     class Own(Listed):
         targets = (0, 1, 0, 1, 0)
 
         def __getitem__(self, index: int) -> Any:
-            if index == 2:
+            if index == bad:
                 raise KeyError("no such picture")
             return self.items[index]
 
@@ -218,10 +219,14 @@ def test_items_of_a_users_data_set_are_left_out_too(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("proxyless_strategy.data.function_source.import_function", lambda name: function)
     data = load_data(DataConfig(name="a:b", skip_unreadable=True), input_size=8, seed=0)
     assert [len(getattr(data, part)) for part in PARTS] == [4, 4, 8, 4]
-    assert data.left_out == ("image 2: KeyError: 'no such picture'",) * 3
+    assert data.left_out == (f"image {bad}: KeyError: 'no such picture'",) * 3
 
 
 # ---- replaced --------------------------------------------------------------------------------------------------
+
+
+def digits() -> ImageData:
+    return load_data(DataConfig(), input_size=8, seed=0)
 
 
 def test_a_picture_that_was_replaced_is_no_other_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,9 +235,10 @@ def test_a_picture_that_was_replaced_is_no_other_data_set(tmp_path: Path, capsys
     bad, other = root / "val" / "a" / "0.png", root / "val" / "a" / "1.png"
     bad.write_bytes(b"no image")
     load = lambda: as_begun(load_data(config_of(root), input_size=8, seed=0), out)  # noqa: E731
-    begun = data_digest(load())
-    with pytest.raises(PictureError), noting_unreadable(out):
-        batches(load(), "test")
+    data = load()
+    begun = data_digest(data)
+    with pytest.raises(PictureError), noting_unreadable(out, data):
+        batches(data, "test")
     assert data_digest(load()) == begun
     assert (load().record(), capsys.readouterr().err) == ({}, ""), "nothing was replaced yet"
     shutil.copy(other, bad)
@@ -247,21 +253,40 @@ def test_a_picture_that_was_replaced_is_no_other_data_set(tmp_path: Path, capsys
 
 def test_the_first_mark_of_a_picture_stays(tmp_path: Path) -> None:
     bad = tmp_path / "x.png"
+    bad.write_bytes(bytes(3))
+    first = file_mark(str(bad))
     for size in (3, 5):
         bad.write_bytes(bytes(size))
-        with pytest.raises(PictureError), noting_unreadable(tmp_path):
+        with pytest.raises(PictureError), noting_unreadable(tmp_path, digits()):
             raise PictureError("cannot read it", str(bad))
-    assert json.loads((tmp_path / UNREADABLE_FILE).read_text()) == {str(bad): 3}
+    assert json.loads((tmp_path / UNREADABLE_FILE).read_text()) == {str(bad): first}
+
+
+@pytest.mark.parametrize("cut", [0, 9])
+def test_a_picture_that_was_damaged_since_the_digest_is_noted_as_it_was_then(tmp_path: Path, cut: int) -> None:
+    root, out = write_images(tmp_path / "data"), tmp_path / "out"
+    out.mkdir()
+    bad = root / "val" / "b" / "4.png"
+    data = load_data(config_of(root), input_size=8, seed=0)
+    begun, mark = data_digest(data), file_mark(str(bad))
+    bad.write_bytes(bytes(bad.stat().st_size - cut))
+    with pytest.raises(PictureError), noting_unreadable(out, data):
+        batches(data, "test")
+    assert json.loads((out / UNREADABLE_FILE).read_text()) == {str(bad): mark}
+    shutil.copy(root / "val" / "b" / "3.png", bad)
+    again = load_data(config_of(root), input_size=8, seed=0)
+    assert data_digest(again) != begun
+    assert data_digest(as_begun(again, out)) == begun
 
 
 @pytest.mark.parametrize("error", [PictureError("no file"), PictureError("see data.background", "/x", unclear=True)])
 def test_what_no_replacing_mends_is_not_noted(tmp_path: Path, error: PictureError) -> None:
-    with pytest.raises(PictureError), noting_unreadable(tmp_path):
+    with pytest.raises(PictureError), noting_unreadable(tmp_path, digits()):
         raise error
     assert not (tmp_path / UNREADABLE_FILE).exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+@pytest.mark.parametrize("content", ["{", "[]", "\udcff", '{"x.png": 3}'])
 def test_a_damaged_note_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / UNREADABLE_FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
     data = load_data(config_of(write_images(tmp_path / "data")), input_size=8, seed=0)

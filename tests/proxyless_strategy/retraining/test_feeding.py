@@ -16,6 +16,7 @@ from timm.data import create_transform, resolve_data_config
 
 from hardware.errors import ConfigError, DataError, ExportError, PictureError
 from proxyless_strategy.config import DataConfig
+from proxyless_strategy.data.digest import file_mark
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.reading import Reader
 from proxyless_strategy.data.sources import load_data
@@ -199,7 +200,7 @@ def test_a_retraining_goes_on_after_a_picture_was_replaced(tmp_path: Path, worke
     with pytest.raises(PictureError, match=r"cannot read .*val/b/3\.png: no format"):
         retrain(folder, **arguments)
     assert (out / CHECKPOINT).exists(), "it was trained; its test has failed"
-    assert json.loads((out / UNREADABLE_FILE).read_text()) == {str(bad): 8}
+    assert json.loads((out / UNREADABLE_FILE).read_text()) == {str(bad): file_mark(str(bad))}
     trained = (out / CHECKPOINT).read_bytes()
     shutil.copy(root / "val" / "b" / "2.png", bad)
     written = retrain(folder, **arguments)
