@@ -69,13 +69,23 @@ def load_function(config: DataConfig, *, input_size: int) -> ImageData:
     parts = dict(zip(_PARTS, returned, strict=True))
     if len({id(part) for part in parts.values()}) < 3:
         raise DataError(f"{config.name} returned one data set twice; weights, architecture and test must not overlap")
-    parts = user_parts(config.name, parts)
+    parts = user_parts(config.name, parts, skip=config.skip_unreadable)
     return _from_parts(config, parts, input_size=input_size)
 
 
+def _first_image(parts: Mapping[str, Any]) -> Any:
+    for dataset in parts.values():
+        for index in range(len(dataset)):
+            try:
+                return dataset[index][0]
+            except Exception:
+                continue  # it is named when it is read, or left out
+    return None
+
+
 def _from_parts(config: DataConfig, parts: Mapping[str, Any], *, input_size: int) -> ImageData:
-    """Choose transforms by the first image: PIL images are resized and normalised, float tensors given as they are."""
-    image = parts["weights"][0][0]
+    """Choose transforms by an image: PIL images are resized and normalised, float tensors given as they are."""
+    image = _first_image(parts)
     names = getattr(parts["weights"], "classes", None)
     labels = {part: labels_of(dataset) for part, dataset in parts.items()}
     num_classes = len(names) if names else int(max(values.max() for values in labels.values())) + 1

@@ -20,6 +20,8 @@ from .digest import item_digest, rows_digest
 WANTED = "give PIL images or C x H x W float tensors, each with one class number"
 _FILES = ("samples", "_samples", "_image_files", "imgs")
 _UNREAD: Any = object()
+_REFUSED: tuple[type[Exception], ...] = (OSError, SyntaxError, Image.DecompressionBombError)
+"""What decoders raise on a picture that they cannot read."""
 _LABEL_NAMES = ("label", "target")
 _COMPARED = 8
 """Items of a data set that are read twice: whether they are the same again, and for its digest."""
@@ -55,12 +57,13 @@ class UserImages(Dataset):
         return as_image(image), class_number(label, self._names)
 
 
-def user_parts(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+def user_parts(name: str, parts: Mapping[str, Any], *, skip: bool = False) -> dict[str, Any]:
     """Check the parts that a user's function returned by their first items, and make pairs of what they yield.
 
     Args:
         name: The function, for messages.
         parts: Its data sets by part.
+        skip: Whether items that raise anything will be left out.
 
     Raises:
         DataError: One has no length, yields something with no right way to read it, or raises; its labels are not one
@@ -74,11 +77,12 @@ def user_parts(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
             )
         if not len(dataset):
             raise DataError(f"{name} returned an empty data set for {part}; give it images")
+    unread = (Exception,) if skip else _REFUSED
     first, keys, kinds = parts["weights"], None, {}
     for part, dataset in parts.items():
         for index in _first_items(dataset):
             place = f"{name}: item {index} of {part}"
-            item = _item(name, part, dataset, index, unread=True)
+            item = _item(name, part, dataset, index, unread=unread)
             if item is _UNREAD:  # a picture that cannot be read is named, or left out, later on
                 continue
             keys = keys or _keys_of(item, place, name)
@@ -110,11 +114,11 @@ def user_parts(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
             targets = np.array([class_number(label, names) for label in found[part]], dtype=np.int64)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        _check_listed(name, part, dataset, keys, names, targets)
+        _check_listed(name, part, dataset, keys, names, targets, unread=unread)
         if _is_plain_tensors(dataset):
             made[part] = TensorDataset(dataset.tensors[0].float(), torch.from_numpy(targets))
         else:
-            made[part] = UserImages(dataset, keys, names, targets, _fingerprint(dataset))
+            made[part] = UserImages(dataset, keys, names, targets, _fingerprint(name, part, dataset, unread=unread))
         if names:
             made[part].classes = tuple(names)
         elif getattr(dataset, "classes", None) is not None:
@@ -230,15 +234,15 @@ def _pair(item: Any, keys: tuple[Any, Any]) -> tuple[Any, Any]:
         raise LookupError(str(error)) from error
 
 
-def _item(name: str, part: str, dataset: Any, index: int, *, unread: bool = False) -> Any:
-    """Read an item; where `unread`, a picture that its decoder refuses is `_UNREAD`."""
+def _item(name: str, part: str, dataset: Any, index: int, *, unread: tuple[type[Exception], ...] = ()) -> Any:
+    """Read an item; one that raises any of `unread` is `_UNREAD`."""
     try:
         with seeded(0, index):
             return dataset[index]
     except ProxylessError:
         raise
     except Exception as error:
-        if unread and isinstance(error, OSError | SyntaxError | Image.DecompressionBombError):
+        if isinstance(error, unread):
             return _UNREAD
         words = " ".join(str(error).split())[:200]
         raise DataError(
@@ -286,10 +290,17 @@ def _class_names(name: str, first: Any, texts: Sequence[str]) -> dict[str, int]:
 
 
 def _check_listed(
-    name: str, part: str, dataset: Any, keys: tuple[Any, Any], names: Mapping[str, int], targets: np.ndarray
+    name: str,
+    part: str,
+    dataset: Any,
+    keys: tuple[Any, Any],
+    names: Mapping[str, int],
+    targets: np.ndarray,
+    *,
+    unread: tuple[type[Exception], ...],
 ) -> None:
     for index in _first_items(dataset):
-        item = _item(name, part, dataset, index, unread=True)
+        item = _item(name, part, dataset, index, unread=unread)
         if item is _UNREAD:
             continue
         label = class_number(_pair(item, keys)[1], names)
@@ -300,9 +311,9 @@ def _check_listed(
             )
 
 
-def _fingerprint(dataset: Any) -> str:
+def _fingerprint(name: str, part: str, dataset: Any, *, unread: tuple[type[Exception], ...]) -> str:
     """Digest what a data set holds for each image, and a few items, where these are the same again."""
     places = np.unique(np.linspace(0, len(dataset) - 1, _COMPARED).astype(int)).tolist()
     held = rows_digest(dataset)
-    read = [item_digest([_item("", "", dataset, index, unread=True) for index in places]) for _ in range(2)]
+    read = [item_digest([_item(name, part, dataset, index, unread=unread) for index in places]) for _ in range(2)]
     return held + (read[0] if read[0] == read[1] else "")
