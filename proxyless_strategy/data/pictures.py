@@ -102,8 +102,9 @@ def image_data(
     parts: dict[str, Dataset]
     # ImageNet's random crop chooses its part of the picture before it resizes; what lies in memory is resized already.
     if in_memory and config.augment != "imagenet":
-        images, labels = _decoded(train, **geometry)
-        test_images, test_labels = _decoded(test, **geometry)
+        border = options.mean or default_normalisation(options.channels)[0]
+        images, labels = _decoded(train, mean=border, **geometry)
+        test_images, test_labels = _decoded(test, mean=border, **geometry)
         measured_mean, measured_std = _moments(images)
         mean, std = options.mean or measured_mean, options.std or measured_std
         everything = TensorImages(images, labels, torch.from_numpy(both), mean, std, config.augment)
@@ -223,11 +224,19 @@ def _channel_values(name: str, given: Any, channels: int) -> tuple[float, ...] |
 
 
 def _decoded(
-    source: Any, *, size: int, interpolation: str, crop_pct: float, crop_mode: str, reader: Reader
+    source: Any,
+    *,
+    size: int,
+    mean: tuple[float, ...],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+    reader: Reader,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read all images as `B x C x size x size` uint8, a quarter of what floats take, and their `B` class numbers."""
+    # Of a border timm makes the mean's colour.
     resize = create_transform(
-        size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+        size, mean=mean, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
     )
     images = torch.empty(len(source), reader.channels, size, size, dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.long)

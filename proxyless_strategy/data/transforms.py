@@ -88,8 +88,9 @@ def train_transform(
         return transforms.Compose([*before, reader, crop])
     # Without `normalize` timm ends with a uint8 tensor. The crop pads that with 0, black, as it does images in memory;
     # hence conversion and normalisation come after it.
+    # Of a border timm makes the mean's colour.
     resize = create_transform(
-        size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+        size, mean=mean, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
     )
     after = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(mean, std)]
     return transforms.Compose([*before, reader, resize, *tensor_augment(augment, size), *after])
