@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from torchvision.datasets import cifar
 
-from hardware.reading import why
+from hardware.reading import Unreadable, why
 
 _ARRAYS = {
     (module, name)
@@ -30,9 +30,7 @@ class _Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, and nothing but arrays and plain values will be unpickled"
-            )
+            raise Unreadable(f"it names {module}.{name}, and nothing but arrays and plain values will be unpickled")
         return super().find_class(module, name)
 
 
