@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ def write_images(
             for number in range(count):
                 pixels = generator.integers(0, 256, (12, 14, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def settle(root: Path) -> Path:
+    """Set the times of a folder and those in it back to where its clock can tell them from now."""
+    before = time.time() - 60
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (before, before))
     return root
 
 

@@ -14,7 +14,7 @@ from hardware.errors import DataError
 from proxyless_strategy.config import DataConfig
 from proxyless_strategy.data.picture_folder import ImageFolder
 from proxyless_strategy.data.sources import check_data, load_data
-from tests.proxyless_strategy.data.samples import write_images
+from tests.proxyless_strategy.data.samples import settle, write_images
 
 
 def config_of(root: Path) -> DataConfig:
@@ -69,7 +69,7 @@ def test_what_is_left_aside_is_said_once(tmp_path: Path, capsys: pytest.CaptureF
     for name in ("notes.txt", "more.txt", "Thumbs.db", "README"):
         (tmp_path / "train" / "a" / name).touch()
     (tmp_path / "test").mkdir()
-    check_data(config_of(tmp_path))
+    check_data(config_of(settle(tmp_path)))
     load_data(config_of(tmp_path), input_size=8, seed=0)
     (told,) = capsys.readouterr().err.splitlines()
     assert told == (
@@ -119,6 +119,6 @@ def test_a_list_that_is_no_longer_true_is_made_anew(tmp_path: Path, where: str, 
 
 
 def test_a_list_that_is_true_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_data(config_of(write_images(tmp_path)))
+    check_data(config_of(settle(write_images(tmp_path))))
     monkeypatch.setattr("proxyless_strategy.data.picture_folder.files_below", None)
     assert len(load_data(config_of(tmp_path), input_size=8, seed=0).training) == 18

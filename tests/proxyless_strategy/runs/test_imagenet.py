@@ -29,6 +29,7 @@ from proxyless_strategy.runs.space_table import table_path
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.trial import main
 from search_spaces import get_space
+from tests.proxyless_strategy.data.samples import settle
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENT = ROOT / "examples" / "imagenet.yml"
@@ -215,6 +216,7 @@ def test_an_imagefolder_is_listed_once(tmp_path: Path, monkeypatch: pytest.Monke
     config = DataConfig(name="imagefolder", root=tmp_path / "a", draw=DrawnImages(**DRAW))
     check_data(config, scan=False)
     assert listed == []
+    settle(tmp_path / "a")
     for _ in range(2):
         check_data(config)
         load_data(config, input_size=16, seed=0)

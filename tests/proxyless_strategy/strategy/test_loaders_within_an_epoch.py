@@ -78,9 +78,9 @@ def test_the_rest_of_an_epoch_of_files(tmp_path, workers):
 
 
 def test_what_was_trained_on_is_not_read_again(monkeypatch):
+    loader = SeededLoader(ours(), seed=3, stream=0)
     keys, getitem = [], TensorImages.__getitem__
     monkeypatch.setattr(TensorImages, "__getitem__", lambda images, key: keys.append(key) or getitem(images, key))
-    loader = SeededLoader(ours(), seed=3, stream=0)
     loader.load_state_dict({"epoch": 2, "position": 7})
     assert len(loader) == 10
     assert len(list(loader)) == len(keys) == 3
