@@ -38,6 +38,8 @@ from hardware.reading import DAMAGE, SETTINGS_BYTES, Kind, Unreadable, cut, pars
 from hardware.tables.shipped import shipped_names
 from search_spaces.user_function import search_modules_in
 
+from .mistakes import validation_sentence
+
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
     """Read settings of the command line into keys and values, which are YAML.
@@ -82,8 +84,6 @@ def _takes_numbers(annotation: Any) -> bool:
     return bool(kinds & {int, float}) and str not in kinds
 
 
-MOST_MISTAKES = 5
-"""That one sentence names."""
 MOST_EPOCHS = 100_000
 MOST_IMAGES = 1_000_000
 """Of a batch; the data set is the closer bound."""
@@ -502,29 +502,3 @@ def _refuse_erasing(settings: dict[str, Any]) -> None:
             here, there = f"{dotted} = {shown(settings[dotted])}", f"{erased} = {shown(settings[erased])}"
             raise ConfigError(f"{here} would erase {there}, given before it; give {dotted} first, or leave one out")
         seen.append(dotted)
-
-
-def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
-    """Say in one sentence what pydantic found wrong with settings of a schema, with each key and value."""
-    parts = []
-    for item in error.errors():
-        where = cut(".".join(str(part) for part in item["loc"]))
-        message = cut(item["msg"].removeprefix("Value error, "), 600)
-        if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r} ({_known_keys(item['loc'], schema)})")
-        else:
-            parts.append(f"{where} = {shown(item['input'])}: {message}" if where else message)
-    more = [f"and {len(parts) - MOST_MISTAKES} more"] if len(parts) > MOST_MISTAKES else []
-    return "; ".join([*parts[:MOST_MISTAKES], *more])
-
-
-def _known_keys(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
-    section: Any = schema
-    parts = location[:1] + location[2:] if location[0] == "platforms" else location
-    for part in parts[:-1]:
-        field = section.model_fields.get(str(part))
-        candidates = get_args(field.annotation) or [field.annotation] if field else []
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if section is None:
-            return "remove it"
-    return "known keys: " + ", ".join(sorted(section.model_fields))
