@@ -428,8 +428,8 @@ def tensors_in(stream: BinaryIO, *, map_location: Any = "cpu", old: bool = True)
         raise Unreadable("it was written by another program") from None
 
 
-def check_tensors(path: str | Path) -> None:
-    """Refuse a file of safetensors whose header does not describe the bytes behind it.
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors, whose header must describe the bytes behind it (safetensors).
 
     Raises:
         Unreadable: It is no such file, or is cut short.
@@ -439,7 +439,7 @@ def check_tensors(path: str | Path) -> None:
     check_regular(path)
     try:
         with safe_open(str(path), framework="pt") as tensors:
-            tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise Unreadable(f"{Path(path).name} holds no whole tensors ({cut(str(error), 160)})") from None
 

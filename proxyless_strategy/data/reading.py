@@ -211,6 +211,8 @@ def open_picture(path: str) -> Image.Image:
             return image
     except PictureProblem:
         raise
+    except Unreadable as error:
+        raise PictureProblem(error.reason) from error
     except Exception as error:
         raise PictureProblem(reason_of(error)) from error
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 
 from hardware.errors import ExportError, ProxylessError
-from hardware.reading import Unreadable, json_of
+from hardware.reading import Unreadable, cut, json_of
 from search_spaces.nni_import import import_nni
 
 OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -73,7 +72,7 @@ def check_subnet(folder: Path, config: Mapping[str, Any], subnet: Path) -> None:
             )
 
 
-def check_weights(folder: Path, config: Mapping[str, Any], weights: Path) -> None:
+def check_weights(folder: Path, config: Mapping[str, Any], found: Mapping[str, tuple[int, ...]], name: str) -> None:
     """Refuse weights of other names or shapes than those of the network that `config.json` builds.
 
     timm itself drops a classifier of another size in silence, and leaves a random one in its place.
@@ -81,7 +80,8 @@ def check_weights(folder: Path, config: Mapping[str, Any], weights: Path) -> Non
     Args:
         folder: The export folder, as errors name it.
         config: Its `config.json`.
-        weights: Its `model.safetensors`, of which only the header is read.
+        found: The shapes of the tensors in its weights.
+        name: The name of the weights' file.
 
     Raises:
         ExportError: They disagree.
@@ -89,13 +89,11 @@ def check_weights(folder: Path, config: Mapping[str, Any], weights: Path) -> Non
     with torch.device("meta"):
         network = timm.create_model(config["architecture"], **(config.get("model_args") or {}))
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    with safe_open(str(weights), framework="pt") as opened:
-        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+    for tensor in sorted(wanted.keys() | found.keys()):
+        if wanted.get(tensor) != found.get(tensor):
             raise ExportError(
-                f"{folder} holds {_tensor(found.get(name))} {name} in its {weights.name}, but its config.json builds a "
-                f"network with {_tensor(wanted.get(name))} of that name; {_REMEDY}"
+                f"{folder} holds {_tensor(found.get(tensor))} {cut(tensor)} in its {name}, but its config.json builds "
+                f"a network with {_tensor(wanted.get(tensor))} of that name; {_REMEDY}"
             )
 
 

@@ -22,7 +22,6 @@ from hardware.reading import (
     DAMAGE,
     Kind,
     Unreadable,
-    check_tensors,
     cut,
     expect,
     is_there,
@@ -30,6 +29,7 @@ from hardware.reading import (
     read_json,
     read_text,
     shown,
+    tensor_shapes,
     why,
 )
 from search_spaces import tree_cell_net
@@ -136,10 +136,10 @@ def _loaded(folder: Path, *, named: bool, **overrides: Any) -> nn.Module:
     try:
         config = expect(json_of(folder / CONFIG), dict, CONFIG)
         _check_harmless(folder, config)
-        check_tensors(folder / WEIGHTS)
+        shapes = tensor_shapes(folder / WEIGHTS)
         if named:
             check_subnet(folder, config, folder / SUBNET)
-        check_weights(folder, config, folder / WEIGHTS)
+        check_weights(folder, config, shapes, WEIGHTS)
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
     except ExportError:
         raise

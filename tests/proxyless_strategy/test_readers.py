@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from proxyless_strategy.checkpoints import read_checkpoint, write_checkpoint
 from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, key_values, load_config, parse_config
 from proxyless_strategy.data.drawn import draw_cifar10
 from proxyless_strategy.data.sources import load_data
+from proxyless_strategy.data.unreadable import as_begun
 from proxyless_strategy.export.folder import export_folder, load_exported, read_choice, read_export
 from proxyless_strategy.owner import _read as read_starts
 from proxyless_strategy.report.page import write_page
@@ -120,6 +122,11 @@ def a_released_network(folder: Path) -> Path:
     return written("net.json", network)(folder)
 
 
+@functools.cache
+def digits() -> Any:
+    return load_data(DataConfig(), input_size=8, seed=0)
+
+
 DRAWN = DrawnImages(classes=2, train=5, val=2, size=32)
 
 
@@ -204,6 +211,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "parameters.json": (written("abc/parameters.json", {}), told(lambda p: read_trials(p.parents[1], "x"))),
     "result.json": (written("abc/result.json", {}), trial_of),
     "failure.json": (written("abc/failure.json", {}), trial_of),
+    "unreadable.json": (written("unreadable.json", {}), lambda p: as_begun(digits(), p.parent)),
     "CIFAR": (a_cifar, of_data("torchvision:CIFAR10", 1, DRAWN)),
     "IDX": (an_idx, of_data("torchvision:FashionMNIST", 0)),
     "packed IDX": (a_packed_idx, of_data("torchvision:FashionMNIST", 0)),
@@ -274,12 +282,13 @@ FINE = {
         "parameters.json",
         "starts.json",
         "partial samples",
+        "unreadable.json",
     },
     "a link to nothing": {"parameters.json"},
     "a list": {"starts.json"},
     # what is not looked for, and what the next export passes on
-    "an unknown key": {"exported subnet", "row.json", "an ended search's warnings", "threads.json"},
-    "long lines": {"exported subnet", "row.json", "an ended search's warnings"},
+    "an unknown key": {"exported subnet", "row.json", "an ended search's warnings", "threads.json", "unreadable.json"},
+    "long lines": {"exported subnet", "row.json", "an ended search's warnings", "unreadable.json"},
 }
 """Where nothing is wrong."""
 
