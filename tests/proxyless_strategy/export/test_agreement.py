@@ -33,8 +33,12 @@ SPOILT = {
     "stride": ("subnet.json", lambda v: v["space"].update(stem_stride=1), r"model_args\.stem_stride = 2"),
     "epsilon": ("subnet.json", lambda v: v["space"].update(bn_eps=1e-5), r"model_args\.bn_eps = 0\.001"),
     "activation": ("subnet.json", lambda v: v["space"].update(activation="relu"), r"model_args\.act_layer"),
-    "no number": ("subnet.json", lambda v: v["space"].update(bn_eps=float("nan")), r"bn_eps = nan"),
-    "no width": ("subnet.json", lambda v: v["space"]["stages"][-1].update(width=-8), r"width must be 1 to"),
+    "no number": ("subnet.json", lambda v: v["space"].update(bn_eps=float("nan")), r"bn_eps is nan"),
+    "no width": (
+        "subnet.json",
+        lambda v: v["space"]["stages"][-1].update(width=-8),
+        r"width=-8.* width must be whole, 1 to",
+    ),
     "format": ("subnet.json", lambda v: v.update(format="other"), r"names no network: not a subnet of format"),
     "arguments": ("config.json", lambda v: v["model_args"].update(bn_eps=0.5), r"model_args\.bn_eps = 0\.5"),
     "unknown argument": ("config.json", lambda v: v["model_args"].update(se_layer="se"), r"model_args\.se_layer"),
@@ -42,7 +46,7 @@ SPOILT = {
     "architecture": ("config.json", lambda v: v.update(architecture="efficientnet_b0"), r"names one of proxylessnas"),
     "classes": ("config.json", lambda v: v["pretrained_cfg"].update(num_classes=7), r"num_classes = 10 .* with 7"),
     "channels": ("config.json", lambda v: v["pretrained_cfg"].update(input_size=[3, 8, 8]), r"in_chans = 1 .* with 3"),
-    "rank": ("config.json", lambda v: v["pretrained_cfg"].update(input_size=[1, 32]), r"input_size = \[1, 32\]"),
+    "rank": ("config.json", lambda v: v["pretrained_cfg"].update(input_size=[1, 32]), r"input_size (=|is) \[1, 32\]"),
 }
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -410,13 +411,19 @@ def test_seconds_count_from_the_beginning_of_the_command_over_all_its_starts(
 
 def test_the_beginning_is_before_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def claimed(prepared: Any, *, began: float, **options: Any) -> Any:
-        assert before <= began <= prepared
+        assert before <= began <= prepared.at
         raise ConfigError("enough")
 
-    def prepared(config: Any, **options: Any) -> float:
-        return time.monotonic()
+    @dataclass
+    class Prepared:
+        at: float
+        data: None = None
+
+    def prepared(config: Any, **options: Any) -> Prepared:
+        return Prepared(time.monotonic())
 
     monkeypatch.setattr(search, "prepare", prepared)
+    monkeypatch.setattr(search, "as_begun", lambda data, folder: data)
     monkeypatch.setattr(search, "claim_out", claimed)
     before = time.monotonic()
     with pytest.raises(ConfigError, match="enough"):
