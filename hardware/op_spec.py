@@ -28,7 +28,11 @@ class OpSpec:
       projection, and the residual addition where `residual`.
     - `ds_conv`: depthwise-separable block: depthwise `kernel x kernel` with `stride`, 1x1 linear projection
       (an MBConv of expansion 1).
+    - `dsa_conv`: `ds_conv` with an activation after the projection too (MobileNetV1).
+    - `edge_residual`: convolution `kernel x kernel` with `stride` to `hidden`, then as `mbconv` (fused MBConv).
     - `head`: global average pool and a linear layer; `output_shape` is `(classes,)`.
+    - `efficient_head`: global average pool, 1x1 convolution to `hidden` with a bias and no batch norm, activation, a
+      linear layer (MobileNetV3); `unbiased_efficient_head` lacks that bias.
     - `norm`: batch norm that no convolution comes before, activation.
     - `preact_ds_conv`, `preact_dilated_ds_conv`: `norm`, then a depthwise (dilated by 2) and a 1x1 convolution.
     - `avg_pool`, `max_pool`: pooling `kernel x kernel` with `stride`; an odd kernel's padding is not counted.
@@ -46,6 +50,12 @@ class OpSpec:
         hidden: Channels between expansion and projection; 0 where the kind has none.
         residual: Whether the input is added to the output.
         activation: timm's name of the activation function (`relu6`, `relu`, `hard_swish`, ...).
+        squeeze: Channels between the two 1x1 convolutions of squeeze-and-excitation, which stands between depthwise (in
+            `edge_residual` the first) convolution and projection; 0 where there is none.
+        squeeze_activation: Activation between those two convolutions; where empty, `activation`.
+        gate: Activation after them, whose values scale the channels.
+        padding: `same` where convolutions with a stride are padded as TensorFlow does, by less before than after; empty
+            for `kernel // 2` per side.
     """
 
     kind: str
@@ -56,6 +66,10 @@ class OpSpec:
     hidden: int = 0
     residual: bool = False
     activation: str = "relu6"
+    squeeze: int = 0
+    squeeze_activation: str = ""
+    gate: str = "sigmoid"
+    padding: str = ""
 
     @property
     def key(self) -> str:
@@ -70,6 +84,11 @@ class OpSpec:
             if self.hidden:
                 parts.append(f"hidden:{self.hidden}")
             parts += [f"res:{int(self.residual)}", f"act:{self.activation}"]
+            # Only where there is such a thing: the keys of tables that were measured before must stay what they are.
+            if self.squeeze:
+                parts.append(f"se:{self.squeeze}.{self.squeeze_activation or self.activation}.{self.gate}")
+            if self.padding:
+                parts.append(f"pad:{self.padding}")
         return "-".join(parts)
 
     @classmethod
@@ -95,6 +114,8 @@ class OpSpec:
         """Return what a key names, whether or not there can be such an operator; None where it is no key."""
         try:
             parts = dict(part.split(":", 1) for part in f"kind:{key}".split("-"))
+            activation = parts.get("act", "relu6")
+            squeeze, between, gate = parts.get("se", f"0.{activation}.sigmoid").split(".")
             op = cls(
                 kind=parts["kind"],
                 input_shape=tuple(int(side) for side in parts["in"].split("x")),
@@ -103,7 +124,11 @@ class OpSpec:
                 stride=int(parts.get("s", 1)),
                 hidden=int(parts.get("hidden", 0)),
                 residual=parts.get("res", "0") == "1",
-                activation=parts.get("act", "relu6"),
+                activation=activation,
+                squeeze=int(squeeze),
+                squeeze_activation="" if between == activation else between,
+                gate=gate,
+                padding=parts.get("pad", ""),
             )
         except (KeyError, ValueError):
             return None

@@ -18,11 +18,13 @@ from .primitives import (
     BatchNorm,
     ChannelShuffle,
     Conv,
+    Flatten,
     GlobalAvgPool,
     Linear,
     Pool,
     Primitive,
     Shape,
+    SqueezeExcite,
     SumHalves,
     activation_name,
     check_chain,
@@ -109,7 +111,6 @@ class _Writer:
     def _primitive(self, primitive: Primitive, arrays: dict[str, np.ndarray], entry: str, name: str) -> None:
         before = self.shape
         if isinstance(primitive, Conv):
-            pads = [primitive.padding] * 4
             inputs = [self.tensor, *self._arrays(name, arrays)]
             self._node(
                 "Conv",
@@ -117,7 +118,7 @@ class _Writer:
                 name,
                 kernel_shape=[primitive.kernel] * 2,
                 strides=[primitive.stride] * 2,
-                pads=pads,
+                pads=list(primitive.pads(before)),
                 group=primitive.groups,
                 dilations=[primitive.dilation] * 2,
             )
@@ -153,12 +154,27 @@ class _Writer:
             sizes = np.array([self.shape[0] // 2] * 2, dtype=np.int64)
             self._split([self.tensor, self._array(f"{name}.sizes", sizes)], [f"{name}.first", f"{name}.second"])
             self._node("Add", [f"{name}.first", f"{name}.second"], name)
+        elif isinstance(primitive, SqueezeExcite):
+            self._squeeze_excite(primitive, arrays, name)
         elif isinstance(primitive, GlobalAvgPool):
             self._node("GlobalAveragePool", [self.tensor], f"{name}.pool")
+            if not primitive.keep:
+                self._node("Flatten", [self.tensor], name, axis=1)
+        elif isinstance(primitive, Flatten):
             self._node("Flatten", [self.tensor], name, axis=1)
         elif isinstance(primitive, Linear):
             self._node("Gemm", [self.tensor, *self._arrays(name, arrays)], name, transB=1)
         self.shape = primitive.output(before)
+
+    def _squeeze_excite(self, primitive: SqueezeExcite, arrays: dict[str, np.ndarray], name: str) -> None:
+        scaled = self.tensor
+        # as torch exports timm's block: the mean is no global pooling there
+        self._node("ReduceMean", [scaled], f"{name}.mean", axes=[2, 3], keepdims=1)
+        for part, activation in (("reduce", primitive.activation), ("expand", primitive.gate)):
+            own = {key: array for key, array in arrays.items() if key.startswith(f"{part}.")}
+            self._node("Conv", [self.tensor, *self._arrays(name, own)], f"{name}.{part}", kernel_shape=[1, 1])
+            self._activation(activation, f"{name}.{part}")
+        self._node("Mul", [scaled, self.tensor], name)
 
     def _activation(self, activation: str | None, name: str) -> None:
         activation = activation_name(activation)

@@ -1,7 +1,7 @@
 """An operator as the few primitives that every backend can build, and the quantities that follow from them.
 
 Batch norm is folded into the convolution before it, as every deployed runtime does; padding is `kernel // 2` per
-side (times the dilation). Shapes are `C x H x W` without the batch dimension.
+side (times the dilation), or TensorFlow's SAME. Shapes are `C x H x W` without the batch dimension.
 
 >>> op = OpSpec("mbconv", (24, 56, 56), (24, 56, 56), kernel=5, hidden=72, residual=True)
 >>> [type(p).__name__ for p in decompose(op)]
@@ -12,6 +12,7 @@ side (times the dilation). Shapes are `C x H x W` without the batch dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +31,14 @@ _NO_ACTIVATION = ("", "none", "linear", "identity")
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution, then an activation where one is named; without a folded batch norm it has no bias."""
+    """Convolution, then an activation where one is named.
+
+    Attributes:
+        folded_norm: Whether a batch norm is folded in: the convolution has a bias then.
+        bias: Whether it has a bias of its own, without a batch norm.
+        same: Whether it is padded as TensorFlow's SAME: so that the output's side is the input's over the stride,
+            rounded up, and by less before than after where the padding is odd.
+    """
 
     in_channels: int
     out_channels: int
@@ -40,15 +48,29 @@ class Conv:
     activation: str | None = None
     dilation: int = 1
     folded_norm: bool = True
+    bias: bool = False
+    same: bool = False
 
     def output(self, shape: Shape) -> Shape:
         self._expect(shape)
         reach = self.dilation * (self.kernel - 1)
-        padding = self.padding
+        top, left, bottom, right = self.pads(shape)
         return (
             self.out_channels,
-            *((side + 2 * padding - reach - 1) // self.stride + 1 for side in shape[1:]),
+            *(
+                (side + padding - reach - 1) // self.stride + 1
+                for side, padding in zip(shape[1:], (top + bottom, left + right), strict=True)
+            ),
         )
+
+    def pads(self, shape: Shape) -> tuple[int, int, int, int]:
+        """Return the padding above, left, below and right of a feature map of this shape."""
+        if not self.same:
+            return (self.padding,) * 4
+        reach = self.dilation * (self.kernel - 1)
+        whole = [max((math.ceil(side / self.stride) - 1) * self.stride + reach + 1 - side, 0) for side in shape[1:]]
+        before = [padding // 2 for padding in whole]
+        return before[0], before[1], whole[0] - before[0], whole[1] - before[1]
 
     @property
     def padding(self) -> int:
@@ -60,7 +82,7 @@ class Conv:
 
     @property
     def params(self) -> int:
-        return self.weights + (2 * self.out_channels if self.folded_norm else 0)
+        return self.weights + self.out_channels * (2 if self.folded_norm else int(self.bias))
 
     def macs(self, shape: Shape) -> int:
         _, height, width = self.output(shape)
@@ -148,10 +170,44 @@ class SumHalves(_Weightless):
 
 @dataclass(frozen=True)
 class GlobalAvgPool(_Weightless):
-    """Mean over height and width: `C x H x W` to `C`."""
+    """Mean over height and width: `C x H x W` to `C`, or to `C x 1 x 1` where it must `keep` a map."""
+
+    keep: bool = False
+
+    def output(self, shape: Shape) -> Shape:
+        return (shape[0], 1, 1) if self.keep else shape[:1]
+
+
+@dataclass(frozen=True)
+class Flatten(_Weightless):
+    """A feature map of one pixel as a vector: `C x 1 x 1` to `C`."""
 
     def output(self, shape: Shape) -> Shape:
         return shape[:1]
+
+
+@dataclass(frozen=True)
+class SqueezeExcite:
+    """Channels scaled by a gate: mean over the map, 1x1 convolution, activation, 1x1 convolution, `gate`."""
+
+    channels: int
+    reduced: int
+    activation: str | None
+    gate: str | None
+
+    @property
+    def weights(self) -> int:
+        return 2 * self.channels * self.reduced
+
+    @property
+    def params(self) -> int:
+        return self.weights + self.channels + self.reduced
+
+    def output(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return self.weights
 
 
 @dataclass(frozen=True)
@@ -176,7 +232,19 @@ class Linear:
         return self.in_features * self.out_features
 
 
-Primitive = Conv | BatchNorm | Pool | ChannelShuffle | Add | AddMap | SumHalves | GlobalAvgPool | Linear
+Primitive = (
+    Conv
+    | BatchNorm
+    | Pool
+    | ChannelShuffle
+    | Add
+    | AddMap
+    | SumHalves
+    | SqueezeExcite
+    | GlobalAvgPool
+    | Flatten
+    | Linear
+)
 Decomposition = Callable[[OpSpec], tuple[Primitive, ...]]
 
 
@@ -246,7 +314,13 @@ def params(op: OpSpec) -> int:
 
 def activation_bytes(op: OpSpec) -> int:
     """Count the bytes of all tensors that the operator writes for one float32 image (additive over a net)."""
-    return 4 * sum(int(np.prod(primitive.output(shape))) for primitive, shape in _with_input_shapes(op))
+    return 4 * sum(_written(primitive, shape) for primitive, shape in _with_input_shapes(op))
+
+
+def _written(primitive: Primitive, shape: Shape) -> int:
+    # Beside the scaled map: the means, what is between the two convolutions, and the gates.
+    inner = 2 * primitive.channels + primitive.reduced if isinstance(primitive, SqueezeExcite) else 0
+    return inner + int(np.prod(primitive.output(shape)))
 
 
 def activation_name(name: str | None) -> str | None:
@@ -279,38 +353,101 @@ def _with_input_shapes(op: OpSpec) -> list[tuple[Primitive, Shape]]:
 
 
 def _conv(op: OpSpec) -> tuple[Primitive, ...]:
-    conv = Conv(op.input_shape[0], op.output_shape[0], op.kernel, op.stride, activation=activation_name(op.activation))
+    conv = Conv(
+        op.input_shape[0],
+        op.output_shape[0],
+        op.kernel,
+        op.stride,
+        activation=activation_name(op.activation),
+        same=_same(op),
+    )
     return _with_residual(op, (conv,))
 
 
-def _mbconv(op: OpSpec) -> tuple[Primitive, ...]:
+def _same(op: OpSpec) -> bool:
+    if op.padding not in ("", "same"):
+        raise SpaceError(f"operator {op.key} has the padding {op.padding!r}; known are 'same' and the empty one")
+    return op.padding == "same"
+
+
+def _squeeze(op: OpSpec, channels: int) -> tuple[Primitive, ...]:
+    if not op.squeeze:
+        return ()
+    between = activation_name(op.squeeze_activation or op.activation)
+    return (SqueezeExcite(channels, op.squeeze, between, activation_name(op.gate)),)
+
+
+def _hidden(op: OpSpec) -> int:
     if op.hidden < 1:
         raise SpaceError(f"operator {op.key} has no hidden width; a block without expansion is a 'ds_conv'")
-    act = activation_name(op.activation)
+    return op.hidden
+
+
+def _mbconv(op: OpSpec) -> tuple[Primitive, ...]:
+    hidden, act = _hidden(op), activation_name(op.activation)
     return _with_residual(
         op,
         (
-            Conv(op.input_shape[0], op.hidden, 1, activation=act),
-            Conv(op.hidden, op.hidden, op.kernel, op.stride, groups=op.hidden, activation=act),
-            Conv(op.hidden, op.output_shape[0], 1),
+            Conv(op.input_shape[0], hidden, 1, activation=act),
+            Conv(hidden, hidden, op.kernel, op.stride, groups=hidden, activation=act, same=_same(op)),
+            *_squeeze(op, hidden),
+            Conv(hidden, op.output_shape[0], 1),
         ),
     )
 
 
-def _ds_conv(op: OpSpec) -> tuple[Primitive, ...]:
+def _ds_conv(op: OpSpec, last: str | None = None) -> tuple[Primitive, ...]:
     width = op.input_shape[0]
     act = activation_name(op.activation)
     return _with_residual(
         op,
         (
-            Conv(width, width, op.kernel, op.stride, groups=width, activation=act),
-            Conv(width, op.output_shape[0], 1),
+            Conv(width, width, op.kernel, op.stride, groups=width, activation=act, same=_same(op)),
+            *_squeeze(op, width),
+            Conv(width, op.output_shape[0], 1, activation=last),
+        ),
+    )
+
+
+def _dsa_conv(op: OpSpec) -> tuple[Primitive, ...]:
+    return _ds_conv(op, last=activation_name(op.activation))
+
+
+def _edge_residual(op: OpSpec) -> tuple[Primitive, ...]:
+    hidden = _hidden(op)
+    return _with_residual(
+        op,
+        (
+            Conv(
+                op.input_shape[0],
+                hidden,
+                op.kernel,
+                op.stride,
+                activation=activation_name(op.activation),
+                same=_same(op),
+            ),
+            *_squeeze(op, hidden),
+            Conv(hidden, op.output_shape[0], 1),
         ),
     )
 
 
 def _head(op: OpSpec) -> tuple[Primitive, ...]:
     return (GlobalAvgPool(), Linear(op.input_shape[0], op.output_shape[0]))
+
+
+def _efficient_head(op: OpSpec, bias: bool = True) -> tuple[Primitive, ...]:
+    hidden, act = _hidden(op), activation_name(op.activation)
+    return (
+        GlobalAvgPool(keep=True),
+        Conv(op.input_shape[0], hidden, 1, activation=act, folded_norm=False, bias=bias),
+        Flatten(),
+        Linear(hidden, op.output_shape[0]),
+    )
+
+
+def _unbiased_efficient_head(op: OpSpec) -> tuple[Primitive, ...]:
+    return _efficient_head(op, bias=False)
 
 
 def _norm(op: OpSpec) -> tuple[Primitive, ...]:
@@ -373,7 +510,11 @@ KINDS: dict[str, Decomposition] = {
     "conv": _conv,
     "mbconv": _mbconv,
     "ds_conv": _ds_conv,
+    "dsa_conv": _dsa_conv,
+    "edge_residual": _edge_residual,
     "head": _head,
+    "efficient_head": _efficient_head,
+    "unbiased_efficient_head": _unbiased_efficient_head,
     "norm": _norm,
     "preact_ds_conv": _preact_ds_conv,
     "preact_dilated_ds_conv": _preact_dilated_ds_conv,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +18,12 @@ from .primitives import (
     BatchNorm,
     ChannelShuffle,
     Conv,
+    Flatten,
     GlobalAvgPool,
     Linear,
     Pool,
     Primitive,
+    SqueezeExcite,
     SumHalves,
     activation_name,
 )
@@ -111,6 +115,30 @@ class _Activated(nn.Module):
         return self.act(self.layer(x))
 
 
+class _SameConv(nn.Conv2d):
+    """A convolution padded by what its primitive says of the map that comes."""
+
+    def __init__(self, primitive: Conv, **options: Any) -> None:
+        super().__init__(padding=0, **options)
+        self.primitive = primitive
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left, bottom, right = self.primitive.pads(tuple(x.shape[1:]))
+        return super().forward(functional.pad(x, (left, right, top, bottom)))
+
+
+class _SqueezeExcite(nn.Module):
+    def __init__(self, primitive: SqueezeExcite) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(primitive.channels, primitive.reduced, 1)
+        self.expand = nn.Conv2d(primitive.reduced, primitive.channels, 1)
+        self.act = _ACTIVATIONS[primitive.activation] if primitive.activation else nn.Identity()
+        self.gate = _ACTIVATIONS[primitive.gate] if primitive.gate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
 class _Shuffle(nn.Module):
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -122,16 +150,17 @@ class _Shuffle(nn.Module):
 
 def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
     if isinstance(primitive, Conv):
-        conv = nn.Conv2d(
-            primitive.in_channels,
-            primitive.out_channels,
-            primitive.kernel,
-            primitive.stride,
-            primitive.padding,
-            dilation=primitive.dilation,
-            groups=primitive.groups,
-            bias=primitive.folded_norm,
-        )
+        options: dict[str, Any] = {
+            "in_channels": primitive.in_channels,
+            "out_channels": primitive.out_channels,
+            "kernel_size": primitive.kernel,
+            "stride": primitive.stride,
+            "dilation": primitive.dilation,
+            "groups": primitive.groups,
+            "bias": primitive.folded_norm or primitive.bias,
+        }
+        same = primitive.same and primitive.stride > 1
+        conv = _SameConv(primitive, **options) if same else nn.Conv2d(padding=primitive.padding, **options)
         return _activated(_filled(conv, arrays), primitive.activation)
     if isinstance(primitive, BatchNorm):
         norm = nn.BatchNorm2d(primitive.channels, eps=1e-3).eval()
@@ -146,8 +175,12 @@ def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
         return _filled(_AddMap((primitive.channels, primitive.height, primitive.width)), arrays)
     if isinstance(primitive, SumHalves):
         return _SumHalves()
+    if isinstance(primitive, SqueezeExcite):
+        return _filled(_SqueezeExcite(primitive), arrays)
     if isinstance(primitive, GlobalAvgPool):
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.AdaptiveAvgPool2d(1) if primitive.keep else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    if isinstance(primitive, Flatten):
+        return nn.Flatten()
     if isinstance(primitive, Linear):
         return _filled(nn.Linear(primitive.in_features, primitive.out_features), arrays)
     assert isinstance(primitive, Add)
@@ -157,7 +190,7 @@ def _module(primitive: Primitive, arrays: dict[str, np.ndarray]) -> nn.Module:
 def _filled(module: nn.Module, arrays: dict[str, np.ndarray]) -> nn.Module:
     with torch.no_grad():
         for name, array in arrays.items():
-            getattr(module, name).copy_(torch.from_numpy(array))
+            attrgetter(name)(module).copy_(torch.from_numpy(array))
     return module
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .primitives import AddMap, BatchNorm, Conv, Linear, Primitive, Shape, SumHalves
+from .primitives import AddMap, BatchNorm, Conv, Linear, Primitive, Shape, SqueezeExcite, SumHalves
 
 
 def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -33,6 +33,14 @@ def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[di
             bias = generator.uniform(-0.1, 0.1, primitive.channels).astype(np.float32)
             made.append({"weight": weight, "bias": bias})
             continue
+        elif isinstance(primitive, SqueezeExcite):
+            arrays = {}
+            for part, part_shape in _squeeze_shapes(primitive).items():
+                scale = np.float32((2.0 / part_shape[1]) ** 0.5)
+                arrays[f"{part}.weight"] = generator.standard_normal(part_shape, dtype=np.float32) * scale
+                arrays[f"{part}.bias"] = generator.uniform(-0.1, 0.1, part_shape[0]).astype(np.float32)
+            made.append(arrays)
+            continue
         elif isinstance(primitive, AddMap):
             shape = (primitive.channels, primitive.height, primitive.width)
             made.append({"weight": 0.5 * generator.standard_normal(shape, dtype=np.float32)})
@@ -43,7 +51,7 @@ def random_weights(primitives: Iterable[Primitive], *, seed: int = 0) -> list[di
         folded = not isinstance(primitive, Conv) or primitive.folded_norm
         scale = np.float32(((2.0 if folded else 0.5) / np.prod(shape[1:])) ** 0.5)
         weight = generator.standard_normal(shape, dtype=np.float32) * scale
-        if not folded:
+        if not folded and not _own_bias(primitive):
             made.append({"weight": weight})
             continue
         bias = generator.uniform(-0.1, 0.1, shape[0]).astype(np.float32)
@@ -66,6 +74,14 @@ def constant_weights(primitives: Iterable[Primitive]) -> list[dict[str, np.ndarr
             shape = (primitive.out_features, primitive.in_features)
         elif isinstance(primitive, BatchNorm):
             shape = (primitive.channels,)
+        elif isinstance(primitive, SqueezeExcite):
+            arrays = {}
+            for number, (part, part_shape) in enumerate(_squeeze_shapes(primitive).items()):
+                own = 1.0 + 1e-3 * index + 1e-4 * (1 + number)
+                arrays[f"{part}.weight"] = np.broadcast_to(np.float32(own / part_shape[1]), part_shape)
+                arrays[f"{part}.bias"] = np.broadcast_to(np.float32(0.1 * own), part_shape[:1])
+            made.append(arrays)
+            continue
         elif isinstance(primitive, AddMap):
             shape = (primitive.channels, primitive.height, primitive.width)
             made.append({"weight": np.broadcast_to(np.float32(1e-3 * (1 + index)), shape)})
@@ -80,8 +96,17 @@ def constant_weights(primitives: Iterable[Primitive]) -> list[dict[str, np.ndarr
         if isinstance(primitive, Conv) and halves:
             own, halves = own / 2, halves - 1
         weight = np.broadcast_to(np.float32(own / math.prod(shape[1:])), shape)
-        if isinstance(primitive, Conv) and not primitive.folded_norm:
+        if isinstance(primitive, Conv) and not primitive.folded_norm and not primitive.bias:
             made.append({"weight": weight})
             continue
         made.append({"weight": weight, "bias": np.broadcast_to(np.float32(0.1 * own), shape[:1])})
     return made
+
+
+def _squeeze_shapes(primitive: SqueezeExcite) -> dict[str, Shape]:
+    channels, reduced = primitive.channels, primitive.reduced
+    return {"reduce": (reduced, channels, 1, 1), "expand": (channels, reduced, 1, 1)}
+
+
+def _own_bias(primitive: Primitive) -> bool:
+    return isinstance(primitive, Conv) and primitive.bias

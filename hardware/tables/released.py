@@ -113,7 +113,7 @@ def released_key(op: OpSpec) -> str:
     dims = f"input:{_dims(op.input_shape)}-output:{_dims(op.output_shape)}"
     if op.kind == "head":
         return f"Logits-{dims}"
-    plain = op.activation == "relu6"
+    plain = op.activation == "relu6" and not op.squeeze and not op.padding
     if plain and op.kind == "conv" and not op.residual and op.kernel == 3 and op.stride == 2 and op.input_shape[0] == 3:
         return f"Conv-{dims}"
     if plain and op.kind == "conv" and not op.residual and op.kernel == 1 and op.stride == 1:
