@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from timm.layers import get_act_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import _create_effnet
+from timm.models.mobilenetv3 import _create_mnv3
 from torch import nn
 
 from hardware.errors import SubnetError
@@ -46,6 +49,10 @@ CIFAR_TREE_ARCH = (
     "73m7dammm55m mia5d3573377 ia5377i7773a 553mai5am55i 3d3mmaimd733 73m75i5m3m37"
 )
 """The published CIFAR-10 network, cell by cell, in the letters of `tree_cell_net.CODES`; re-typed from its release."""
+
+
+HEADS = ("conv", "pooled")
+"""The last 1x1 convolution stands before pooling, with a batch norm (EfficientNet), or after it (MobileNetV3)."""
 
 
 def _arch_def(stages: Sequence[str], first_width: int, widths: Sequence[int]) -> list[list[str]]:
@@ -107,6 +114,10 @@ def _gen_proxylessnas(
     act_layer: str = "relu6",
     bn_eps: float = 1e-3,
     bn_momentum: float = 0.1,
+    head: str = "conv",
+    head_bias: bool = True,
+    se_act: str | None = None,
+    se_gate: str = "sigmoid",
     **kwargs: Any,
 ) -> nn.Module:
     # Lists of their own: `decode_arch_def` refuses tuples, and strings stay what they are, while the builder takes keys
@@ -121,21 +132,34 @@ def _gen_proxylessnas(
                 raise SubnetError(f"{string!r} strides inside stage {number}; only the first block of a stage may")
     if stem_stride not in (1, 2):
         raise SubnetError(f"stem_stride = {stem_stride!r}; it must be 1 or 2")
+    if head not in HEADS:
+        raise SubnetError(f"head = {head!r}; it must be {' or '.join(HEADS)}")
     if kwargs.get("features_only"):
         kwargs.setdefault("out_indices", tuple(range(_feature_count(strings))))
-    model = _create_effnet(
-        variant,
-        pretrained,
-        block_args=decode_arch_def(strings),
-        stem_size=stem_size,
-        fix_stem=True,
-        num_features=num_features,
+    shared: dict[str, Any] = {
+        "block_args": decode_arch_def(strings),
+        "stem_size": stem_size,
+        "fix_stem": True,
+        "num_features": num_features,
         # With its default multiplier, 1.0, timm would round every width to a multiple of 8.
-        round_chs_fn=partial(round_channels, multiplier=None),
-        act_layer=act_layer,
-        norm_layer=partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum),
+        "round_chs_fn": partial(round_channels, multiplier=None),
+        "norm_layer": partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum),
+        # `create_model(exportable=True)` chooses among the classes of an activation while the network is built.
+        "se_layer": partial(
+            SqueezeExcite,
+            gate_layer=get_act_layer(se_gate),
+            force_act_layer=None if se_act is None else get_act_layer(se_act),
+        ),
         **kwargs,
-    )
+    }
+    if head == "conv":
+        model = _create_effnet(variant, pretrained, act_layer=act_layer, **shared)
+    else:
+        # timm takes the share of an arch string's `se` from the expanded channels here, but from the block's input in
+        # EfficientNet; strings of one kind are enough. The activation must be a class, as timm calls it.
+        model = _create_mnv3(
+            variant, pretrained, act_layer=get_act_layer(act_layer), head_bias=head_bias, se_from_exp=False, **shared
+        )
     if stem_stride != 2:
         _set_stem_stride(model, stem_stride)
     return model
@@ -161,24 +185,33 @@ def proxylessnas(
     act_layer: str = "relu6",
     bn_eps: float = 1e-3,
     bn_momentum: float = 0.1,
+    head: str = "conv",
+    head_bias: bool = True,
+    se_act: str | None = None,
+    se_gate: str = "sigmoid",
     **kwargs: Any,
 ) -> nn.Module:
-    """An MBConv subnet as timm's EfficientNet.
+    """An MBConv subnet as timm's EfficientNet, or with `head="pooled"` as its MobileNetV3.
 
     Args:
         pretrained: Load weights (of a `local-dir:` folder).
         arch_def: One list of arch strings a stage, as `Subnet.arch_def()` gives; None builds the paper's mobile net.
         stem_size: Channels of the stem.
         stem_stride: Stride of the stem, 1 or 2.
-        num_features: Channels before pooling.
+        num_features: Channels of the last 1x1 convolution.
         act_layer: timm's name of the activation.
         bn_eps: Epsilon of batch norm.
         bn_momentum: Momentum of batch norm.
-        **kwargs: Whatever timm's EfficientNet takes (`num_classes`, `in_chans`, `drop_rate`, `features_only`, ...).
+        head: `conv` where that convolution stands before pooling, `pooled` where it stands after it.
+        head_bias: Whether the convolution of a pooled head has a bias.
+        se_act: timm's name of the activation in squeeze-and-excitation; None takes the block's.
+        se_gate: timm's name of its gate.
+        **kwargs: Whatever timm's network takes (`num_classes`, `in_chans`, `pad_type`, `drop_rate`, `features_only`,
+            ...).
 
     Raises:
         SubnetError: An arch string strides after the first block of its stage (timm would silently ignore that),
-            or a stage is empty.
+            a stage is empty, or the head is unknown.
     """
     return _gen_proxylessnas(
         "proxylessnas",
@@ -190,6 +223,10 @@ def proxylessnas(
         act_layer=act_layer,
         bn_eps=bn_eps,
         bn_momentum=bn_momentum,
+        head=head,
+        head_bias=head_bias,
+        se_act=se_act,
+        se_gate=se_gate,
         **kwargs,
     )
 
