@@ -11,6 +11,8 @@ from hardware.errors import ConfigError, ProxylessError, SpaceError
 from hardware.reading import shown
 
 from .declaration import ShippedDeclaration, SpaceDeclaration, check_options
+from .from_timm.reader import PREFIX, read_space
+from .from_timm.weights import FOLDER
 from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV
 from .tree_cell import CIFAR_TREE
 from .user_function import import_function
@@ -69,10 +71,11 @@ def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
     """Return a search space by its registered name; what a file names may be passed on as it is.
 
     Args:
-        name: One of `known_spaces()`. A `module:function` is refused, see `users_space`.
+        name: One of `known_spaces()`, or `timm:MODEL`. A `module:function` is refused, and so is
+            `timm:local-dir:FOLDER`, see `users_space`.
         width_mult: Multiplies every width, as in the release.
         **options: Of a space that ships, fields of its declaration to replace (`stem_stride=1`, `kernels=[3, 5]`,
-            ...); of others, arguments of the function.
+            ...); of a timm model, `kernels`, `expansions` and `weights`; of others, arguments of the function.
 
     Raises:
         SpaceError: The space or an option is unknown, or an option impossible.
@@ -82,18 +85,27 @@ def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
     ('stage1_block1', ('3x3_e3', '3x3_e6', '5x5_e3', '5x5_e6', 'skip'))
     >>> get_space("imagenet_mbconv", width_mult=1.4).stem_width
     48
+    >>> get_space("timm:mobilenetv2_100", kernels=[3, 5], expansions=[3]).candidates()["stage1_block1"]
+    ('3x3_e3', '3x3_e6', '5x5_e3', '5x5_e6', 'skip')
     """
     if name in _registered:
         return _made(name, _registered[name], options).scaled(width_mult)
     if name in SPACES:
         return SPACES[name].with_options(options).scaled(width_mult)
+    if name.startswith(PREFIX + FOLDER):
+        raise SpaceError(
+            f"the space {shown(name)} is a folder, which only you may name and no file; if it is yours, give --space {name} "
+            "on the command line, or call `search_spaces.users_space`"
+        )
+    if name.startswith(PREFIX):
+        return read_space(name, options).scaled(width_mult)
     if ":" in name:
         raise SpaceError(
             f"the space {shown(name)} is a function, which only you may name and no file; if it is yours, give "
             f"--space {name} on the command line, or call `search_spaces.users_space`"
         )
     raise SpaceError(
-        f"unknown search space {shown(name)}; known are {', '.join(known_spaces())}, or give your own as "
+        f"unknown search space {shown(name)}; known are {', '.join(known_spaces())}, timm:MODEL, or give your own as "
         "module:function"
     )
 
@@ -105,8 +117,8 @@ def users_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any
     a file of results (a table, a run folder, an export) may be anyone's, and goes to `get_space`.
 
     Args:
-        name: One of `known_spaces()`, or `module:function` where the function returns a `SpaceDeclaration`; its module
-            may lie in the current folder.
+        name: One of `known_spaces()`, `timm:MODEL`, `timm:local-dir:FOLDER` of an export, or `module:function` where
+            the function returns a `SpaceDeclaration`; its module may lie in the current folder.
         width_mult: Multiplies every width, as in the release.
         **options: As `get_space` takes them; of a function, its arguments.
 
@@ -116,7 +128,9 @@ def users_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any
     >>> users_space("small_mbconv", stem_stride=1).stem_stride
     1
     """
-    if ":" not in name:
+    if name.startswith(PREFIX + FOLDER):
+        return read_space(name, options).scaled(width_mult)
+    if ":" not in name or name.startswith(PREFIX):
         return get_space(name, width_mult=width_mult, **options)
     try:
         function = import_function(name)

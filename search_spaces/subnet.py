@@ -16,12 +16,13 @@ from hardware.reading import Kind, read_json, reading, shown
 from .blocks import SKIP
 from .costs import check_choices
 from .declaration import SpaceDeclaration
+from .from_timm.declaration import TimmDeclaration
 from .mbconv import MBConvDeclaration
 from .tree_cell import TreeCellDeclaration
 
 FORMAT = "proxyless-subnet/1"
 FILE = Kind("the subnet", "give the subnet.json of an export folder", SubnetError)
-KINDS: dict[str, Any] = {kind.kind: kind for kind in (MBConvDeclaration, TreeCellDeclaration)}
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (MBConvDeclaration, TimmDeclaration, TreeCellDeclaration)}
 """The declarations that a file may hold, by their `kind`; files of MBConv spaces name none."""
 
 
@@ -52,12 +53,12 @@ class Subnet:
         object.__setattr__(self, "choices", {label: self.choices[label] for label in edges})
 
     def arch_def(self) -> list[list[str]]:
-        """Return timm's arch strings of an MBConv subnet, see `MBConvDeclaration.arch_def`.
+        """Return timm's arch strings of a subnet of MBConv blocks, see `MBConvDeclaration.arch_def`.
 
         Raises:
             SubnetError: It is of another kind of space.
         """
-        if not isinstance(self.declaration, MBConvDeclaration):
+        if not isinstance(self.declaration, MBConvDeclaration | TimmDeclaration):
             raise SubnetError(f"{self.declaration.name} is no MBConv space, so it has no arch strings; see model_args")
         return self.declaration.arch_def(self.choices)
 

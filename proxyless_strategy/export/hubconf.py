@@ -22,12 +22,12 @@ def model(pretrained=True, **overrides):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     args = {**config["model_args"], **overrides}
     stem_stride = args.pop("stem_stride", 2)
-    kind, head_bias = EfficientNet, args.pop("head_bias", True)
-    if args.pop("head", "conv") == "pooled":
+    pooled, head_bias = args.pop("head", "conv") == "pooled", args.pop("head_bias", True)
+    if pooled:
         # timm takes the share of an arch string's `se` from the expanded channels here, unless it is told not to.
-        kind = partial(MobileNetV3, head_bias=head_bias, se_from_exp=False)
+        args |= {"head_bias": head_bias, "se_from_exp": False}
     se_act, se_gate = args.pop("se_act", None), args.pop("se_gate", "sigmoid")
-    network = kind(
+    network = (MobileNetV3 if pooled else EfficientNet)(
         block_args=decode_arch_def(args.pop("arch_def")),
         fix_stem=True,
         round_chs_fn=partial(round_channels, multiplier=None),

@@ -1,0 +1,107 @@
+"""The weights that a space made of a timm model starts from: timm's pretrained ones, a file's, an export folder's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from hardware.errors import SpaceError
+
+if TYPE_CHECKING:
+    from .declaration import TimmDeclaration
+
+PRETRAINED, NONE = "pretrained", "none"
+FOLDER = "local-dir:"
+FOLDER_WEIGHTS = "model.safetensors"
+STEM, CLASSIFIER = "conv_stem.weight", ("classifier.weight", "classifier.bias")
+_COUNTER = "num_batches_tracked"
+
+
+def load_weights(model: nn.Module, space: TimmDeclaration) -> bool:
+    """Load a space's weights into its original network; other classes and image channels change it as timm does.
+
+    Args:
+        model: The network; it stays as it is where the space has no weights.
+        space: The declaration.
+
+    Returns:
+        Whether there are weights.
+
+    Raises:
+        SpaceError: The weights are missing, cannot be fetched, or are of another network.
+    """
+    if space.weights == NONE:
+        return False
+    if space.weights != PRETRAINED:
+        source = f"the weights {space.weights}"
+        found = _read(Path(space.weights), source)
+    elif space.model.startswith(FOLDER):
+        path = Path(space.model.removeprefix(FOLDER)) / FOLDER_WEIGHTS
+        source = f"the weights {path}"
+        found = _read(path, source)
+    else:
+        source = f"timm's weights of {space.model}"
+        found = _fetch(space)
+    _load(model, found, source=f"{source} of the space {space.name}")
+    return True
+
+
+def _read(path: Path, source: str) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise SpaceError(f"{source} are no file of safetensors; give pretrained, none or FILE.safetensors")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise SpaceError(f"{source} cannot be read: {reason}; give another file") from error
+
+
+def _fetch(space: TimmDeclaration) -> dict[str, Tensor]:
+    if not space.model:
+        raise SpaceError(f"the space {space.name} was read from a file, which has no weights; name it to get_space")
+    try:
+        return timm.create_model(space.model, pretrained=True).state_dict()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SpaceError(
+            f"timm's weights of {space.model} are neither on this machine nor can they be fetched "
+            f"({type(error).__name__}: {reason}); give weights: FILE.safetensors, or weights: none"
+        ) from error
+
+
+def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> None:
+    expected = model.state_dict()
+    found = dict(found)
+    stem = found.get(STEM)
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != expected[STEM].shape[1]:
+        found[STEM] = adapt_input_conv(expected[STEM].shape[1], stem, base_chans=stem.shape[1])
+    classifier = found.get(CLASSIFIER[0])
+    fresh: tuple[str, ...] = ()
+    if classifier is not None and classifier.shape[0] != expected[CLASSIFIER[0]].shape[0]:
+        fresh = CLASSIFIER
+        for key in fresh:
+            found.pop(key, None)
+    wanted = [key for key in expected if key not in fresh]
+    missing = [key for key in wanted if key not in found and not key.endswith(_COUNTER)]
+    unknown = [key for key in found if key not in expected]
+    for keys, words in ((missing, "lack"), (unknown, "have")):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            also = "" if words == "lack" else ", which its network has not"
+            raise SpaceError(f"{source} {words} {keys[0]}{more}{also}; give those of this model")
+    for key, value in found.items():
+        if value.shape != expected[key].shape:
+            raise SpaceError(
+                f"{source} have {key} of shape {tuple(value.shape)}, not {tuple(expected[key].shape)}; give those of "
+                "this model"
+            )
+        if not torch.isfinite(value).all():
+            raise SpaceError(f"{source} have numbers in {key} that are not finite; give others")
+    model.load_state_dict(found, strict=False)
