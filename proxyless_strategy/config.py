@@ -36,6 +36,7 @@ from pydantic import (
 from hardware.errors import ConfigError
 from hardware.reading import DAMAGE, SETTINGS_BYTES, Kind, Unreadable, cut, parse_yaml, read_yaml, reading, shown, why
 from hardware.tables.shipped import shipped_names
+from search_spaces.from_timm.paths import whole_paths
 from search_spaces.user_function import search_modules_in
 
 from .mistakes import validation_sentence
@@ -450,7 +451,13 @@ def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, A
     if data.root is not None:
         data = data.model_copy(update={"root": whole(data.root, data, "data", "root")})
     out = whole(config.out, config, "out")
-    return config.model_copy(update={"hardware": hardware, "data": data, "out": out})
+
+    def folder_of(key: str) -> Path:
+        return Path.cwd() if any(f"{key}.".startswith(f"{given}.") for given in overrides) else folder
+
+    name, options = whole_paths(config.space.name, config.space.options, folder_of)
+    space = SpaceConfig(name=name, options=options)
+    return config.model_copy(update={"space": space, "hardware": hardware, "data": data, "out": out})
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:

@@ -11,8 +11,8 @@ from hardware.errors import ConfigError, ProxylessError, SpaceError
 from hardware.reading import shown
 
 from .declaration import ShippedDeclaration, SpaceDeclaration, check_options
-from .from_timm.reader import PREFIX, read_space
-from .from_timm.weights import FOLDER
+from .from_timm.paths import FOLDER, PREFIX
+from .from_timm.reader import read_space
 from .mbconv import CIFAR_MBCONV, IMAGENET_MBCONV, SMALL_MBCONV
 from .tree_cell import CIFAR_TREE
 from .user_function import import_function

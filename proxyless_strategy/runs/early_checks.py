@@ -97,7 +97,7 @@ def _build(space: SpaceDeclaration, costs: SpaceCosts, data: ImageData, drop: di
     subnet = Subnet(space, choices)
     arguments = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
     try:
-        timm.create_model(subnet.timm_name, **arguments, **drop)
+        timm.create_model(subnet.timm_name, **{**arguments, **drop})
     except ProxylessError:
         raise
     except Exception as error:

@@ -19,7 +19,7 @@ from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 
-from ..config import SearchConfig
+from ..config import DataConfig, SearchConfig
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
@@ -80,13 +80,14 @@ class Library:
         self._data: ImageData | None = None
         self._tables: dict[Path, tuple[FileState, LatencyTable]] = {}
 
-    def data(self, config: SearchConfig) -> ImageData:
-        """Return a search's images."""
+    def data(self, config: SearchConfig, feeding: Mapping[str, Any]) -> ImageData:
+        """Return a search's images, made as `feeding` says where the config does not."""
+        source = _fed(config.data, feeding)
         # asked before they are read: what changes meanwhile shows as a change
-        state = source_state(config.data)
-        key = (config.model_dump_json(include={"data", "input_size", "seed"}), state)
+        state = source_state(source)
+        key = (source.model_dump_json() + config.model_dump_json(include={"input_size", "seed"}), state)
         if self._data is None or state is None or key != self._key:
-            self._data = load_data(config.data, input_size=config.input_size, seed=config.seed)
+            self._data = load_data(source, input_size=config.input_size, seed=config.seed)
             self._key = key
         return self._data
 
@@ -144,7 +145,8 @@ def prepare(
     table = None if path is None else _existing_table(config, path, library)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
-    data = library.data(config)
+    own = getattr(space, "feeding", None)  # of a space whose weights have seen images
+    data = library.data(config, own() if own is not None else {})
     costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
     planned = check_plan(config, data)
     check_phases(config, data, space, costs)
@@ -174,6 +176,21 @@ def named(choices: Mapping[str, str]) -> str:
         return " ".join(choices.values())
     counts = Counter(choices.values())
     return f"{len(choices)} edges, " + ", ".join(f"{count} x {name}" for name, count in counts.most_common())
+
+
+def _fed(config: DataConfig, feeding: Mapping[str, Any]) -> DataConfig:
+    """Return a data set's settings with the mean, std, ... of a model's images for those that are not given."""
+    if not feeding or ":" in config.name:
+        return config  # what a function or a class of torchvision makes of options is its own matter
+    channels = config.options.get("channels", 1 if config.name == "digits" else 3)
+    given = dict(feeding)
+    for name in ("mean", "std"):
+        values = given.get(name, ())
+        if len(values) != channels:
+            # As timm sums a stem's weights over the colours for grey images, these are fed at the colours' mean.
+            given[name] = [sum(values) / len(values)] * channels if values else None
+    options = {key: value for key, value in given.items() if value is not None}
+    return config.model_copy(update={"options": {**options, **config.options}})
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------
@@ -297,6 +314,9 @@ def _summary(prepared: Prepared) -> str:
     ]
     if prepared.target is not None:
         lines.append(f"  target {prepared.target:.4g} {cost.unit}")
+    note = getattr(prepared.space, "note", None)
+    if note is not None and note():
+        lines.append(f"  {note()}")
     if fill is not None and latency is not None:
         ops = prepared.costs.distinct()
         predicted = sum(latency.table.entry(op).predicted for op in ops)

@@ -285,7 +285,8 @@ def _trained(
     drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
 
     def build() -> nn.Module:
-        return timm.create_model(subnet.timm_name, **model_args, **drop)
+        # A network with rates of its own names them in its arguments; the recipe's count.
+        return timm.create_model(subnet.timm_name, **{**model_args, **drop})
 
     checkpoint = config.out / CHECKPOINT
     threads = retraining_threads(settings, config.out, build, data, begun=checkpoint.exists())

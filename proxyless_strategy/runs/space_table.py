@@ -45,7 +45,9 @@ def default_table_path(config: SearchConfig) -> Path:
     """Return where a table lies that the config does not name: in the user's cache, by space, size and backend."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hardware = config.hardware
-    name = f"{config.space.name.replace(':', '.')}-{config.latency_input_size}px-{hardware.backend}"
+    # A space of a folder has that folder's path in its name.
+    space = config.space.name.replace(":", ".").replace(os.sep, ".")
+    name = f"{space}-{config.latency_input_size}px-{hardware.backend}"
     place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
     return cache / "proxyless_strategy" / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
 
@@ -184,7 +186,7 @@ def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
     from hardware.op_spec import OpSpec
 
     ops = [OpSpec.from_key(key) for key in table.entries]
-    heads = sorted({op.output_shape[0] for op in ops if op.kind == "head"})
+    heads = sorted({op.output_shape[0] for op in ops if len(op.output_shape) == 1})
     size = table.header.input_size
     images = sorted({op.input_shape[0] for op in ops if op.kind == "conv" and op.input_shape[1:] == (size, size)})
     return heads, images

@@ -231,6 +231,12 @@ class TimmDeclaration(ShippedDeclaration):
         """Return the choices that are the model itself."""
         return {edge.label: edge.own for edge in self.edges()}
 
+    def feeding(self) -> dict[str, Any]:
+        """Return how the images were made that its weights have seen: mean, std, interpolation and crop_pct."""
+        from .reader import feeding  # knows this module
+
+        return feeding(self)
+
     def note(self) -> str | None:
         """Say which blocks stay as they are; None where all are searched."""
         kept = [block for block in self.placed if block.block.kind == "er"]

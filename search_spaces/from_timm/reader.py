@@ -28,9 +28,8 @@ from hardware.errors import SpaceError
 from ..declaration import check_options
 from .blocks import ACTIVATION_CODES, NetBlock
 from .declaration import GATES, TimmDeclaration
-from .weights import FOLDER, NONE, PRETRAINED
+from .paths import FOLDER, NONE, PREFIX, PRETRAINED
 
-PREFIX = "timm:"
 FAMILIES = (
     "mobilenetv2_*, mnasnet_*, semnasnet_*, spnasnet_100, fbnetc_100, efficientnet_b*, _lite* and _es*, those of "
     "tf_efficientnet, mobilenetv3_*, hardcorenas_*, and folders that this project exported"
@@ -63,6 +62,21 @@ def read_space(name: str, options: Mapping[str, Any]) -> TimmDeclaration:
     if chosen["weights"] is None:  # YAML's null
         chosen["weights"] = NONE
     return TimmDeclaration(name=name, model=model, **fields, **chosen)
+
+
+def feeding(space: TimmDeclaration) -> dict[str, Any]:
+    """Return how the images were made that the model's weights have seen: mean, std, interpolation, crop_pct.
+
+    Empty where a space starts from no weights, or nothing is known.
+    """
+    config: Any = None
+    if space.weights != NONE and space.model.startswith(FOLDER):
+        config = _config(Path(space.model.removeprefix(FOLDER))).get("pretrained_cfg")
+    elif space.weights != NONE and space.model:
+        found = timm.get_pretrained_cfg(space.model, allow_unregistered=True)
+        config = None if found is None else found.to_dict()
+    known = config if isinstance(config, dict) else {}
+    return {key: known[key] for key in ("mean", "std", "interpolation", "crop_pct") if known.get(key) is not None}
 
 
 @lru_cache(maxsize=32)
@@ -101,14 +115,10 @@ def _network(model: str) -> nn.Module:
 
 
 def _folder(folder: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        name, arguments = config["architecture"], dict(config.get("model_args") or {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SpaceError(
-            f"{folder} is no folder of a timm model: its {_CONFIG} cannot be read ({type(error).__name__}); give an "
-            "export folder"
-        ) from error
+    config = _config(folder)
+    name, arguments = config.get("architecture"), config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise SpaceError(f"the {_CONFIG} of {folder} has model_args = {arguments!r}, no mapping; give an export folder")
     # Whoever wrote the folder must not have other files or addresses read.
     fetching = [key for key in _FETCHING if key in arguments]
     if not isinstance(name, str) or not timm.is_model(name) or fetching:
@@ -117,6 +127,17 @@ def _folder(folder: Path) -> tuple[str, dict[str, Any]]:
             f"the {_CONFIG} of {folder} has {what}, which is no model of timm's own; give an export folder"
         )
     return name, arguments
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpaceError(
+            f"{folder} is no folder of a timm model: its {_CONFIG} cannot be read ({type(error).__name__}); give an "
+            "export folder"
+        ) from error
+    return config if isinstance(config, dict) else {}
 
 
 # ---- from modules to fields ----------------------------------------------------------------------------------------

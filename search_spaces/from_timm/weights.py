@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hardware.errors import SpaceError
 
+from .paths import FOLDER, NONE, PRETRAINED
+
 if TYPE_CHECKING:
     from .declaration import TimmDeclaration
 
-PRETRAINED, NONE = "pretrained", "none"
-FOLDER = "local-dir:"
 FOLDER_WEIGHTS = "model.safetensors"
 STEM, CLASSIFIER = "conv_stem.weight", ("classifier.weight", "classifier.bias")
 _COUNTER = "num_batches_tracked"
@@ -84,7 +84,8 @@ def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> None:
         found[STEM] = adapt_input_conv(expected[STEM].shape[1], stem, base_chans=stem.shape[1])
     classifier = found.get(CLASSIFIER[0])
     fresh: tuple[str, ...] = ()
-    if classifier is not None and classifier.shape[0] != expected[CLASSIFIER[0]].shape[0]:
+    features = expected[CLASSIFIER[0]].shape[1:]
+    if classifier is not None and classifier.shape[1:] == features and len(classifier) != model.num_classes:
         fresh = CLASSIFIER
         for key in fresh:
             found.pop(key, None)
