@@ -135,6 +135,7 @@ def prepare(
     hardware = config.hardware
     space = users_space(config.space.name, **config.space.options)
     check_data(config.data)
+    _asked(space, "check_weights")
     if hardware.device != "other":
         get_backend(hardware.backend, hardware.place).close()
     _check_objective(config)
@@ -145,8 +146,7 @@ def prepare(
     table = None if path is None else _existing_table(config, path, library)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
-    own = getattr(space, "feeding", None)  # of a space whose weights have seen images
-    data = library.data(config, own() if own is not None else {})
+    data = library.data(config, _asked(space, "feeding") or {})
     costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
     planned = check_plan(config, data)
     check_phases(config, data, space, costs)
@@ -176,6 +176,12 @@ def named(choices: Mapping[str, str]) -> str:
         return " ".join(choices.values())
     counts = Counter(choices.values())
     return f"{len(choices)} edges, " + ", ".join(f"{count} x {name}" for name, count in counts.most_common())
+
+
+def _asked(space: SpaceDeclaration, name: str) -> Any:
+    """Call a method that only spaces have which start from weights; None for others."""
+    method = getattr(space, name, None)
+    return None if method is None else method()
 
 
 def _fed(config: DataConfig, feeding: Mapping[str, Any]) -> DataConfig:
@@ -314,9 +320,9 @@ def _summary(prepared: Prepared) -> str:
     ]
     if prepared.target is not None:
         lines.append(f"  target {prepared.target:.4g} {cost.unit}")
-    note = getattr(prepared.space, "note", None)
-    if note is not None and note():
-        lines.append(f"  {note()}")
+    note = _asked(prepared.space, "note")
+    if note:
+        lines.append(f"  {note}")
     if fill is not None and latency is not None:
         ops = prepared.costs.distinct()
         predicted = sum(latency.table.entry(op).predicted for op in ops)

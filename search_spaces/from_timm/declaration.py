@@ -231,6 +231,16 @@ class TimmDeclaration(ShippedDeclaration):
         """Return the choices that are the model itself."""
         return {edge.label: edge.own for edge in self.edges()}
 
+    def check_weights(self) -> None:
+        """Refuse weights that a built space could not start from, before anything else takes its time.
+
+        Raises:
+            SpaceError: They are missing, cannot be fetched, or are of another network.
+        """
+        from .network import original_network  # knows this module
+
+        original_network(self, num_classes=1000, in_chans=3)
+
     def feeding(self) -> dict[str, Any]:
         """Return how the images were made that its weights have seen: mean, std, interpolation and crop_pct."""
         from .reader import feeding  # knows this module

@@ -22,6 +22,17 @@ from .inheritance import inherited
 from .weights import load_weights
 
 
+def original_network(space: TimmDeclaration, *, num_classes: int, in_chans: int) -> tuple[Any, bool]:
+    """Build a space's original network and load its weights; also return whether it has any.
+
+    Raises:
+        SpaceError: The weights are missing or of another network.
+    """
+    arguments = space.model_args(space.original(), num_classes=num_classes, in_chans=in_chans)
+    model = timm.create_model(space.timm_name, **arguments)
+    return model, load_weights(model, space)
+
+
 class TimmModelSpace(TimmSpace):
     """The supernet of a timm model, with the module names of its network; see `TimmSpace`.
 
@@ -32,9 +43,7 @@ class TimmModelSpace(TimmSpace):
 
     def __init__(self, declaration: TimmDeclaration, num_classes: int = 1000, in_chans: int = 3):
         super().__init__(declaration, num_classes, in_chans)
-        arguments = declaration.model_args(declaration.original(), num_classes=num_classes, in_chans=in_chans)
-        model: Any = timm.create_model(declaration.timm_name, **arguments)
-        has_weights = load_weights(model, declaration)
+        model, has_weights = original_network(declaration, num_classes=num_classes, in_chans=in_chans)
         for number, placed in enumerate(declaration.placed):
             if not placed.candidates:
                 continue

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
@@ -66,14 +70,39 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
 def _fetch(space: TimmDeclaration) -> dict[str, Tensor]:
     if not space.model:
         raise SpaceError(f"the space {space.name} was read from a file, which has no weights; name it to get_space")
+    config = timm.get_pretrained_cfg(space.model)
+    if config is None or not config.has_weights:
+        raise SpaceError(f"timm has no weights of {space.model}; give weights: FILE.safetensors, or weights: none")
     try:
-        return timm.create_model(space.model, pretrained=True).state_dict()
+        return timm.create_model(space.model, pretrained=True, **_without_network(space.model)).state_dict()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise SpaceError(
             f"timm's weights of {space.model} are neither on this machine nor can they be fetched "
             f"({type(error).__name__}: {reason}); give weights: FILE.safetensors, or weights: none"
         ) from error
+
+
+def _without_network(model: str) -> dict[str, Any]:
+    """Return the arguments that let timm read cached weights where there is no network.
+
+    By itself it tries for most of a minute, and says so at every attempt.
+
+    Raises:
+        OSError: There is neither a network nor a cached file.
+    """
+    config = timm.get_pretrained_cfg(model)
+    host = urlsplit(constants.ENDPOINT).hostname
+    if config is None or not config.hf_hub_id or getproxies():
+        return {}
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        cached = try_to_load_from_cache(config.hf_hub_id, FOLDER_WEIGHTS)
+        if not isinstance(cached, str):
+            raise OSError(f"no network, {host} is unknown here") from error
+        return {"pretrained_cfg_overlay": {"file": cached}}
+    return {}
 
 
 def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> None:

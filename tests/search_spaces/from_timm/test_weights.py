@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hardware.errors import SpaceError
 from search_spaces import get_space
+from search_spaces.from_timm import weights as loading
 from tests.search_spaces.from_timm.samples import images, with_weights
 
 NAME = "mobilenetv2_035"
@@ -117,7 +119,39 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, name, words):
         space(weights=str(tmp_path / name)).build()
 
 
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def unknown(*address):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(loading.constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_offline_and_not_cached_is_one_sentence():
+    with pytest.raises(SpaceError, match=r"timm's weights of .* \(OSError: no network, .*\); give weights: .* none$"):
+        get_space("timm:mobilenetv2_050").check_weights()
+
+
+def test_a_model_that_timm_has_no_weights_of_is_named():
+    with pytest.raises(SpaceError, match="timm has no weights of mobilenetv2_035; give weights: FILE"):
+        space().check_weights()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_offline_and_cached_needs_no_network(tmp_path, monkeypatch):
+    _, weights = with_weights("mobilenetv2_050", tmp_path)
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda repository, name: str(weights))
+    own = get_space("timm:mobilenetv2_050", kernels=[3], expansions=[3])
+    found = own.build().timm_state_dict(own.original())
+    assert all(torch.equal(found[key], value) for key, value in load_file(weights).items())
+
+
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(loading, "_without_network", lambda model: {})
+
     def fetch(name, pretrained=False, **arguments):
         if pretrained:
             raise OSError("no\n  network")
@@ -126,7 +160,7 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", fetch)
     with pytest.raises(SpaceError, match=r"neither on this machine .*\(OSError: no network\); give weights: FILE"):
-        space().build()
+        get_space("timm:mobilenetv2_050").build()
 
 
 def test_a_space_that_a_file_holds_has_no_weights(weights):
