@@ -20,6 +20,8 @@ from ..timm_models import HEADS
 from .blocks import ACTIVATION_CODES, EXPANDED, LARGEST_KERNEL, SEARCHED, NetBlock
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .network import TimmModelSpace
 
 MOST_EXPANSION = 64
@@ -365,6 +367,19 @@ class TimmDeclaration(ShippedDeclaration):
         values = asdict(self)
         del values["model"], values["weights"]
         return {"kind": self.kind, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SpaceError: A field is missing or unknown. Where weights come from is unknown too: no file may have them
+                fetched, or have a file of its reader's opened.
+        """
+        for name in ("model", "weights"):
+            if name in values:
+                raise SpaceError(f"{name} = {values[name]!r} in a file of a space of kind {cls.kind}; remove it")
+        return super().from_dict(values)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ FAULTS = [
     ({"stages": 3}, "stages of a space of kind timm"),
     ({"stages": [[{"kind": "ir"}]]}, "stages of a space of kind timm"),
     ({"no_such": 1}, "no_such"),
+    ({"weights": "/etc/weights.safetensors"}, "weights = '/etc/weights.safetensors' in a file"),
+    ({"model": "local-dir:/etc"}, "model = 'local-dir:/etc' in a file"),
 ]
 BLOCK_FAULTS = [
     ({"kind": "uir"}, "kind = 'uir' of block 1.0"),
