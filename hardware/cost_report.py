@@ -46,7 +46,8 @@ class ReportRow:
         start, end = ("x".join(map(str, shape)) for shape in (op.input_shape, op.output_shape))
         kernel = "" if op.kind in (IDENTITY, "head") else f" {op.kernel}x{op.kernel}/{op.stride}"
         hidden = f" via {op.hidden}" if op.hidden else ""
-        return f"{op.kind}{kernel} {start} -> {end}{hidden}"
+        squeeze = f", squeezed to {op.squeeze}" if op.squeeze else ""
+        return f"{op.kind}{kernel} {start} -> {end}{hidden}{squeeze}"
 
 
 @dataclass(frozen=True)

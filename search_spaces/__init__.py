@@ -16,6 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from .costs import SpaceCosts
     from .declaration import SpaceDeclaration
+    from .from_timm.declaration import TimmDeclaration
     from .mbconv import MBConvDeclaration, MBConvSpace, Stage
     from .registry import SPACES, get_space, register, users_space
     from .subnet import Subnet
@@ -29,6 +30,7 @@ _LAZY = {
     "SpaceDeclaration": "declaration",
     "Stage": "mbconv",
     "Subnet": "subnet",
+    "TimmDeclaration": "from_timm.declaration",
     "TreeCellDeclaration": "tree_cell",
     "TreeCellSpace": "tree_cell",
     "get_space": "registry",
@@ -44,6 +46,7 @@ __all__ = [
     "SpaceDeclaration",
     "Stage",
     "Subnet",
+    "TimmDeclaration",
     "TreeCellDeclaration",
     "TreeCellSpace",
     "get_space",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proxyless_strategy import users_space
+from proxyless_strategy import load_config, users_space
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -41,6 +41,14 @@ def test_a_users_own_space_and_data_are_searched_by_the_command_line(tmp_path: P
     export = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert export["label_names"] == ["0 degrees", "45 degrees", "90 degrees", "135 degrees"]
     assert export["model_args"]["num_features"] == 128
+
+
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_the_search_on_a_timm_model_has_something_to_choose(preset: str | None) -> None:
+    config = load_config(EXAMPLES / "timm_search.yml", preset=preset)
+    space = users_space(config.space.name, **config.space.options)
+    assert len(space.candidates()) == (16 if preset else 17), "the first block has no expansion"
+    assert config.space.options["weights"] == ("none" if preset else "pretrained")
 
 
 @pytest.mark.usefixtures("importable")

@@ -98,9 +98,7 @@ def test_a_registered_space_is_got_by_its_name(registered):
     registered("own", own_space)
     assert get_space("own", width=32, width_mult=2).stages[0].width == 64
     assert "own" in registry.known_spaces()
-    with pytest.raises(
-        SpaceError, match=r"unknown search space 'owl'; known are .*_tree, own, timm:MODEL, or give"
-    ):
+    with pytest.raises(SpaceError, match=r"unknown search space 'owl'; known are .*_tree, own, timm:MODEL, or give"):
         get_space("owl")
     with pytest.raises(SpaceError, match="depth = 3 for the space own; its options are width_mult, width"):
         get_space("own", depth=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
+from hardware.backends.torch import from_plain, to_plain
 from hardware.errors import SpaceError, TableError
 from hardware.onnx_runtime import import_onnxruntime
 from hardware.op_spec import OpSpec
 from hardware.operators import primitives
-from hardware.operators.onnx_graph import _Writer
+from hardware.operators.onnx_graph import _Writer, chain_model
 from hardware.operators.primitives import Conv, decompose
 from hardware.operators.torch_module import Chain
 from hardware.operators.weights import constant_weights
@@ -221,3 +223,25 @@ def test_constant_weights_of_a_squeeze_differ():
     values = [array.ravel()[0] for own in arrays for array in own.values()]
     assert len(set(values)) == len(values)
     assert np.isfinite(values).all()
+
+
+def test_a_whole_net_runs_alike_in_every_form():
+    """As its graph with random weights, as the torch module, and as the measuring process is told it; and in a kit."""
+    net = [
+        OpSpec("conv", (3, 9, 9), (8, 5, 5), kernel=3, stride=2, activation="hard_swish", padding="same"),
+        spec("mbconv", "hard_swish", ("relu", "hard_sigmoid"), "", 1, 3, 5),
+        spec("edge_residual", "relu", ("", "sigmoid"), "same", 2, 5, 5),
+        OpSpec("efficient_head", (16, 3, 3), (5,), hidden=24, activation="hard_swish"),
+    ]
+    images = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    groups = [decompose(op) for op in net]
+    assert [[from_plain(json.loads(json.dumps(to_plain(p)))) for p in g] for g in groups] == [list(g) for g in groups]
+    found = {}
+    for constant in (False, True):
+        model = chain_model(net, constant=constant).SerializeToString()
+        session = import_onnxruntime().InferenceSession(model, providers=["CPUExecutionProvider"])
+        (found[constant],) = session.run(None, {"input": images.numpy()})
+    with torch.inference_mode():
+        assert abs(Chain(groups).eval()(images).numpy() - found[False]).max() <= 1e-5
+    assert np.isfinite(found[True]).all()
+    assert (found[True] != 0).all()
