@@ -136,7 +136,7 @@ class OpSpec:
         return op if op.key == key else None
 
     def impossible(self) -> str | None:
-        """Return what no operator has: shapes of another rank, sides, kernels or strides of 0; None where all is well.
+        """Return what no operator has: shapes of another rank, a kernel of 0, unknown padding; None where all is well.
 
         >>> OpSpec("conv", (3, 8), (4, 8, 8)).impossible()
         'an input of 3x8, which is not C x H x W'
@@ -147,9 +147,11 @@ class OpSpec:
                 return f"an {what} of {dims}, which is not C x H x W"
             if min(shape) < 1:
                 return f"an {what} of {dims}, without any value"
-        for what in ("kernel", "stride"):
-            if getattr(self, what) < 1:
-                return f"{what} {getattr(self, what)}, which must be at least 1"
+        for what, least in (("kernel", 1), ("stride", 1), ("hidden", 0), ("squeeze", 0)):
+            if getattr(self, what) < least:
+                return f"{what} {getattr(self, what)}, which must be at least {least}"
+        if self.padding not in ("", "same"):
+            return f"the padding {shown(self.padding)}, which must be 'same' where there is one"
         return None
 
 
