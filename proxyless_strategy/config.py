@@ -25,11 +25,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -39,7 +36,7 @@ from hardware.tables.shipped import shipped_names
 from search_spaces.from_timm.paths import whole_paths
 from search_spaces.user_function import search_modules_in
 
-from .mistakes import validation_sentence
+from .validation import Section, number, validation_sentence
 
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
@@ -71,20 +68,6 @@ Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
 
 
-def _number(value: Any) -> Any:
-    """Refuse truths, which Python takes for 1 and 0, and texts, of which pydantic would take `010` and `inf`."""
-    if isinstance(value, bool):
-        raise ValueError("it takes a value, neither yes nor no")
-    if isinstance(value, str):
-        raise ValueError("it takes a number, not a text")
-    return value
-
-
-def _takes_numbers(annotation: Any) -> bool:
-    kinds = {annotation, *get_args(annotation)}
-    return bool(kinds & {int, float}) and str not in kinds
-
-
 MOST_EPOCHS = 100_000
 MOST_IMAGES = 1_000_000
 """Of a batch; the data set is the closer bound."""
@@ -93,35 +76,23 @@ MOST_WORKERS = 256
 MOST_SEED = 2**63 - 1
 MOST_DECAY = 1000.0
 """Bounds stand far above every use: they keep a slip of the hand from filling memory or from never ending."""
-Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)]
-Rate = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-ThreadCount = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(number)]
+Rate = Annotated[float, Field(gt=0), BeforeValidator(number)]
+ThreadCount = Annotated[int, Field(ge=1, le=1024), BeforeValidator(number)]
 TARGETS = ("target", "target_ms", "target_cost")
 CIFAR10 = "torchvision:CIFAR10"
 _NAMED = ("space", "data", "hardware")
 """Sections that a text stands for: their `name`."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if annotation is bool or (isinstance(value, str) and not _takes_numbers(annotation)):
-            return value
-        return _number(value)
-
-
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """A named search space, or the user's own as `module:function`, with the options it takes."""
 
     name: str = "small_mbconv"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class DrawnImages(_Section):
+class DrawnImages(Section):
     """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
 
     classes: int = Field(20, ge=2, le=100_000)
@@ -132,7 +103,7 @@ class DrawnImages(_Section):
     """Height and width."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where images come from and how they are split.
 
     `name` is `digits`, `imagefolder`, `torchvision:CLASS`, or `module:function`; the function takes
@@ -173,7 +144,7 @@ class DataConfig(_Section):
         return self
 
 
-class HardwareConfig(_Section):
+class HardwareConfig(Section):
     """What a choice costs: its latency on a device by a table (built if the file is missing), or a count of its own."""
 
     name: str | None = None
@@ -211,7 +182,7 @@ class HardwareConfig(_Section):
         return self
 
 
-class SearchSettings(_Section):
+class SearchSettings(Section):
     """Training of the supernet and of the architecture parameters."""
 
     epochs: int = Field(40, ge=1, le=MOST_EPOCHS)
@@ -284,7 +255,7 @@ class SearchSettings(_Section):
         return self
 
 
-class RetrainSettings(_Section):
+class RetrainSettings(Section):
     """Training of the derived subnet from fresh weights; it never inherits the search's settings."""
 
     epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
@@ -318,7 +289,7 @@ class RetrainSettings(_Section):
         return self
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """One search from start to finished folder."""
 
     space: SpaceConfig = Field(default_factory=SpaceConfig)
@@ -337,7 +308,7 @@ class SearchConfig(_Section):
     target_cost: float | None = Field(None, gt=0)
     """Target of another cost than latency: millions of MACs or parameters, or MB (1e6 bytes) of activations."""
     objective: str = "target"
-    objective_options: dict[str, Annotated[float, BeforeValidator(_number)]] = Field(default_factory=dict)
+    objective_options: dict[str, Annotated[float, BeforeValidator(number)]] = Field(default_factory=dict)
     search: SearchSettings = Field(default_factory=SearchSettings)
     retrain: RetrainSettings | None = Field(default_factory=lambda: RetrainSettings())
     seed: int = Field(0, ge=0, le=MOST_SEED)

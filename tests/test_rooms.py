@@ -28,6 +28,7 @@ STOREYS: tuple[set[str], ...] = (
         "proxyless_strategy.mistakes",
         "proxyless_strategy.seeds",
         "proxyless_strategy.signals",
+        "proxyless_strategy.validation",
     },
     {"proxyless_strategy.config", "proxyless_strategy.owner", "proxyless_strategy.threads"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},

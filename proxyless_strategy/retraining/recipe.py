@@ -12,7 +12,7 @@ from hardware.errors import ConfigError
 from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, shown
 
 from ..config import MOST_PIXELS, MOST_SEED, MOST_WORKERS, RetrainSettings
-from ..mistakes import validation_sentence
+from ..validation import validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")
 

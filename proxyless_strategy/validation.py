@@ -1,15 +1,43 @@
-"""What pydantic finds wrong with settings, in the one sentence that a person gets."""
+"""What every schema of settings has in common: which numbers it takes, no unknown keys, and mistakes as a sentence."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from hardware.reading import cut, shown
 
 MOST_MISTAKES = 5
 """That one sentence names."""
+
+
+def number(value: Any) -> Any:
+    """Refuse truths, which Python takes for 1 and 0, and texts, of which pydantic would take `010` and `inf`."""
+    if isinstance(value, bool):
+        raise ValueError("it takes a value, neither yes nor no")
+    if isinstance(value, str):
+        raise ValueError("it takes a number, not a text")
+    return value
+
+
+def _takes_numbers(annotation: Any) -> bool:
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and str not in kinds
+
+
+class Section(BaseModel):
+    """Settings that stand together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is bool or (isinstance(value, str) and not _takes_numbers(annotation)):
+            return value
+        return number(value)
 
 
 def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
