@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from shlex import quote
 from typing import Any
 
 from hardware.errors import ConfigError, ProxylessError, SpaceError
-from hardware.reading import shown
+from hardware.reading import cut, shown
 
 from .declaration import ShippedDeclaration, SpaceDeclaration, check_options
 from .from_timm.paths import FOLDER, PREFIX
@@ -94,8 +95,8 @@ def get_space(name: str, /, *, width_mult: float = 1.0, **options: Any) -> Any:
         return SPACES[name].with_options(options).scaled(width_mult)
     if name.startswith(PREFIX + FOLDER):
         raise SpaceError(
-            f"the space {shown(name)} is a folder, which only you may name and no file; if it is yours, give --space {name} "
-            "on the command line, or call `search_spaces.users_space`"
+            f"the space {shown(name)} is a folder, which only you may name and no file; if it is yours, give "
+            f"--space {cut(quote(name))} on the command line, or call `search_spaces.users_space`"
         )
     if name.startswith(PREFIX):
         return read_space(name, options).scaled(width_mult)

@@ -25,7 +25,6 @@ STOREYS: tuple[set[str], ...] = (
     {
         "proxyless_strategy.checkpoints",
         "proxyless_strategy.layout",
-        "proxyless_strategy.mistakes",
         "proxyless_strategy.seeds",
         "proxyless_strategy.signals",
         "proxyless_strategy.validation",

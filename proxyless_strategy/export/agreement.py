@@ -60,6 +60,8 @@ def check_subnet(folder: Path, config: Mapping[str, Any], subnet: Path) -> None:
             f"{folder} holds architecture = {config['architecture']!r} in its config.json, but its {subnet.name} names "
             f"one of {named.timm_name}; {_REMEDY}"
         )
+    # a timm model's own rates are no more of its subnet's than those of another training
+    wanted = {name: value for name, value in wanted.items() if name not in OF_TRAINING}
     # timm writes it down whether or not it was given; a subnet's network has its default
     if "global_pool" in arguments:
         wanted.setdefault("global_pool", "avg")

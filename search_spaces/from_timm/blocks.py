@@ -8,8 +8,9 @@ from typing import Any
 
 from hardware.errors import SpaceError
 from hardware.op_spec import OpSpec
+from hardware.reading import shown
 
-from ..declaration import MOST_CHANNELS
+from ..declaration import MOST_CHANNELS, is_integer
 from ..mbconv import make_divisible
 
 ACTIVATION_CODES = {"relu": "re", "relu6": "r6", "hard_swish": "hs", "silu": "sw", "mish": "mi"}
@@ -54,12 +55,12 @@ class NetBlock:
         """
 
         def refuse(field: str, remedy: str) -> SpaceError:
-            return SpaceError(f"{field} = {getattr(self, field)!r} of {where}; {remedy}")
+            return SpaceError(f"{field} = {shown(getattr(self, field))} of {where}; {remedy}")
 
-        if self.kind not in OPERATORS:
+        if self.kind not in tuple(OPERATORS):  # a list has no hash
             raise refuse("kind", f"it must be one of {', '.join(OPERATORS)}")
         for field in ("width", "kernel", "stride", "hidden", "squeeze"):
-            if type(getattr(self, field)) is not int or not 0 <= getattr(self, field) <= MOST_CHANNELS:
+            if not is_integer(getattr(self, field)) or not 0 <= getattr(self, field) <= MOST_CHANNELS:
                 raise refuse(field, f"it must be an integer of 0 to {MOST_CHANNELS}")
         if not self.width:
             raise refuse("width", "it must be 1 or more")
@@ -69,7 +70,7 @@ class NetBlock:
             raise refuse("stride", "it must be 1 or 2")
         if (self.kind in EXPANDED) != (self.hidden > 0) or self.hidden % 8:
             raise refuse("hidden", "it must be a multiple of 8 where the kind has an expansion, else 0")
-        if self.activation not in ACTIVATION_CODES:
+        if self.activation not in tuple(ACTIVATION_CODES):
             raise refuse("activation", f"it must be one of {', '.join(ACTIVATION_CODES)}")
         if type(self.shortcut) is not bool or (self.shortcut and not self.passes(in_width)):
             raise refuse("shortcut", "only a block of stride 1 that keeps its width can have one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hardware.errors import SpaceError
 from hardware.op_spec import OpSpec
+from hardware.reading import cut, shown
 
 from ..blocks import SKIP, BlockShape, skip_spec
 from ..costs import SpaceCosts
-from ..declaration import ShippedDeclaration
+from ..declaration import MOST_CHANNELS, ShippedDeclaration, is_integer
 from ..mbconv import MOST_BLOCKS, make_divisible
 from ..timm_models import HEADS
 from .blocks import ACTIVATION_CODES, EXPANDED, LARGEST_KERNEL, SEARCHED, NetBlock
@@ -121,10 +122,9 @@ class TimmDeclaration(ShippedDeclaration):
     def __post_init__(self) -> None:
         self.check_integers(stem_width=1, stem_stride=1, head_width=0)
         if self.stem_stride > 2:
-            raise SpaceError(f"stem_stride = {self.stem_stride!r} of the space {self.name}; it must be 1 or 2")
+            raise SpaceError(f"stem_stride = {shown(self.stem_stride)} of the space {self.name}; it must be 1 or 2")
         known: dict[str, tuple[Any, ...]] = {
             "head": HEADS,
-            "head_bias": (True, False),
             "activation": tuple(ACTIVATION_CODES),
             "padding": PADDINGS,
             "se_act": (None, *ACTIVATION_CODES),
@@ -134,13 +134,22 @@ class TimmDeclaration(ShippedDeclaration):
             if getattr(self, name) not in values:
                 named = ", ".join(repr(value) for value in values)
                 raise SpaceError(
-                    f"{name} = {getattr(self, name)!r} of the space {self.name}; it must be one of {named}"
+                    f"{name} = {shown(getattr(self, name))} of the space {self.name}; it must be one of {named}"
                 )
+        if not isinstance(self.head_bias, bool):
+            raise SpaceError(f"head_bias = {shown(self.head_bias)} of the space {self.name}; it must be true or false")
         if self.head == "pooled" and not self.head_width:
             raise SpaceError(f"head_width = 0 of the space {self.name}; a pooled head needs 1 channel or more")
-        for name in ("bn_eps", "bn_momentum", "drop_rate", "drop_path_rate"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
-                raise SpaceError(f"{name} = {getattr(self, name)!r} of the space {self.name}; it must be 0 to 1")
+        # Batch norm divides by epsilon where all values are equal, and learns nothing at a momentum of 0.
+        fits: dict[str, tuple[Callable[[float], bool], str]] = {
+            "bn_eps": (lambda value: 0 < value < 1, "between 0 and 1"),
+            "bn_momentum": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+            "drop_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+            "drop_path_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        }
+        for name, (fit, words) in fits.items():
+            if not _is_number(getattr(self, name)) or not fit(getattr(self, name)):
+                raise SpaceError(f"{name} = {shown(getattr(self, name))} of the space {self.name}; it must be {words}")
         self._check_options()
         if not self.stages or not all(self.stages) or sum(map(len, self.stages)) > MOST_BLOCKS:
             raise SpaceError(f"the space {self.name} needs 1 to {MOST_BLOCKS} blocks, and one or more in every stage")
@@ -152,6 +161,12 @@ class TimmDeclaration(ShippedDeclaration):
                     raise SpaceError(
                         f"block {number}.{index} of the space {self.name} strides; only the first one of a stage may"
                     )
+                for candidate in self._candidates(block, in_width).values():
+                    if candidate is not None and max(candidate.hidden, candidate.squeeze) > MOST_CHANNELS:
+                        raise SpaceError(
+                            f"block {number}.{index} of the space {self.name} would have {candidate.hidden} hidden "
+                            f"channels with expansions = {list(self.expansions)}; {MOST_CHANNELS} is the most"
+                        )
                 in_width = block.width
         if not self.edges():
             raise SpaceError(
@@ -161,18 +176,19 @@ class TimmDeclaration(ShippedDeclaration):
 
     def _check_options(self) -> None:
         for kernel in self.kernels:
-            if type(kernel) is not int or not 3 <= kernel <= LARGEST_KERNEL or kernel % 2 == 0:
+            if not is_integer(kernel) or not 3 <= kernel <= LARGEST_KERNEL or kernel % 2 == 0:
                 raise SpaceError(
-                    f"kernel {kernel!r} of the space {self.name}; kernels must be odd, 3 to {LARGEST_KERNEL}"
+                    f"kernel {shown(kernel)} of the space {self.name}; kernels must be odd, 3 to {LARGEST_KERNEL}"
                 )
         for expansion in self.expansions:
             if not _is_number(expansion) or not 1 <= expansion <= MOST_EXPANSION:
                 raise SpaceError(
-                    f"expansion {expansion!r} of the space {self.name}; expansions must be 1 to {MOST_EXPANSION}"
+                    f"expansion {shown(expansion)} of the space {self.name}; expansions must be 1 to {MOST_EXPANSION}"
                 )
         if not isinstance(self.weights, str) or not self.weights:
             raise SpaceError(
-                f"weights = {self.weights!r} of the space {self.name}; give pretrained, none or a file of safetensors"
+                f"weights = {shown(self.weights)} of the space {self.name}; give pretrained, none or a file of "
+                "safetensors"
             )
 
     def scaled_widths(self, width_mult: float) -> dict[str, Any]:
@@ -182,7 +198,8 @@ class TimmDeclaration(ShippedDeclaration):
             SpaceError: Always.
         """
         raise SpaceError(
-            f"width_mult = {width_mult!r}, but the space {self.name} has its model's widths; name a model of others"
+            f"width_mult = {shown(width_mult)}, but the space {self.name} has its model's widths; name a model of "
+            "others"
         )
 
     # ---- blocks ------------------------------------------------------------------------------------------------
@@ -244,7 +261,7 @@ class TimmDeclaration(ShippedDeclaration):
         original_network(self, num_classes=1000, in_chans=3)
 
     def feeding(self) -> dict[str, Any]:
-        """Return how the images were made that its weights have seen: mean, std, interpolation and crop_pct."""
+        """Return how the images were made that its weights have seen: mean, std, interpolation, crop and range."""
         from .reader import feeding  # knows this module
 
         return feeding(self)
@@ -378,7 +395,7 @@ class TimmDeclaration(ShippedDeclaration):
         """
         for name in ("model", "weights"):
             if name in values:
-                raise SpaceError(f"{name} = {values[name]!r} in a file of a space of kind {cls.kind}; remove it")
+                raise SpaceError(f"{name} = {shown(values[name])} in a file of a space of kind {cls.kind}; remove it")
         return super().from_dict(values)
 
     @classmethod
@@ -392,9 +409,10 @@ class TimmDeclaration(ShippedDeclaration):
                     for stage in values["stages"]
                 )
             except TypeError as error:
-                raise SpaceError(f"stages of a space of kind {cls.kind}: {error}; export again") from error
+                raise SpaceError(f"stages of a space of kind {cls.kind}: {cut(str(error))}; export again") from error
         return converted
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # NaN and infinity are left to the bounds, as `isfinite` fails at an integer of hundreds of digits
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from hardware.errors import SpaceError
+from hardware.reading import Kind, read_json, shown
 
 from ..declaration import check_options
 from .blocks import ACTIVATION_CODES, NetBlock
@@ -34,8 +34,16 @@ FAMILIES = (
     "mobilenetv2_*, mnasnet_*, semnasnet_*, spnasnet_100, fbnetc_100, efficientnet_b*, _lite* and _es*, those of "
     "tf_efficientnet, mobilenetv3_*, hardcorenas_*, and folders that this project exported"
 )
+_FEEDING = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "range")
 OPTIONS = ("kernels", "expansions", "weights")
 _CONFIG = "config.json"
+FILE = Kind(
+    "the description of a timm model",
+    "give an export folder",
+    SpaceError,
+    holds="a mapping of timm's settings",
+    missing="there is no {path}, so that is no folder of a timm model; give an export folder",
+)
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
@@ -57,7 +65,7 @@ def read_space(name: str, options: Mapping[str, Any]) -> TimmDeclaration:
     for key in ("kernels", "expansions"):
         if key in chosen:
             if isinstance(chosen[key], str) or not isinstance(chosen[key], Sequence):
-                raise SpaceError(f"{key} = {chosen[key]!r} of the space {name}; give a list of numbers")
+                raise SpaceError(f"{key} = {shown(chosen[key])} of the space {name}; give a list of numbers")
             chosen[key] = tuple(chosen[key])
     if chosen["weights"] is None:  # YAML's null
         chosen["weights"] = NONE
@@ -65,18 +73,32 @@ def read_space(name: str, options: Mapping[str, Any]) -> TimmDeclaration:
 
 
 def feeding(space: TimmDeclaration) -> dict[str, Any]:
-    """Return how the images were made that the model's weights have seen: mean, std, interpolation, crop_pct.
+    """Return how the images were made that the model's weights have seen: mean, std, interpolation, crop, range.
 
     Empty where a space starts from no weights, or nothing is known.
+
+    Raises:
+        SpaceError: A folder's mean or std is no list of numbers; the rest is checked where images are read.
     """
     config: Any = None
     if space.weights != NONE and space.model.startswith(FOLDER):
-        config = _config(Path(space.model.removeprefix(FOLDER))).get("pretrained_cfg")
+        own = _config(Path(space.model.removeprefix(FOLDER)))
+        config = own.get("pretrained_cfg")
+        if isinstance(config, dict) and isinstance(own.get("pictures"), dict):
+            config = {**config, "range": own["pictures"].get("range")}
     elif space.weights != NONE and space.model:
         found = timm.get_pretrained_cfg(space.model, allow_unregistered=True)
         config = None if found is None else found.to_dict()
     known = config if isinstance(config, dict) else {}
-    return {key: known[key] for key in ("mean", "std", "interpolation", "crop_pct") if known.get(key) is not None}
+    for name in ("mean", "std"):
+        values = known.get(name)
+        listed = isinstance(values, list | tuple) and values and all(type(value) in (int, float) for value in values)
+        if values is not None and not listed:
+            raise SpaceError(
+                f"the {_CONFIG} of {space.model} has pretrained_cfg.{name} = {shown(values)}, no list of numbers; "
+                "give an export folder"
+            )
+    return {key: known[key] for key in _FEEDING if known.get(key) is not None}
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +127,7 @@ def _network(model: str) -> nn.Module:
     elif not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         words = f"; close ones are {', '.join(close)}" if close else f"; families that work are {FAMILIES}"
-        raise SpaceError(f"timm has no model {model!r}{words}")
+        raise SpaceError(f"timm has no model {shown(model)}{words}")
     try:
         with torch.device("meta"):
             return timm.create_model(name, pretrained=False, **arguments)
@@ -118,11 +140,13 @@ def _folder(folder: Path) -> tuple[str, dict[str, Any]]:
     config = _config(folder)
     name, arguments = config.get("architecture"), config.get("model_args") or {}
     if not isinstance(arguments, dict):
-        raise SpaceError(f"the {_CONFIG} of {folder} has model_args = {arguments!r}, no mapping; give an export folder")
+        raise SpaceError(
+            f"the {_CONFIG} of {folder} has model_args = {shown(arguments)}, no mapping; give an export folder"
+        )
     # Whoever wrote the folder must not have other files or addresses read.
     fetching = [key for key in _FETCHING if key in arguments]
     if not isinstance(name, str) or not timm.is_model(name) or fetching:
-        what = f"model_args.{fetching[0]}" if fetching else f"architecture = {name!r}"
+        what = f"model_args.{fetching[0]}" if fetching else f"architecture = {shown(name)}"
         raise SpaceError(
             f"the {_CONFIG} of {folder} has {what}, which is no model of timm's own; give an export folder"
         )
@@ -130,14 +154,8 @@ def _folder(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpaceError(
-            f"{folder} is no folder of a timm model: its {_CONFIG} cannot be read ({type(error).__name__}); give an "
-            "export folder"
-        ) from error
-    return config if isinstance(config, dict) else {}
+    found: dict[str, Any] = read_json(folder / _CONFIG, FILE)
+    return found
 
 
 # ---- from modules to fields ----------------------------------------------------------------------------------------

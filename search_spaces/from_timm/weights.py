@@ -12,11 +12,12 @@ import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from hardware.errors import SpaceError
+from hardware.reading import Unreadable, bytes_of, tensor_shapes, cut
 
 from .paths import FOLDER, NONE, PRETRAINED
 
@@ -61,9 +62,10 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         raise SpaceError(f"{source} are no file of safetensors; give pretrained, none or FILE.safetensors")
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        tensor_shapes(path)
+        return load(bytes_of(path))
+    except (Unreadable, SafetensorError, KeyError) as error:  # the latter: of a type of numbers that torch lacks
+        reason = error.reason if isinstance(error, Unreadable) else cut(" ".join(str(error).split()))
         raise SpaceError(f"{source} cannot be read: {reason}; give another file") from error
 
 

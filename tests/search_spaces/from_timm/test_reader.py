@@ -78,8 +78,8 @@ def test_a_model_with_nothing_to_choose_is_refused():
     ("config", "words"),
     [
         (None, "no folder of a timm model"),
-        ("[]", "architecture = None"),
-        ("{", "no folder of a timm model"),
+        ("[]", "must hold a mapping of timm's settings, but holds a list"),
+        ("{", "no valid JSON at line 1"),
         ({"architecture": "hf-hub:someone/net"}, "architecture = 'hf-hub:someone/net'"),
         ({"architecture": "mobilenetv2_100", "model_args": {"checkpoint_path": "/x"}}, "model_args.checkpoint_path"),
         ({"architecture": "mobilenetv2_100", "model_args": [1]}, r"model_args = \[1\]"),

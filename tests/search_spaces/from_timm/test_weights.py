@@ -41,6 +41,7 @@ def test_real_weights_keep_their_outputs():
         "std": (0.5, 0.5, 0.5),
         "interpolation": "bicubic",
         "crop_pct": 0.875,
+        "crop_mode": "center",
     }
 
 
