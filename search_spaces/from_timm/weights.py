@@ -17,7 +17,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from hardware.errors import SpaceError
-from hardware.reading import Unreadable, bytes_of, tensor_shapes, cut
+from hardware.reading import Unreadable, bytes_of, cut, tensor_shapes
 
 from .paths import FOLDER, NONE, PRETRAINED
 
