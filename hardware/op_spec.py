@@ -142,14 +142,14 @@ class OpSpec:
         'an input of 3x8, which is not C x H x W'
         """
         for what, shape in (("input", self.input_shape), ("output", self.output_shape)):
-            dims = "x".join(map(str, shape))
+            dims = cut("x".join(map(str, shape)))
             if len(shape) != 3 and not (what == "output" and len(shape) == 1):
                 return f"an {what} of {dims}, which is not C x H x W"
             if min(shape) < 1:
                 return f"an {what} of {dims}, without any value"
         for what, least in (("kernel", 1), ("stride", 1), ("hidden", 0), ("squeeze", 0)):
             if getattr(self, what) < least:
-                return f"{what} {getattr(self, what)}, which must be at least {least}"
+                return f"{what} {shown(getattr(self, what))}, which must be at least {least}"
         if self.padding not in ("", "same"):
             return f"the padding {shown(self.padding)}, which must be 'same' where there is one"
         return None

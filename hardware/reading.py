@@ -9,7 +9,6 @@ twice, and no value is nested deeper than `DEEPEST`.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -50,11 +49,15 @@ def shown(value: Any, *, width: int = 100) -> str:
     >>> shown("a" * 1000, width=20)
     "'aaaaaaa...aaaaaaaa'"
     """
-    return cut(" ".join(_repr.repr(value).split()), width)
+    try:
+        return cut(" ".join(_repr.repr(value).split()), width)
+    except ValueError:  # Python's own limit, see `parse_json`
+        return "a number of thousands of digits"
 
 
 def cut(text: str, width: int = 100) -> str:
-    """Cut the middle out of a text that is longer than a line."""
+    """Cut the middle out of a text that is longer than a line; what cannot be printed is written as Python does."""
+    text = text if text.isprintable() else repr(text)[1:-1]
     half = (width - 3) // 2
     return text if len(text) <= width else f"{text[:half]}...{text[-(width - 3 - half) :]}"
 
@@ -188,7 +191,10 @@ def bytes_of(path: str | Path, *, limit: int = ARRAY_BYTES) -> bytes:
     """
     with opened(path) as stream:
         try:
-            content = stream.read(limit + 1)
+            # asking for the limit at once would take that much memory for any file
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, limit) + 1)
+            while len(content) <= limit and (more := stream.read(2**16)):  # it grows, or nobody knows its size
+                content += more
         except OSError as error:
             raise Unreadable(error.strerror or str(error), by_system=True) from None
     if len(content) > limit:
@@ -265,6 +271,7 @@ def parse_yaml(text: str) -> Any:
     """
     from . import yaml_text  # which needs this module
 
+    _check_text(text, ())
     found = yaml_text.parse_yaml(text)
     check_values(found)
     return found
@@ -423,9 +430,17 @@ def tensors_in(stream: BinaryIO, *, map_location: Any = "cpu", old: bool = True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange pickles, on the error stream of whoever gets our sentence
-            return torch.load(stream, map_location=map_location, weights_only=True)
+            found = torch.load(stream, map_location=map_location, weights_only=True)
     except Exception:  # torch's reader raises errors of a dozen kinds on bytes of another program
         raise Unreadable("it was written by another program") from None
+    left = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, (dict, list, tuple)):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor) and (value.layout is not torch.strided or value.is_quantized):
+            raise Unreadable(f"it holds a tensor of {value.layout}, {value.dtype}, and no dense one")
+    return found
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -493,23 +508,4 @@ def why(error: BaseException) -> str:
 def _held(found: Any, kind: Kind) -> Any:
     if kind.holds and not isinstance(found, dict):
         raise Unreadable(f"it must hold {kind.holds}, but holds a {type(found).__name__}")
-    return found
-
-
-def unpacked(content: bytes, *, limit: int = ARRAY_BYTES) -> bytes:
-    """Unpack what gzip has packed, as far as `limit` bytes.
-
-    Raises:
-        Unreadable: It is no gzip, is cut short, or unpacks to more.
-    """
-    import gzip
-    import zlib
-
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            found = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise Unreadable(f"it is no whole file of gzip ({error})") from None
-    if len(found) > limit:
-        raise Unreadable(f"it unpacks to more than {limit / 2**20:g} MiB, the most that such a file may have")
     return found

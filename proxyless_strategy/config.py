@@ -53,7 +53,7 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not key or not equals:
-            raise ConfigError(f"{option} {setting} names no value; write it as key=value")
+            raise ConfigError(f"{option} {cut(setting)} names no value; write it as key=value")
         try:
             found[key] = parse_yaml(value)
         except Unreadable as error:
@@ -390,9 +390,10 @@ def load_config(
     if preset is not None:
         if preset not in presets:
             raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
-        _refuse_erasing(dict(_leaves(presets[preset])))
-        for dotted, value in _leaves(presets[preset]):
-            _lay_over(values, dotted, value)
+        with reading(path, FILE):
+            _refuse_erasing(dict(_leaves(presets[preset])))
+            for dotted, value in _leaves(presets[preset]):
+                _lay_over(values, dotted, value)
     _refuse_erasing(overrides)
     for dotted, value in overrides.items():
         _lay_over(values, dotted, value)

@@ -10,6 +10,9 @@ from hardware.reading import cut, shown
 
 MOST_MISTAKES = 5
 """That one sentence names."""
+MOST_CHARACTERS = 560
+"""Of all of them: of a recipe's longest list of known keys, but not of two."""
+_ALTERNATIVES = ("function-", "dict[", "constrained-")
 
 
 def number(value: Any) -> Any:
@@ -42,16 +45,26 @@ class Section(BaseModel):
 
 def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     """Say in one sentence what pydantic found wrong with settings of a schema, with each key and value."""
-    parts = []
+    parts: list[str] = []
+    listed: set[tuple[int | str, ...]] = set()
     for item in error.errors():
-        where = cut(".".join(str(part) for part in item["loc"]))
-        message = cut(item["msg"].removeprefix("Value error, "), 600)
+        # what pydantic says of a union's alternatives is no key
+        keys = [str(part) for part in item["loc"] if not str(part).startswith(_ALTERNATIVES)]
+        where = cut(".".join(keys))
+        message = cut(item["msg"].removeprefix("Value error, "), 400)
         if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r} ({_known_keys(item['loc'], schema)})")
+            known = _known_keys(item["loc"], schema)
+            parts.append(f"unknown key {where!r}" + (f" ({known})" if item["loc"][:-1] not in listed else ""))
+            listed.add(item["loc"][:-1])
         else:
             parts.append(f"{where} = {shown(item['input'])}: {message}" if where else message)
-    more = [f"and {len(parts) - MOST_MISTAKES} more"] if len(parts) > MOST_MISTAKES else []
-    return "; ".join([*parts[:MOST_MISTAKES], *more])
+    told = [cut(parts[0], MOST_CHARACTERS)]
+    for part in parts[1:MOST_MISTAKES]:
+        if len("; ".join([*told, part])) > MOST_CHARACTERS:
+            break
+        told.append(part)
+    more = [f"and {len(parts) - len(told)} more"] if len(parts) > len(told) else []
+    return "; ".join([*told, *more])
 
 
 def _known_keys(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:

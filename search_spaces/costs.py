@@ -100,4 +100,6 @@ def check_choices(choices: Mapping[str, str], edges: Mapping[str, Sequence[str] 
             raise SubnetError(f"unknown candidate {shown(name)} at edge {label}; it has {known}")
     missing = [label for label in edges if label not in choices]
     if missing:
-        raise SubnetError(f"no candidate given for {', '.join(missing)} of the space {space}; choose one for each edge")
+        raise SubnetError(
+            f"no candidate given for {cut(', '.join(missing), 300)} of the space {cut(space)}; choose one for each edge"
+        )

@@ -46,15 +46,7 @@ def main():
     if not os.access(Path(options.out).resolve().parent, os.W_OK):
         sys.exit(f"cannot write {options.out}; give another file with --out")
     folder = Path(options.kit)
-    if not (folder / "kit.json").exists():
-        sys.exit(f"there is no kit.json in {folder}; give the kit's folder with --kit")
-    try:
-        manifest = json.loads((folder / "kit.json").read_text())
-    except ValueError:
-        sys.exit(f"{folder / 'kit.json'} is no valid JSON (perhaps truncated); copy the kit again")
-    lost = [name for name in manifest["graphs"] if not (folder / "graphs" / name).exists()]
-    if lost:
-        sys.exit(f"{folder / 'graphs'} lacks {len(lost)} of the kit's graphs, first {lost[0]}; copy the kit again")
+    manifest = read_manifest(folder)
     prepare, versions = {"onnxruntime": onnxruntime_session, "tflite": tflite_session}[options.runtime](options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     calls, repeats = {}, {}
@@ -101,6 +93,36 @@ def main():
     Path(beside).write_text(json.dumps(results, indent=1))
     os.replace(beside, options.out)
     print(f"\nwrote {options.out} ({len(samples)} graphs)")
+
+
+def read_manifest(folder):
+    """Return what kit.json holds; all of it is passed on, so it is looked at before anything is measured."""
+    path = folder / "kit.json"
+    if not path.exists():
+        sys.exit(f"there is no kit.json in {folder}; give the kit's folder with --kit")
+    # reading a pipe would wait, and a device may never end
+    if not path.is_file() or path.stat().st_size > 2**25:
+        sys.exit(f"{path} is no file of a kit; copy the kit again")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=not_finite)
+    except (OSError, ValueError, RecursionError):
+        sys.exit(f"{path} is no valid JSON (perhaps truncated); copy the kit again")
+    graphs = manifest.get("graphs") if isinstance(manifest, dict) else None
+    if not isinstance(graphs, dict) or not graphs or not all(isinstance(keys, list) for keys in graphs.values()):
+        sys.exit(f"{path} names no graphs; copy the kit again")
+    there = {entry.name for entry in (folder / "graphs").glob("*.onnx") if entry.is_file()}
+    lost = [name for name in graphs if name not in there]
+    if lost:
+        first = ascii(lost[0])[1:-1][:80]
+        sys.exit(
+            f"{folder / 'graphs'} lacks {len(lost)} of the kit's graphs, first {first}; copy the kit again, as its "
+            "kit.json names them"
+        )
+    return manifest
+
+
+def not_finite(word):
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def timed(call, clock, repeats):

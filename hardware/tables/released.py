@@ -64,7 +64,7 @@ def _table(document: dict[Any, Any], path: Path, *, device: str, backend: str, s
     for key, value in document.items():
         op = parse_released_key(key, dialect=dialect)
         if op.key in entries:
-            raise TableError(f"{where} has two entries for the operator {op.key}; remove one of them")
+            raise TableError(f"{where} has two entries for the operator {cut(op.key)}; remove one of them")
         entries[op.key] = _entry(value, dialect, f"the entry {cut(key)} of {where}")
         if key.startswith("Conv-"):
             input_size = op.input_shape[1]
@@ -140,7 +140,7 @@ def parse_released_key(key: Any, *, dialect: str) -> OpSpec:
     """
     op = _named(key, dialect)
     if (wrong := op.impossible()) is not None:
-        raise TableError(f"the operator {key} of a released table has {wrong}; correct its key")
+        raise TableError(f"the operator {cut(key)} of a released table has {wrong}; correct its key")
     return op
 
 
@@ -155,13 +155,13 @@ def _named(key: Any, dialect: str) -> OpSpec:
         or (kind == "expanded_conv") != (parts["expand"] is not None)
         or (kind == "expanded_conv" and once_for_all != (parts["se"] is not None))
     ):
-        raise TableError(f"{key!r} is no key of a released table ({dialect}); such keys are of {', '.join(known)}")
+        raise TableError(f"{shown(key)} is no key of a released table ({dialect}); such keys are of {', '.join(known)}")
     start, end = _shape(parts["input"]), _shape(parts["output"])
     if kind == "Logits":
         return OpSpec("head", start, end)
     if kind == "AvgPool2D":
         if len(start) < 3:
-            raise TableError(f"the operator {key} of a released table pools no C x H x W map; correct its key")
+            raise TableError(f"the operator {cut(key)} of a released table pools no C x H x W map; correct its key")
         return OpSpec("avg_pool", start, end, kernel=start[1], stride=start[1], activation="none")
     if kind != "expanded_conv":
         kernel, stride = (3, 2) if kind == "Conv" else (1, 1)
@@ -169,7 +169,7 @@ def _named(key: Any, dialect: str) -> OpSpec:
         return OpSpec("conv", start, end, kernel=kernel, stride=stride, activation=activation)
     hidden = int(parts["expand"]) * (1 if once_for_all else start[0])
     if hidden < 1:
-        raise TableError(f"the operator {key} of a released table has no hidden channels; correct its key")
+        raise TableError(f"the operator {cut(key)} of a released table has no hidden channels; correct its key")
     activation = ("hard_swish" if parts["hs"] == "1" else "relu") if once_for_all else "relu6"
     expands = hidden != start[0]
     return OpSpec(
@@ -221,5 +221,5 @@ def _shape(dims: str) -> tuple[int, ...]:
     try:
         *size, channels = (int(side) for side in dims.split("x"))
     except ValueError:
-        raise TableError(f"{dims!r} in a key of a released table is no shape; write H x W x C") from None
+        raise TableError(f"{shown(dims)} in a key of a released table is no shape; write H x W x C") from None
     return (channels, *size)

@@ -117,8 +117,8 @@ class LatencyTable:
         except KeyError:
             nearest = ", ".join(self.nearest(op.key)) or "none, the table is empty"
             raise MissingOperatorError(
-                f"operator {op.key} is not in the latency table of {self.header.device!r} "
-                f"({self.header.backend}); nearest are: {nearest}"
+                f"operator {op.key} is not in the latency table of {shown(self.header.device)} "
+                f"({cut(self.header.backend)}); nearest are: {cut(nearest, 240)}"
             ) from None
 
     def nearest(self, key: str, count: int = 3) -> list[str]:
@@ -150,8 +150,9 @@ class LatencyTable:
             first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             nearest = ", ".join(self.nearest(missing[0])) or "none, the table is empty"
             raise MissingOperatorError(
-                f"{len(missing)} of {len(wanted)} operators are not in the latency table (space {header.space!r}): "
-                f"{first}; nearest to the first are: {nearest}; build a table of this space, or predict them "
+                f"{len(missing)} of {len(wanted)} operators are not in the latency table (space "
+                f"{shown(header.space, width=60)}): {cut(first, 240)}; nearest to the first are: {cut(nearest, 240)}; "
+                "build a table of this space, or predict them "
                 "(`proxyless latency fit`, then `fill`)"
             )
 

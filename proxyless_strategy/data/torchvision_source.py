@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import warnings
 from pathlib import Path
@@ -15,20 +14,23 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from hardware.errors import DataError, PictureError
-from hardware.reading import Unreadable, bytes_of, check_regular, cut, is_there, shown, unpacked
+from hardware.reading import Unreadable, check_regular, cut, is_there
 
 from ..config import DataConfig
 from .datasets import check_labels, class_number, labels_of
 from .drawn import draw_cifar10
+from .idx import idx_file, read_idx
 from .images import ImageData
 from .pictures import PICTURE_OPTIONS, channels_of_all, image_data, picture_options
-from .plain_pickles import arrays_alone
+from .plain_pickles import arrays_alone, check_named
 from .reading import background_colour
 from .user_items import described
 
 PREFIX = "torchvision:"
 _MISSING = re.compile(r"not found|not exist|download", re.IGNORECASE)
 """Words of torchvision about files that are not there; it has no error of its own for that."""
+_IDX_CLASSES = ("MNIST", "FashionMNIST", "KMNIST")
+"""Classes with the same four files of bytes; EMNIST's and QMNIST's have other names."""
 MEMORY_LIMIT = 2**30
 """Bytes of decoded images up to which a data set is kept in memory."""
 
@@ -119,8 +121,9 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
         if config.draw is not None:
             draw_cifar10(config.root, config.draw)
             found = _unchecked(found)
-        if issubclass(found, torchvision_datasets.MNIST) and (_idx_file(config.root, "train-images-idx3-ubyte")):
-            found = _flat(found)
+        place = _idx_place(found, config.root)
+        if place is not None:
+            found = _idx_reader(found, place, fetched=place != config.root and bool(arguments.get("download")))
     try:
         with warnings.catch_warnings():
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
@@ -131,7 +134,10 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
                         _check_files(config.root / folder)
                     if issubclass(found, torchvision_datasets.CIFAR10) and not arguments.get("download"):
                         _check_there(found, config.root)
-                return found(**arguments)
+                part = found(**arguments)
+                if issubclass(found, torchvision_datasets.CIFAR10):
+                    check_named(part)
+                return part
     except Exception as error:
         reason = cut(" ".join(str(error).split()), 300)
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | Unreadable) or _MISSING.search(reason)
@@ -205,28 +211,54 @@ def _unchecked(found: Any) -> Any:
     return type("Unchecked", (found,), {**lists, "meta": {**found.meta, "md5": None}})
 
 
-def _flat(found: Any) -> Any:
-    """Return the MNIST-like class that reads files, packed or not, in the root itself, as Debian ships them."""
+def _idx_place(found: Any, root: Path) -> Path | None:
+    """Return where the four files of an MNIST-like class lie: in the root itself, as Debian ships them, or below it."""
+    if found.__name__ not in _IDX_CLASSES:
+        return None
+    names = [f"{start}-{what}-ubyte" for start in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    places = (root, root / found.__name__ / "raw")
+    return next((place for place in places if any(idx_file(place, name) for name in names)), None)
 
-    # torchvision looks in ROOT/CLASS/raw alone, whose path it makes itself; these are the two methods that read there.
-    class Flat(found):
+
+def _idx_reader(found: Any, place: Path, *, fetched: bool) -> Any:
+    """Return the MNIST-like class that reads its files, packed or not, in a place, and names the one that is bad.
+
+    Args:
+        found: The class.
+        place: Their folder.
+        fetched: Whether torchvision shall fetch those that are not there.
+    """
+
+    # torchvision looks in ROOT/CLASS/raw alone, whose path it makes itself; these are the methods that read there.
+    class Reader(found):
         def _check_exists(self) -> bool:
-            return True
+            return not fetched or bool(super()._check_exists())
 
         def _load_data(self) -> tuple[torch.Tensor, torch.Tensor]:
             start = "train" if self.train else "t10k"
-            images = _read_idx(Path(self.root), f"{start}-images-idx3-ubyte")
-            labels = _read_idx(Path(self.root), f"{start}-labels-idx1-ubyte")
-            if images.ndim != 3 or labels.shape != images.shape[:1]:
-                raise Unreadable(f"{start}: images of shape {images.shape} do not go with labels of {labels.shape}")
-            return torch.from_numpy(images), torch.from_numpy(labels).long()
+            images, labels = (f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte")
+            pixels, numbers = read_idx(place, images), read_idx(place, labels)
+            if pixels.ndim != 3 or numbers.shape != pixels.shape[:1]:
+                raise Unreadable(
+                    f"the shape {_dims(pixels)} of {place / images} does not go with {_dims(numbers)} of {labels}"
+                )
+            if not pixels.size:
+                raise Unreadable(f"the shape {_dims(pixels)} of {place / images} has no pixel")
+            if int(numbers.max()) >= len(found.classes):
+                raise Unreadable(f"{place / labels} has the label {numbers.max()} of {len(found.classes)} classes")
+            return torch.from_numpy(pixels), torch.from_numpy(numbers).long()
 
-    return Flat
+    Reader.__name__ = found.__name__  # its folder's name
+    return Reader
+
+
+def _dims(values: np.ndarray) -> str:
+    return cut(" x ".join(map(str, values.shape)), 60)
 
 
 def _check_there(found: Any, root: Path) -> None:
     """Name the file of CIFAR that is missing, which torchvision does not."""
-    for file in (name for name, _ in (*found.train_list, *found.test_list)):
+    for file in (*(name for name, _ in (*found.train_list, *found.test_list)), found.meta["filename"]):
         if not (root / found.base_folder / file).is_file():
             raise FileNotFoundError(f"{found.base_folder}/{file} is missing")
 
@@ -236,34 +268,6 @@ def _folders(found: Any) -> tuple[str, ...]:
     if issubclass(found, torchvision_datasets.MNIST):
         return (f"{found.__name__}/raw",)
     return (found.base_folder,) if issubclass(found, torchvision_datasets.CIFAR10) else ()
-
-
-def _idx_file(root: Path, name: str) -> Path | None:
-    return next((path for path in (root / name, root / f"{name}.gz") if is_there(path) and not path.is_dir()), None)
-
-
-def _read_idx(root: Path, name: str) -> np.ndarray:
-    """Read an IDX file: 2 zero bytes, type, number of dimensions, their sizes (big-endian), then bytes."""
-    path = _idx_file(root, name)
-    if path is None:
-        raise FileNotFoundError(f"{name} (or {name}.gz) is missing")
-    try:
-        content = unpacked(bytes_of(path)) if path.suffix == ".gz" else bytes_of(path)
-        return _idx_array(content)
-    except Unreadable as error:
-        raise Unreadable(f"{path}: {error}") from None
-
-
-def _idx_array(content: bytes) -> np.ndarray:
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
-        raise Unreadable("it is no IDX file of bytes (its first three are not 0, 0, 8)")
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise Unreadable(f"it is cut short: {len(content)} bytes do not hold its header")
-    shape = [int(side) for side in np.frombuffer(content, ">u4", content[3], 4)]
-    if not shape or start + math.prod(shape) != len(content):
-        raise Unreadable(f"its header says {shown(shape)} values, but {len(content) - start} follow")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _check_files(folder: Path) -> None:

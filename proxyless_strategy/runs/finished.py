@@ -5,6 +5,8 @@ Only what needs the table or the space imports torch, and only when it is asked 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -303,8 +305,12 @@ def _read_as_far_as_it_is(place: Path) -> FinishedRun:
 
 
 def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> FinishedRun:
-    try:
-        _check(record, settings, row)
+    with _of_search(place / ROW_FILE):
+        _check_row(row)
+    with _of_search(place / CONFIG_FILE):
+        _check_settings(settings)
+    with _of_search(place / SEARCH_FILE):
+        _check_record(record)
         unit, goal = record["unit"], record["target"]
         target = "no target" if goal is None else f"target {goal:.4g} {unit}"
         return FinishedRun(
@@ -320,21 +326,22 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
             row=row,
             settings=settings,
         )
+
+
+@contextmanager
+def _of_search(path: Path) -> Iterator[None]:
+    """Name the file of a search in which something is missing, or is another thing than a search writes."""
+    try:
+        yield
     except KeyError as error:
         raise ConfigError(
-            f"the search in {place} lacks {cut(str(error))}, so another version of this project wrote it; search again"
+            f"{path} lacks {cut(str(error))}, so another version of this project wrote it; search again"
         ) from error
     except DAMAGE as error:
-        raise ConfigError(f"the files of the search in {place} are damaged ({why(error)}); search again") from error
+        raise ConfigError(f"{path} is no file of a search ({why(error)}); search again") from error
 
 
-def _check(record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> None:
-    """Refuse values of another type than a search writes.
-
-    Raises:
-        KeyError: One is missing.
-        Unreadable: One is of another type; the reason names it.
-    """
+def _check_record(record: dict[str, Any]) -> None:
     expect(record["unit"], str, "unit")
     expect(record["target"], float, "target", none=True)
     expect(record["expected"], float, "expected")
@@ -351,10 +358,16 @@ def _check(record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]
             place = f"probabilities.{cut(label)}.{cut(name)}"
             if not 0 <= expect(value, float, place) <= 1:
                 raise Unreadable(f"its {place} is {value}, no probability")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
     expect(settings["rule"], str, "rule")
     for section in ("space", "data", "hardware"):
         expect(settings[section], dict, section)
         expect(settings[section].get("name"), str, f"{section}.name", none=section == "hardware")
+
+
+def _check_row(row: dict[str, Any]) -> None:
     for key in ("target_cost", "subnet_cost", "target_ms", "table_ms", "latency_ms", "accuracy", "params", "macs"):
-        expect(row.get(key), float, f"{key} of {ROW_FILE}", none=True)
-    expect(row.get("seconds"), float, f"seconds of {ROW_FILE}", none=True)
+        expect(row.get(key), float, key, none=True)
+    expect(row.get("seconds"), float, "seconds", none=True)

@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.benchmarks.fuzz [--executions 200000] [--minutes M] [--jobs 2] [--seed 0] [--only NAME]
                                               [--keep DIR] [--engine plain|atheris] [--list]
 
-An input may be refused by an error of this project, in one line of at most 400 characters that names the file, or be
+An input may be refused by an error of this project, in one line of at most 700 characters that names the file, or be
 read. Everything else counts. A crash: any other exception, another message, a process that dies, a file that appears
 or changes beside the input. A hang: more than 10 seconds, or more than 1 GB. A payload that runs leaves a file, and so
 is a crash.
