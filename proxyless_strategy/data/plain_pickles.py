@@ -93,9 +93,12 @@ def check_named(part: Any) -> None:
     Raises:
         Unreadable: It has some.
     """
-    most = max(part.targets, default=0)
-    if most >= len(part.classes):
-        raise Unreadable(f"{part.meta['filename']} names {len(part.classes)} classes, but there is the label {most}")
+    for image, label in enumerate(part.targets):
+        if label >= len(part.classes):
+            name, which = part.meta["filename"], "train" if part.train else "test"
+            raise Unreadable(
+                f"{name} names {len(part.classes)} classes, but image {image} of the {which} part has the label {label}"
+            )
 
 
 @contextmanager

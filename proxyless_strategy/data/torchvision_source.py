@@ -30,7 +30,7 @@ PREFIX = "torchvision:"
 _MISSING = re.compile(r"not found|not exist|download", re.IGNORECASE)
 """Words of torchvision about files that are not there; it has no error of its own for that."""
 _IDX_CLASSES = ("MNIST", "FashionMNIST", "KMNIST")
-"""Classes with the same four files of bytes; EMNIST's and QMNIST's have other names."""
+"""Classes with the same four files and ten classes; EMNIST and QMNIST have other ones."""
 MEMORY_LIMIT = 2**30
 """Bytes of decoded images up to which a data set is kept in memory."""
 
@@ -213,10 +213,10 @@ def _unchecked(found: Any) -> Any:
 
 def _idx_place(found: Any, root: Path) -> Path | None:
     """Return where the four files of an MNIST-like class lie: in the root itself, as Debian ships them, or below it."""
-    if found.__name__ not in _IDX_CLASSES:
+    if not issubclass(found, torchvision_datasets.MNIST):
         return None
     names = [f"{start}-{what}-ubyte" for start in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
-    places = (root, root / found.__name__ / "raw")
+    places = (root, *([root / found.__name__ / "raw"] if found.__name__ in _IDX_CLASSES else []))
     return next((place for place in places if any(idx_file(place, name) for name in names)), None)
 
 
@@ -244,7 +244,7 @@ def _idx_reader(found: Any, place: Path, *, fetched: bool) -> Any:
                 )
             if not pixels.size:
                 raise Unreadable(f"the shape {_dims(pixels)} of {place / images} has no pixel")
-            if int(numbers.max()) >= len(found.classes):
+            if found.__name__ in _IDX_CLASSES and int(numbers.max()) >= len(found.classes):
                 raise Unreadable(f"{place / labels} has the label {numbers.max()} of {len(found.classes)} classes")
             return torch.from_numpy(pixels), torch.from_numpy(numbers).long()
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Sweep:
     def configs(self) -> list[SearchConfig]:
         """Return the search config of every trial, or the bare one if the trials are not known beforehand."""
         trials = self.trials or ({},)
-        configs = [load_config(self.search_path, parameters, preset=self.preset) for parameters in trials]
+        configs = [_trial_config(self.path, self.search_path, parameters, self.preset) for parameters in trials]
         return [config.model_copy(update={"out": self.out}) for config in configs]
 
 
@@ -152,9 +153,26 @@ def _sweep(
         raise ConfigError(f"{path}: searchSpace sweeps `out`; leave it out, every trial has its own folder anyway")
     narrowed = _narrowed(path, config, space, only) if only else None
     trials = _grid(space if narrowed is None else narrowed["searchSpace"])
-    first = load_config(search_path, trials[0] if trials else {}, preset=preset)
+    first = _trial_config(path, search_path, trials[0] if trials else {}, preset)
     place = first.out if out is None else out.absolute()
     return Sweep(path, search_path, place, trials, preset, narrowed, narrowed or config)
+
+
+def _trial_config(path: Path, search_path: Path, parameters: dict[str, Any], preset: str | None) -> SearchConfig:
+    """Read the search config of a trial; what the sweep alone has made wrong is said of the sweep's file."""
+    try:
+        return load_config(search_path, parameters, preset=preset)
+    except ConfigError as error:
+        if not parameters or not _is_good(search_path, preset):
+            raise
+        raise ConfigError(f"{path}, a trial with {shown(parameters, width=80)}: {error}") from error
+
+
+def _is_good(search_path: Path, preset: str | None) -> bool:
+    with suppress(ConfigError):
+        load_config(search_path, preset=preset)
+        return True
+    return False
 
 
 def _space(path: Path, config: Mapping[str, Any]) -> Any:

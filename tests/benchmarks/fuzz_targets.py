@@ -347,8 +347,6 @@ def targets() -> tuple[Target, ...]:
             _sweep,
             yaml_text,
             sweeps,
-            # a value of the sweep is refused where the search config that takes it is read
-            names=("sweep.yml", "_search.yml"),
             share=0.2,
         ),
         Target(

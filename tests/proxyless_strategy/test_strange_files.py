@@ -22,21 +22,12 @@ from tests.benchmarks.fuzz_targets import targets
 from tests.benchmarks.fuzz_texts import block, flow
 
 EXAMPLES = 25
-KNOWN = {
-    *("search YAML", "preset", "sweep YAML", "recipe", "latency table", "table of ProxylessNAS", "kit"),
-    *("learned latency model", "search.json", "config.json of a search", "config.json of a search that goes on"),
-    *("subnet.json", "settings of --set"),
-}
-"""Readers that are known to fail: may only shrink, as one that holds belongs to the others."""
 
 
 def params(*formats: Any) -> list[Any]:
     """The targets of some formats; those of reports, which are drawn, are too slow."""
-    known = pytest.mark.xfail(reason="not mended yet", run=False)
     return [
-        pytest.param(target, marks=known if target.name in KNOWN else (), id=target.name)
-        for target in targets()
-        if target.format in formats and target.share >= 0.1
+        pytest.param(target, id=target.name) for target in targets() if target.format in formats and target.share >= 0.1
     ]
 
 
