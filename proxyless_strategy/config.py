@@ -323,9 +323,9 @@ class SearchConfig(Section):
             return values
         platform = platforms.get(name) if isinstance(platforms, dict) else None
         if not isinstance(platform, dict):
-            known = ", ".join(sorted(platforms)) if isinstance(platforms, dict) else "none"
+            known = cut(", ".join(sorted(map(str, platforms))), 300) if isinstance(platforms, dict) else "none"
             raise ValueError(
-                f"hardware = {name!r} is none of the platforms ({known}); choose one, or describe it there"
+                f"hardware = {shown(name)} is none of the platforms ({known}); choose one, or describe it there"
             )
         return {**values, "hardware": {**platform, **hardware}}
 
@@ -389,7 +389,9 @@ def load_config(
         raise ConfigError(f"{path}: presets must map each name to settings, but is {shown(presets)}")
     if preset is not None:
         if preset not in presets:
-            raise ConfigError(f"{path} has no preset {preset!r}; its presets: {', '.join(presets) or 'none'}")
+            raise ConfigError(
+                f"{path} has no preset {shown(preset)}; its presets: {cut(', '.join(map(str, presets)), 300) or 'none'}"
+            )
         with reading(path, FILE):
             _refuse_erasing(dict(_leaves(presets[preset])))
             for dotted, value in _leaves(presets[preset]):

@@ -85,16 +85,17 @@ class ShippedDeclaration(ABC):
             SpaceError: One is not; the message names it and its value.
         """
         if not isinstance(self.name, str) or not self.name:
-            raise SpaceError(f"name = {self.name!r} of a space; it must be a text")
+            raise SpaceError(f"name = {shown(self.name)} of a space; it must be a text")
         for field, smallest in least.items():
             value = getattr(self, field)
             if not is_integer(value) or int(value) < smallest:
                 raise SpaceError(
-                    f"{field} = {shown(value)} of the space {self.name}; it must be an integer of {smallest} or more"
+                    f"{field} = {shown(value)} of the space {cut(self.name)}; it must be an integer of {smallest} or "
+                    "more"
                 )
             if int(value) > MOST_CHANNELS:
                 raise SpaceError(
-                    f"{field} = {shown(value)} of the space {self.name}; it must be at most {MOST_CHANNELS}"
+                    f"{field} = {shown(value)} of the space {cut(self.name)}; it must be at most {MOST_CHANNELS}"
                 )
 
     def scaled(self, width_mult: float) -> Self:
@@ -104,7 +105,9 @@ class ShippedDeclaration(ABC):
             SpaceError: `width_mult` is not a positive number.
         """
         if not isinstance(width_mult, Real) or not 0 < width_mult < math.inf:
-            raise SpaceError(f"width_mult = {shown(width_mult)} of the space {self.name}; it must be a positive number")
+            raise SpaceError(
+                f"width_mult = {shown(width_mult)} of the space {cut(self.name)}; it must be a positive number"
+            )
         if width_mult == 1:
             return self
         return replace(self, name=f"{self.name}_w{width_mult:g}", **self.scaled_widths(width_mult))
@@ -137,7 +140,7 @@ class ShippedDeclaration(ABC):
             return replace(self, **self.from_plain(options))
         except (TypeError, ValueError) as error:
             given = ", ".join(f"{key} = {shown(value)}" for key, value in options.items())
-            raise SpaceError(f"the space {self.name} cannot have {given}: {error}; correct the option") from error
+            raise SpaceError(f"the space {cut(self.name)} cannot have {given}: {error}; correct the option") from error
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> dict[str, Any]:

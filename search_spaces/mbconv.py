@@ -18,7 +18,7 @@ from torch import nn
 
 from hardware.errors import SpaceError
 from hardware.op_spec import OpSpec
-from hardware.reading import shown
+from hardware.reading import cut, shown
 
 from .blocks import (
     SKIP,
@@ -113,40 +113,49 @@ class MBConvDeclaration(ShippedDeclaration):
     def __post_init__(self) -> None:
         self.check_integers(stem_width=1, first_width=1, head_width=1)
         if not is_integer(self.stem_stride) or self.stem_stride not in (1, 2):
-            raise SpaceError(f"stem_stride = {shown(self.stem_stride)} of the space {self.name}; it must be 1 or 2")
+            raise SpaceError(
+                f"stem_stride = {shown(self.stem_stride)} of the space {cut(self.name)}; it must be 1 or 2"
+            )
         if not self.stages or not self.kernels or not self.expansions:
-            raise SpaceError(f"the space {self.name} needs at least one stage, one kernel and one expansion")
+            raise SpaceError(f"the space {cut(self.name)} needs at least one stage, one kernel and one expansion")
         for stage in self.stages:
             if not is_integer(stage.width) or not 1 <= stage.width <= MOST_CHANNELS:
-                raise SpaceError(f"{stage} of the space {self.name}: width must be whole, 1 to {MOST_CHANNELS}")
+                raise SpaceError(
+                    f"{shown(stage)} of the space {cut(self.name)}: width must be whole, 1 to {MOST_CHANNELS}"
+                )
             fits = is_integer(stage.depth) and 1 <= stage.depth <= MOST_BLOCKS
             if not fits or not is_integer(stage.stride) or stage.stride not in (1, 2):
-                raise SpaceError(f"{stage} of the space {self.name}: depth must be 1 to {MOST_BLOCKS}, stride 1 or 2")
+                raise SpaceError(
+                    f"{shown(stage)} of the space {cut(self.name)}: depth must be 1 to {MOST_BLOCKS}, stride 1 or 2"
+                )
         for kernel in self.kernels:
             if not is_integer(kernel) or not 1 <= kernel <= MOST_KERNEL or kernel % 2 == 0:
                 raise SpaceError(
-                    f"kernel {shown(kernel)} of the space {self.name}; kernels must be odd, 1 to {MOST_KERNEL}"
+                    f"kernel {shown(kernel)} of the space {cut(self.name)}; kernels must be odd, 1 to {MOST_KERNEL}"
                 )
         for expansion in self.expansions:
             if not is_integer(expansion) or not 1 <= expansion <= MOST_EXPANSION:
                 raise SpaceError(
-                    f"expansion {shown(expansion)} of the space {self.name}; it must be a whole number, 1 to "
+                    f"expansion {shown(expansion)} of the space {cut(self.name)}; it must be a whole number, 1 to "
                     f"{MOST_EXPANSION}"
                 )
         # JSON and YAML can hold NaN and infinity
         if not _is_number(self.bn_eps) or not 0 < self.bn_eps < 1:
-            raise SpaceError(f"bn_eps = {shown(self.bn_eps)} of the space {self.name}; it must be between 0 and 1")
+            raise SpaceError(f"bn_eps = {shown(self.bn_eps)} of the space {cut(self.name)}; it must be between 0 and 1")
         if not _is_number(self.bn_momentum) or not 0 < self.bn_momentum <= 1:
             raise SpaceError(
-                f"bn_momentum = {shown(self.bn_momentum)} of the space {self.name}; it must be above 0 and at most 1"
+                f"bn_momentum = {shown(self.bn_momentum)} of the space {cut(self.name)}; it must be above 0 and at "
+                "most 1"
             )
         if not isinstance(self.activation, str):
-            raise SpaceError(f"activation = {shown(self.activation)} of the space {self.name}; give timm's name of one")
+            raise SpaceError(
+                f"activation = {shown(self.activation)} of the space {cut(self.name)}; give timm's name of one"
+            )
         try:
             get_act_layer(self.activation)
         except (KeyError, AssertionError) as error:
             raise SpaceError(
-                f"activation {shown(self.activation)} of the space {self.name} is unknown to timm; try relu6"
+                f"activation {shown(self.activation)} of the space {cut(self.name)} is unknown to timm; try relu6"
             ) from error
         for edge in self.edges():
             for expansion in self.expansions:

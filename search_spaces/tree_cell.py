@@ -15,6 +15,7 @@ from nni.nas.nn.pytorch import LayerChoice
 
 from hardware.errors import SpaceError
 from hardware.op_spec import IDENTITY, OpSpec
+from hardware.reading import cut, shown
 
 from .costs import SpaceCosts
 from .declaration import ShippedDeclaration
@@ -54,20 +55,21 @@ class TreeCellDeclaration(ShippedDeclaration):
         # A cell has 2 ** cell_depth edges, of all blocks.
         if self.blocks > MOST_BLOCKS or self.cell_depth > MOST_DEPTH:
             raise SpaceError(
-                f"blocks = {self.blocks}, cell_depth = {self.cell_depth} of the space {self.name}; they must be at "
-                f"most {MOST_BLOCKS} and {MOST_DEPTH}"
+                f"blocks = {self.blocks}, cell_depth = {self.cell_depth} of the space {cut(self.name)}; they must be "
+                f"at most {MOST_BLOCKS} and {MOST_DEPTH}"
             )
         unknown = [name for name in self.operations if name not in CODES]
         if unknown or not self.operations or len(set(self.operations)) < len(self.operations):
             raise SpaceError(
-                f"operations = {list(self.operations)} of the space {self.name}; name one or more of "
+                f"operations = {shown(list(self.operations))} of the space {cut(self.name)}; name one or more of "
                 f"{', '.join(CODES)}, each once"
             )
         widths = [self.stem_width, *(self.bottleneck * width for width in self._widths())]
         if min(widths) < 2 or any(after < before for before, after in pairwise(widths)):
             raise SpaceError(
                 f"stem_width = {self.stem_width}, alpha = {self.alpha}, bottleneck = {self.bottleneck} of the space "
-                f"{self.name} give widths {widths[:3]}...; they must be 2 or more and never fall, so raise one of them"
+                f"{cut(self.name)} give widths {widths[:3]}...; they must be 2 or more and never fall, so raise one of "
+                "them"
             )
 
     def _widths(self) -> list[int]:
@@ -104,7 +106,7 @@ class TreeCellDeclaration(ShippedDeclaration):
         """
         if input_size % 4:
             raise SpaceError(
-                f"input_size = {input_size} for the space {self.name}; its two strides need a multiple of 4"
+                f"input_size = {shown(input_size)} for the space {cut(self.name)}; its two strides need a multiple of 4"
             )
         size, in_chs = input_size, self.stem_width
         stem = (in_chs, size, size)

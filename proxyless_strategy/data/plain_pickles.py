@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, ClassVar
@@ -26,6 +27,8 @@ _ARRAYS = {(module, name) for module in _CORES for name in ("_reconstruct", "_fr
 _PIXELS = 3 * 32 * 32
 _LABELS, _NAMES = ("labels", "fine_labels"), ("label_names", "fine_label_names")
 _lock = threading.Lock()
+Labels = dict[str, list[int]]
+"""By the name of the file that holds them."""
 
 
 class _Class:
@@ -54,7 +57,7 @@ class _Arrays(pickle._Unpickler):
         return {"ndarray": _Class, "_reconstruct": _empty}.get(name) or super().find_class(module, name)
 
 
-def _load(file: BinaryIO, **options: Any) -> Any:
+def _load(labels: Labels, file: BinaryIO, **options: Any) -> Any:
     name = Path(getattr(file, "name", "the file")).name
     try:
         # in memory, as a file would allocate what is asked for, and not what there is
@@ -62,56 +65,71 @@ def _load(file: BinaryIO, **options: Any) -> Any:
     except Exception as error:  # whatever its bytes stand for
         raise Unreadable(f"{name} holds no plain arrays ({why(error)})") from error
     try:
-        _check(expect(found, dict, "content"))
+        labels[name] = _checked(expect(found, dict, "content"))
     except Unreadable as error:
         raise Unreadable(f"{name} is no file of CIFAR ({error})") from error
     return found
 
 
-def _check(found: dict[Any, Any]) -> None:
-    """Refuse what is neither images with labels nor names: what torchvision makes of it may be anything."""
+def _checked(found: dict[Any, Any]) -> list[int]:
+    """Return the labels of a file; refuse what is neither images with labels nor names, of which anything may be made.
+
+    Raises:
+        Unreadable: It is neither.
+    """
     names = next((key for key in _NAMES if key in found), None)
     if names is not None:
         for number, name in enumerate(expect(found[names], list, names)):
             expect(name, str, f"{names}.{number}")
         if not found[names]:
             raise Unreadable(f"its {names} is empty")
-        return
+        return []
     key = next((key for key in _LABELS if key in found), "labels")
-    data, labels = found.get("data"), expect(found.get(key), list, key)
+    data = found.get("data")
+    labels: list[int] = expect(found.get(key), list, key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), _PIXELS):
         described = f"{data.dtype} of {data.shape}" if isinstance(data, np.ndarray) else shown(data)
         raise Unreadable(f"its data is {described}, not a row of {_PIXELS} bytes for each of {len(labels)} labels")
     for number, label in enumerate(labels):
         if not 0 <= expect(label, int, f"{key}.{number}") < 2**31:
             raise Unreadable(f"its {key}.{number} is {shown(label)}, no class number")
+    return labels
 
 
-def check_named(part: Any) -> None:
+def check_named(part: Any, labels: Labels) -> None:
     """Refuse a part of CIFAR with labels for which there is no name.
+
+    Args:
+        part: Torchvision's data set.
+        labels: Those of its files.
 
     Raises:
         Unreadable: It has some.
     """
-    for image, label in enumerate(part.targets):
-        if label >= len(part.classes):
-            name, which = part.meta["filename"], "train" if part.train else "test"
-            raise Unreadable(
-                f"{name} names {len(part.classes)} classes, but image {image} of the {which} part has the label {label}"
-            )
+    for file, numbers in labels.items():
+        for image, label in enumerate(numbers):
+            if label >= len(part.classes):
+                raise Unreadable(
+                    f"{part.meta['filename']} names {len(part.classes)} classes, but image {image} of {file} has the "
+                    f"label {label}"
+                )
 
 
 @contextmanager
-def arrays_alone() -> Iterator[None]:
+def arrays_alone() -> Iterator[Labels]:
     """Let torchvision's CIFAR classes read arrays and plain values only, as long as the block runs.
+
+    Yields the labels of the files that they have read.
+
 
     Their check sums keep strange files out, but not of pictures that were drawn; and md5 no longer keeps anybody out.
     """
     # Its constructor calls `pickle.load` by the module's name, and has no argument for it.
     with _lock:
         original = cifar.pickle
-        cifar.pickle = SimpleNamespace(load=_load)
+        labels: Labels = {}
+        cifar.pickle = SimpleNamespace(load=partial(_load, labels))
         try:
-            yield
+            yield labels
         finally:
             cifar.pickle = original

@@ -128,7 +128,7 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
         with warnings.catch_warnings():
             # What torchvision's readers warn of (deprecated calls of numpy) the user cannot mend.
             warnings.simplefilter("ignore")
-            with arrays_alone():
+            with arrays_alone() as labels:
                 if config.root is not None:
                     for folder in _folders(found):
                         _check_files(config.root / folder)
@@ -136,7 +136,7 @@ def torchvision_part(config: DataConfig, *, train: bool) -> Any:
                         _check_there(found, config.root)
                 part = found(**arguments)
                 if issubclass(found, torchvision_datasets.CIFAR10):
-                    check_named(part)
+                    check_named(part, labels)
                 return part
     except Exception as error:
         reason = cut(" ".join(str(error).split()), 300)

@@ -193,9 +193,7 @@ def test_cifar_with_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest
     content = pickle.loads(path.read_bytes())
     content["labels"][3] = 10
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(
-        DataError, match=r"batches\.meta names 10 classes, but image 3 of the test part has the label 10"
-    ):
+    with pytest.raises(DataError, match=r"batches\.meta names 10 classes, but image 3 of test_batch has the label 10"):
         load(tmp_path, "CIFAR10")
     content["labels"] = content["labels"][:-1]
     path.write_bytes(pickle.dumps(content))
