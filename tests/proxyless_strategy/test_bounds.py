@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hardware.errors import ConfigError, ProxylessError
+from hardware.errors import ConfigError, ProxylessError, SpaceError
 from proxyless_strategy.config import DataConfig, DrawnImages, HardwareConfig, parse_config
 from proxyless_strategy.data.sources import check_data
 from proxyless_strategy.retraining.recipe import Recipe, load_recipe
@@ -212,6 +212,54 @@ def test_stages_of_a_space(field: str) -> None:
 
     assert accepted(made, field) == set()
     assert accepted(lambda value: made(value + 0.5), field) == set()
+
+
+NAME = "timm:mobilenetv3_small_050"
+TIMM = get_space(NAME, weights="none")
+BLOCK = TIMM.stages[2][0]
+
+
+@pytest.mark.parametrize("option", ["kernels", "expansions"])
+def test_candidates_of_a_timm_model(option: str) -> None:
+    def made(value: Any) -> Any:
+        return get_space(NAME, weights="none", **{option: value})
+
+    assert accepted(made, option) == set(), "no list"
+    assert accepted(lambda value: made([3, value]), option[:-1]) == set()
+    with pytest.raises(SpaceError, match=option[:-1]):
+        made([10**400])
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TIMM) if field.name != "model"])
+def test_fields_of_a_timm_model(field: str) -> None:
+    words = () if field in ("stages", "kernels", "expansions") else (field,)
+    allowed = {"drop_rate": {"zero"}, "drop_path_rate": {"zero"}, "head_bias": {"yes"}}
+
+    def made(value: Any) -> Any:
+        try:
+            return dataclasses.replace(TIMM, **{field: value})
+        except TypeError as error:  # no list where there must be one, of which the readers make a sentence
+            assert not words
+            raise SpaceError(str(error)) from error
+
+    assert accepted(made, *words) == allowed.get(field, set())
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BLOCK)])
+def test_blocks_of_a_timm_model(field: str) -> None:
+    def made(value: Any) -> Any:
+        stages = [[dataclasses.replace(BLOCK, **{field: value})], *TIMM.stages[3:]]
+        return dataclasses.replace(TIMM, stages=(*TIMM.stages[:2], *map(tuple, stages)))
+
+    assert accepted(made, field) == {"squeeze": {"zero"}}.get(field, set())
+    assert accepted(lambda value: made([value]), field) == set()
+
+
+def test_a_timm_model_is_not_grown_beyond_every_use() -> None:
+    wide = dataclasses.replace(BLOCK, width=4096)
+    stages = (*TIMM.stages[:2], (wide, dataclasses.replace(wide, stride=1)))
+    with pytest.raises(SpaceError, match=r"block 2\.1 .* 262144 hidden channels with expansions = \[64\]; 65536 is"):
+        dataclasses.replace(TIMM, stages=stages, expansions=(64,))
 
 
 @pytest.mark.parametrize("space", SPACES)

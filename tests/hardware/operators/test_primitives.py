@@ -108,7 +108,18 @@ def test_keys_can_be_read_back(imagenet_space):
         assert OpSpec.from_key(op.key) == op
 
 
-@pytest.mark.parametrize("key", ["", "conv", "conv-in:3x8x8", "conv-in:axb-out:1", "head-in:8x4x4-out:10-k:3-s:1"])
+BLOCK = "mbconv-in:8x8x8-out:8x8x8-k:3-s:1-hidden:16-res:1-act:relu"
+SQUEEZES = ("0.relu.sigmoid", "-4.relu.sigmoid", "04.relu.sigmoid", "4.relu", "4", "4..sigmoid", "x.relu.sigmoid", "")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "conv", "conv-in:3x8x8", "conv-in:axb-out:1", "head-in:8x4x4-out:10-k:3-s:1"),
+        *(f"{BLOCK}-se:{squeeze}" for squeeze in SQUEEZES),
+        *(f"{BLOCK}-pad:", f"{BLOCK}-pad:same-se:4.relu.sigmoid", "head-in:8x4x4-out:10-pad:same"),
+    ],
+)
 def test_no_operator_has_a_strange_key(key):
     with pytest.raises(TableError, match="no operator's key"):
         OpSpec.from_key(key)

@@ -114,12 +114,16 @@ KEYS = [
     "conv-in:3x8x8-out:4x8x8-k:3-s:0-res:0-act:relu6",
     "max_pool-in:3x8x8-out:3x8x8-k:0-s:1-res:0-act:none",
     "head-in:3x8x8-out:0",
+    "efficient_head-in:3x8x8-out:0-k:1-s:1-hidden:8-res:0-act:relu",
+    "edge_residual-in:8x8x8-out:8x8x8-k:0-s:1-hidden:16-res:1-act:relu",
+    "mbconv-in:8x8x8-out:8x4x4-k:3-s:2-hidden:16-res:0-act:relu-pad:valid",
+    "mbconv-in:8x8x8-out:8x4x4-k:3-s:2-hidden:16-res:0-act:relu-se:4.relu.sigmoid-pad:SAME",
 ]
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_operators_that_cannot_be(table, tmp_path, key):
-    with pytest.raises(TableError, match=r"has (an|a|kernel|stride)") as error:
+    with pytest.raises(TableError, match=r"has (an|a|kernel|stride|the padding)") as error:
         OpSpec.from_key(key)
     assert one_sentence(error)
     LatencyTable(table.header, {**table.entries, key: LatencyEntry(0.01, count=3)}).save(tmp_path / "table.yml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def a_subnet(*, stem_stride: int = 2, last: bool = False) -> Subnet:
 def a_tree() -> Subnet:
     space = get_space("cifar_tree", blocks=1, stem_width=4, alpha=8, bottleneck=2)
     return Subnet(space, space.costs(32).random_choices(1, seed=1)[0])
+
+
+def a_timm(*, last: bool = False) -> Subnet:
+    """A choice in a timm model with all that MBConv spaces lack: squeezing, a pooled head, rates of its own."""
+    space = get_space("timm:mobilenetv3_small_050", kernels=[3, 5], expansions=[3], weights="none")
+    space = replace(space, drop_rate=0.1, drop_path_rate=0.2)
+    return Subnet(space, {label: names[-1 if last else 0] for label, names in space.candidates().items()})
 
 
 def a_model(subnet: Subnet) -> nn.Module:

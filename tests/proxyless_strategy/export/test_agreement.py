@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from hardware.errors import ExportError
 from proxyless_strategy.export.folder import load_exported, read_export
 from search_spaces import Subnet
-from tests.proxyless_strategy.export.samples import a_subnet, a_tree, export
+from tests.proxyless_strategy.export.samples import a_subnet, a_timm, a_tree, difference, export
 
 
 def edit(path: Path, change: Any) -> None:
@@ -63,7 +63,7 @@ def test_files_of_different_networks(tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["shape", "missing", "left over"])
-@pytest.mark.parametrize("subnet", [a_subnet(), a_tree()], ids=["mbconv", "tree"])
+@pytest.mark.parametrize("subnet", [a_subnet(), a_tree(), a_timm()], ids=["mbconv", "tree", "timm"])
 def test_weights_of_another_network(tmp_path: Path, subnet: Subnet, spoil: str) -> None:
     _, folder = export(tmp_path / "net", subnet)
     path = folder / "model.safetensors"
@@ -107,6 +107,40 @@ def test_folders_that_say_nothing_of_a_choice_are_read(tmp_path: Path, left: str
         edit(folder / "subnet.json", lambda v: v["space"].update(kind="my_own"))
     load_exported(folder)
     assert read_export(folder)["architecture"] == "proxylessnas"
+
+
+SPOILT_TIMM = {
+    "choices": ("subnet.json", other_kernel, r"model_args\.arch_def"),
+    "gate": ("subnet.json", lambda v: v["space"].update(se_gate="sigmoid"), r"model_args\.se_gate = \"hard_sigmoid\""),
+    "head": ("config.json", lambda v: v["model_args"].pop("head"), r"model_args\.head = none .* with \"pooled\""),
+    "bias": ("config.json", lambda v: v["model_args"].update(head_bias=False), r"head_bias = false .* with none"),
+    "padding": ("config.json", lambda v: v["model_args"].update(pad_type="same"), r"pad_type = \"same\" .* with none"),
+    "weights": ("subnet.json", lambda v: v["space"].update(weights="/x.safetensors"), r"names no network: weights = "),
+    "block": ("subnet.json", lambda v: v["space"]["stages"][1][0].update(kind=["ir"]), r"kind = \['ir'\] of block 1.0"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT_TIMM)
+def test_files_of_different_networks_of_a_timm_model(tmp_path: Path, how: str) -> None:
+    _, folder = export(tmp_path / "net", a_timm())
+    name, change, message = SPOILT_TIMM[how]
+    edit(folder / name, change)
+    with pytest.raises(ExportError, match=message) as error:
+        read_export(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rates", ["its own", "a recipe's", "none"])
+def test_a_timm_models_rates_are_those_of_a_training(tmp_path: Path, rates: str) -> None:
+    model, folder = export(tmp_path / "net", a_timm())
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_args"]["drop_rate"], config["model_args"]["drop_path_rate"]) == (0.1, 0.2)
+    if rates == "a recipe's":
+        edit(folder / "config.json", lambda v: v["model_args"].update(drop_rate=0.5))
+    elif rates == "none":
+        edit(folder / "config.json", lambda v: [v["model_args"].pop(name) for name in ("drop_rate", "drop_path_rate")])
+    assert difference(load_exported(folder), model) == 0.0
 
 
 def test_what_a_training_set_is_no_other_network(tmp_path: Path) -> None:
