@@ -17,7 +17,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from hardware.errors import SpaceError
-from hardware.reading import Unreadable, bytes_of, cut, tensor_shapes
+from hardware.reading import Unreadable, bytes_of, cut
 
 from .paths import FOLDER, NONE, PRETRAINED
 
@@ -62,7 +62,6 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         raise SpaceError(f"{source} are no file of safetensors; give pretrained, none or FILE.safetensors")
     try:
-        tensor_shapes(path)
         return load(bytes_of(path))
     except (Unreadable, SafetensorError, KeyError) as error:  # the latter: of a type of numbers that torch lacks
         reason = error.reason if isinstance(error, Unreadable) else cut(" ".join(str(error).split()))

@@ -46,7 +46,7 @@ from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.runs.trials import Record, Trial, note_start, read_end, read_record, read_trials
 from proxyless_strategy.threads import keep_threads, read_threads
-from search_spaces import Subnet, get_space
+from search_spaces import Subnet, get_space, users_space
 from search_spaces.released import read_checkpoint as read_released_checkpoint
 from search_spaces.released import read_config
 from tests.proxyless_strategy.data.samples import write_idx
@@ -194,6 +194,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "exported network": (in_run("model/config.json"), lambda p: load_exported(p.parent)),
     "exported weights": (in_run("model/model.safetensors"), lambda p: load_exported(p.parent)),
     "exported subnet": (in_run("model/subnet.json"), lambda p: read_choice(p.parent)),
+    "timm model's folder": (in_run("model/config.json"), lambda p: a_timm_space(p).feeding()),
+    "timm model's weights": (in_run("model/model.safetensors"), lambda p: a_timm_space(p).check_weights()),
     "search.json": (in_run("search.json"), lambda p: read_run(p.parent)),
     "search.json of a report": (in_run("search.json"), lambda p: write_page(p.parent, p.parent / "page.html")),
     "row.json": (in_run("row.json"), lambda p: read_runs(p.parent)),
@@ -217,6 +219,10 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "packed IDX": (a_packed_idx, of_data("torchvision:FashionMNIST", 0)),
 }  # fmt: skip
 """How a whole file is made, and who reads it. Not all of them are complete: it is the damage that is looked at."""
+
+
+def a_timm_space(path: Path) -> Any:
+    return users_space(f"timm:local-dir:{path.parent}")
 
 
 class _Keyless:

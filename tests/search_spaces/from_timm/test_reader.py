@@ -57,7 +57,8 @@ def test_edge_residual_blocks_stay_and_that_is_said():
         ("timm:mobilenetv2_035", {"expansions": [True]}, "expansion True .* must be 1 to"),
         ("timm:mobilenetv2_035", {"weights": 3}, "weights = 3 .* give pretrained, none or a file"),
         ("timm:mobilenetv2_035", {"width_mult": 2}, "width_mult = 2, but the space .* has its model's widths"),
-        ("timm:local-dir:/nowhere", {}, "is a folder, which only you may name"),
+        ("timm:local-dir:/nowhere", {}, "is a folder, which only you may name .* --space timm:local-dir:/nowhere on"),
+        ("timm:local-dir:/my nets", {}, "is a folder, which only you may name .* --space 'timm:local-dir:/my nets' on"),
     ],
 )
 def test_what_cannot_be_a_space_is_refused(name, options, words):
@@ -94,6 +95,29 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path, config, words):
         users_space(f"timm:local-dir:{tmp_path}")
 
 
+def a_folder(folder, **config):
+    (folder / "config.json").write_text(json.dumps({"architecture": "mobilenetv2_035", **config}))
+    return users_space(f"timm:local-dir:{folder}")
+
+
+def test_a_folder_says_how_its_pictures_were_made(tmp_path):
+    feeding = {"mean": [0.1, 0.2, 0.3], "std": [0.4] * 3, "crop_pct": 0.9, "crop_mode": "squash", "first_conv": "x"}
+    folder = tmp_path / "my nets"
+    folder.mkdir()
+    space = a_folder(folder, pretrained_cfg=feeding, pictures={"range": [0, 4095]})
+    del feeding["first_conv"]
+    assert space.feeding() == {**feeding, "range": [0, 4095]}
+    assert a_folder(folder, pretrained_cfg=[1]).feeding() == {}
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("values", [[], 0.5, "0.5", ["0.5"] * 3, [True] * 3, {"red": 0.5}])
+def test_a_folder_whose_pictures_have_no_mean_is_refused(tmp_path, name, values):
+    space = a_folder(tmp_path, pretrained_cfg={name: values})
+    with pytest.raises(SpaceError, match=rf"{tmp_path} has pretrained_cfg\.{name} = .* no list of numbers; give an ex"):
+        space.feeding()
+
+
 FAULTS = [
     ({"stem_width": 0}, "stem_width = 0"),
     ({"stem_stride": 3}, "stem_stride = 3"),
@@ -120,6 +144,8 @@ BLOCK_FAULTS = [
     ({"hidden": 100}, "hidden = 100"),
     ({"squeeze": -1}, "squeeze = -1"),
     ({"activation": "sine"}, "activation = 'sine'"),
+    ({"activation": ["relu"]}, r"activation = \['relu'\]"),
+    ({"kind": {}}, r"kind = \{\}"),
     ({"shortcut": True}, "shortcut = True"),
 ]
 
