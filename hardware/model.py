@@ -18,6 +18,7 @@ from .cost_report import LatencyReport, ReportRow
 from .errors import SpaceError, SubnetError, TableError
 from .op_spec import IDENTITY, OpSpec, executed
 from .operators import primitives
+from .reading import shown
 from .tables.table import LatencyTable
 
 
@@ -142,7 +143,7 @@ class CostModel:
     def _cells(self, choices: Mapping[str, str]) -> list[tuple[int, int]]:
         unknown = [label for label in choices if label not in self._rows]
         if unknown:
-            raise SubnetError(f"the choice names the unknown edge {unknown[0]!r}; edges are {_few(self.labels)}")
+            raise SubnetError(f"the choice names the unknown edge {shown(unknown[0])}; edges are {_few(self.labels)}")
         cells = []
         for row, label in enumerate(self.labels):
             if label not in choices:
@@ -150,7 +151,8 @@ class CostModel:
             column = self._columns[row].get(choices[label])
             if column is None:
                 raise SubnetError(
-                    f"edge {label!r} has no candidate {choices[label]!r}; it has {', '.join(self.candidates[row])}"
+                    f"edge {shown(label)} has no candidate {shown(choices[label])}; it has "
+                    f"{', '.join(self.candidates[row])}"
                 )
             cells.append((row, column))
         return cells
@@ -198,7 +200,7 @@ class LatencyModel(CostModel):
         # a space of edges alone, all of which can be skipped, has a subnet of nothing
         if low < 0 or (low == 0 and executed(fixed)):
             raise TableError(
-                f"by the latency table of {table.header.device!r} the fastest subnet takes {low:.4g} ms "
+                f"by the latency table of {shown(table.header.device)} the fastest subnet takes {low:.4g} ms "
                 f"({', '.join(list(choices.values())[:5])}): scale {scale:.4g} and offset {offset:.4g} ms are of "
                 "another kind of net; calibrate the table on nets of this space"
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ..errors import BackendError
+from ..reading import shown
 from .base import Backend
 
 FACTORIES: dict[str, str | Callable[[], Backend]] = {
@@ -30,7 +31,7 @@ def get_backend(name: str, place: str | None = None) -> Backend:
         BackendError: The name is unknown, the backend's package is not installed, or it has no such device.
     """
     if name not in FACTORIES:
-        raise BackendError(f"backend {name!r} is unknown; known are {', '.join(backend_names())}")
+        raise BackendError(f"backend {shown(name)} is unknown; known are {', '.join(backend_names())}")
     factory = FACTORIES[name]
     if isinstance(factory, str):
         module, _, kind = factory.partition(":")

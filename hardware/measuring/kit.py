@@ -140,8 +140,8 @@ def _table(document: dict[str, Any], where: str) -> LatencyTable:
             raise TableError(f"the time of {cut(name)} in {where} is {figure['ms']} ms; it must be finite and positive")
         if not (isinstance(figure["count"], int) and figure["count"] >= 1 and math.isfinite(figure["median_ms"])):
             raise TableError(
-                f"{cut(name)} in {where} has count {figure['count']} and median {figure['median_ms']} ms; both must be "
-                "finite, and 1 sample or more"
+                f"{cut(name)} in {where} has count {shown(figure['count'])} and median {figure['median_ms']} ms; "
+                "both must be finite, and 1 sample or more"
             )
     overhead = graphs[_OVERHEAD]["ms"]
     entries: dict[str, LatencyEntry] = {}

@@ -13,6 +13,7 @@ from ..backends import Backend, Runnable, SharedBackend, get_backend
 from ..errors import BackendError, TableError
 from ..op_spec import OpSpec
 from ..progress import progress_bar
+from ..reading import shown
 from ..tables.plausibility import check_agreement
 from ..tables.table import LatencyTable
 from .locks import measuring_lock
@@ -120,7 +121,9 @@ def _references(
         ("threads", header.threads, threads),
     ):
         if there != here:
-            raise TableError(f"the latency table has {name} {there!r}, but this measurement {here!r}; use the table's")
+            raise TableError(
+                f"the latency table has {name} {shown(there)}, but this measurement {here!r}; use the table's"
+            )
     nets = header.calibration.references if header.calibration else ()
     prepared = {}
     for index, net in enumerate(nets):

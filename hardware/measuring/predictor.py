@@ -63,7 +63,7 @@ class LearnedModel:
         for name, value in {**self.weights, "the constant": self.constant_ms}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise TableError(
-                    f"the learned model has {value!r} ms for {name}; no part of a net takes that, fit anew"
+                    f"the learned model has {shown(value)} ms for {cut(name)}; no part of a net takes that, fit anew"
                 )
         if not any(self.weights.values()):
             raise TableError(
@@ -116,7 +116,7 @@ class LearnedModel:
             there, here = getattr(table.header, name), getattr(self.header, name)
             if there != here and (name != "place" or (there and here)):
                 raise TableError(
-                    f"the learned model is of {name} {here!r}, the table of {there!r}; fit one on that device"
+                    f"the learned model is of {name} {shown(here)}, the table of {shown(there)}; fit one on that device"
                 )
         scale = table.header.calibration.scale if table.header.calibration else 1.0
         missing = {op.key: op for op in executed(ops) if op.key not in table.entries}
@@ -184,7 +184,7 @@ class LearnedModel:
         unknown = self.unknown(op)
         if unknown:
             raise TableError(
-                f"the learned model cannot predict {op.key}: no net that it was fitted on had {unknown[0]!r}; "
+                f"the learned model cannot predict {cut(op.key)}: no net that it was fitted on had {unknown[0]!r}; "
                 "measure the operator"
             )
         return LatencyEntry(ms=self.op_ms(op) / scale, predicted=True)

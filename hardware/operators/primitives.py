@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import BackendError, SpaceError
 from ..op_spec import IDENTITY, OpSpec
+from ..reading import cut, shown
 from .layers import (
     Add,
     AddMap,
@@ -63,7 +64,9 @@ def decompose(op: OpSpec) -> tuple[Primitive, ...]:
     """
     if op.kind not in KINDS:
         known = ", ".join(sorted(KINDS))
-        raise SpaceError(f"operator kind {op.kind!r} is unknown (known: {known}); teach it with hardware.register_kind")
+        raise SpaceError(
+            f"operator kind {shown(op.kind)} is unknown (known: {known}); teach it with hardware.register_kind"
+        )
     primitives = KINDS[op.kind](op)
     shape = op.input_shape
     for primitive in primitives:
@@ -136,7 +139,7 @@ def activation_name(name: str | None) -> str | None:
         return None
     name = _SYNONYMS.get(name, name)
     if name not in ACTIVATIONS:
-        raise SpaceError(f"activation {name!r} is unknown to the backends; known are {', '.join(ACTIVATIONS)}")
+        raise SpaceError(f"activation {shown(name)} is unknown to the backends; known are {', '.join(ACTIVATIONS)}")
     return name
 
 
@@ -173,7 +176,9 @@ def _conv(op: OpSpec) -> tuple[Primitive, ...]:
 
 def _same(op: OpSpec) -> bool:
     if op.padding not in ("", "same"):
-        raise SpaceError(f"operator {op.key} has the padding {op.padding!r}; known are 'same' and the empty one")
+        raise SpaceError(
+            f"operator {cut(op.key)} has the padding {shown(op.padding)}; known are 'same' and the empty one"
+        )
     return op.padding == "same"
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..errors import SpaceError, TableError
 from ..op_spec import IDENTITY, OpSpec
 from ..operators import primitives
+from ..reading import cut
 
 if TYPE_CHECKING:
     from .table import LatencyTable
@@ -82,14 +83,14 @@ def check_units(table: LatencyTable, where: str) -> None:
     for key in table.entries:
         op = OpSpec.named(key)
         if op is not None and (wrong := op.impossible()) is not None:
-            raise TableError(f"{where} has the operator {key} with {wrong}; remove it or build the table again")
+            raise TableError(f"{where} has the operator {cut(key)} with {wrong}; remove it or build the table again")
     # first what the table says twice itself, as that needs no limits
     _check_references(table, where)
     limits = _ANY if header.place not in ("", "cpu") else _BY_BACKEND.get(header.backend, _ANY)
     if 0 < header.overhead_ms < _LEAST_CALL_MS:
         _refuse(where, f"a call of the runtime without any operator in {1e6 * header.overhead_ms:.3g} ns", "seconds")
     if header.overhead_ms > limits.call_ms:
-        said = f"a call of {header.backend} without any operator in {header.overhead_ms:.3g} ms"
+        said = f"a call of {cut(header.backend)} without any operator in {header.overhead_ms:.3g} ms"
         _refuse(where, said, "microseconds")
     work = {key: header.batch * macs for key in table.entries if (macs := _macs(key)) is not None}
     if not work:
@@ -103,7 +104,9 @@ def check_units(table: LatencyTable, where: str) -> None:
         raise TableError(f"{where} gives no operator any time; measure it again")
     for key, entry in table.entries.items():
         if not entry.ms and not entry.predicted and OpSpec.named(key) is not None and not key.startswith(IDENTITY):
-            raise TableError(f"{where} gives the operator {key} no time; measure it again, as nothing runs in 0 ms")
+            raise TableError(
+                f"{where} gives the operator {cut(key)} no time; measure it again, as nothing runs in 0 ms"
+            )
     _check_constant(table, where)
     said = f"{_speed(sum(work.values()), total_ms):.2g} multiply-accumulates a second on average"
     if total_ms < least_ms:
@@ -115,7 +118,9 @@ def check_units(table: LatencyTable, where: str) -> None:
         speed = _speed(macs, table.entries[key].ms)
         judged = limits.per_thread and macs >= _LARGE_MACS and not table.entries[key].predicted
         if judged and speed > _LARGE_FACTOR * fastest:
-            _refuse(where, f"{speed:.2g} multiply-accumulates a second for {key}, more than any CPU can do", "seconds")
+            _refuse(
+                where, f"{speed:.2g} multiply-accumulates a second for {cut(key)}, more than any CPU can do", "seconds"
+            )
 
 
 def check_agreement(ratios: Sequence[float], where: str) -> None:

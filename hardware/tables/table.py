@@ -334,7 +334,7 @@ def _check_context(context: Mapping[str, float], where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise TableError(f"the context's {name} in {where} is {value!r}; it must be a finite number")
     if others := sorted(map(str, set(context) - set(_CONTEXT))):
-        raise TableError(f"the context in {where} has an unknown part {others[0]!r}; remove it")
+        raise TableError(f"the context in {where} has an unknown part {shown(others[0])}; remove it")
 
 
 def _check_number(value: float, what: str) -> None:

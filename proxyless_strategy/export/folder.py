@@ -146,7 +146,8 @@ def _loaded(folder: Path, *, named: bool, **overrides: Any) -> nn.Module:
     except Exception as error:
         reason = error.reason if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
         raise ExportError(
-            f"cannot build the network of {folder}: {cut(' '.join(reason.split()), 300)}; export it again"
+            f"cannot build the network of {folder} from its {CONFIG} and {WEIGHTS}: "
+            f"{cut(' '.join(reason.split()), 300)}; export it again"
         ) from error
 
 

@@ -232,7 +232,8 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
-                f"cannot build the network of {folder}: {type(error).__name__}: {reason}; export it again"
+                f"cannot build the network of {folder} from its {CONFIG}: {type(error).__name__}: {reason}; export it "
+                "again"
             ) from error
 
     check_training(images, recipe.settings, seed=recipe.seed, replicas=int(os.environ.get("WORLD_SIZE", "1")))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardware.errors import BackendError, ConfigError, SpaceError, TableError
+from hardware.reading import cut, shown
 from hardware.tables import shipped
 
 from ..config import SearchConfig, key_values
@@ -160,7 +161,7 @@ def costs_of_table(
     """
     own, by_user = own_space(table), space is not None
     if space is None and own is None:
-        raise ConfigError(f"the table's space is {table.header.space!r}, which is unknown here; give --space")
+        raise ConfigError(f"the table's space is {shown(table.header.space)}, which is unknown here; give --space")
     if own is not None and not options and space in (None, own[0]):
         space, options = own
     heads, images = _ends(table)
@@ -256,12 +257,13 @@ def check_same_device(table: LatencyTable) -> None:
     header = table.header
     if header.backend not in backend_names():
         raise BackendError(
-            f"the table was measured with {header.backend!r} on {header.device}, which this machine cannot run; "
+            f"the table was measured with {shown(header.backend)} on {cut(header.device)}, which this machine cannot "
+            "run; "
             f"backends here are {', '.join(backend_names())}"
         )
     with get_backend(header.backend, header.place) as backend:
         here = backend.device()
     if here != header.device:
         raise TableError(
-            f"the table is of {header.device!r}, but this machine is {here!r}; measure nets on the table's device"
+            f"the table is of {shown(header.device)}, but this machine is {here!r}; measure nets on the table's device"
         )

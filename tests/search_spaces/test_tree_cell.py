@@ -226,7 +226,7 @@ def test_subnet_round_trips(tmp_path):
     (tmp_path / "subnet.json").write_text(
         (tmp_path / "subnet.json").read_text().replace('"kind": "tree_cell"', '"kind": "bush"')
     )
-    with pytest.raises(SpaceError, match="kind 'bush'; known here are mbconv, tree_cell"):
+    with pytest.raises(SpaceError, match="kind 'bush'; known here are mbconv, timm, tree_cell"):
         Subnet.load(tmp_path / "subnet.json")
 
 
