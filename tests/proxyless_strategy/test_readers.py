@@ -293,7 +293,7 @@ FINE = {
     "a link to nothing": {"parameters.json"},
     "a list": {"starts.json"},
     # what is not looked for, and what the next export passes on
-    "an unknown key": {"exported subnet", "row.json", "an ended search's warnings", "threads.json", "unreadable.json"},
+    "an unknown key": {"exported subnet", "row.json", "an ended search's warnings", "threads.json"},
     "long lines": {"exported subnet", "row.json", "an ended search's warnings", "unreadable.json"},
 }
 """Where nothing is wrong."""
