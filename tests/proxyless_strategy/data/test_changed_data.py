@@ -268,16 +268,16 @@ def test_the_library_reads_again_what_changed(tmp_path: Path, monkeypatch: pytes
     write_fashion(tmp_path, [Records(), Records(part=1)])
     config, library = search(name="torchvision:FashionMNIST", root=str(tmp_path)), Library()
     monkeypatch.setattr(state, "SETTLED_NS", -(10**12))  # as if all had been written long ago
-    first = library.data(config)
-    assert library.data(config) is first
+    first = library.data(config, {})
+    assert library.data(config, {}) is first
     write_fashion(tmp_path, [Records("content"), Records(part=1)])
-    assert not torch.equal(library.data(config).training.images, first.training.images)
+    assert not torch.equal(library.data(config, {}).training.images, first.training.images)
 
 
 def test_the_library_trusts_no_clock_about_what_was_just_written(tmp_path: Path) -> None:
     write_fashion(tmp_path, [Records(), Records(part=1)])
     config, library = search(name="torchvision:FashionMNIST", root=str(tmp_path)), Library()
-    assert library.data(config) is not library.data(config)
+    assert library.data(config, {}) is not library.data(config, {})
 
 
 def test_the_library_asks_a_users_function_each_time(user_module: Any) -> None:
@@ -285,7 +285,7 @@ def test_the_library_asks_a_users_function_each_time(user_module: Any) -> None:
     user_module.data = lambda root: parts(lambda records, part: Arrays(records), next(changes))
     library = Library()
     config = search(name="my_data:data")
-    assert data_digest(library.data(config)) != data_digest(library.data(config))
+    assert data_digest(library.data(config, {})) != data_digest(library.data(config, {}))
 
 
 def test_the_library_reads_a_replaced_table_again(tmp_path: Path) -> None:

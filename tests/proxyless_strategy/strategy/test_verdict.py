@@ -19,6 +19,7 @@ IMAGES = {  # for weight steps
     "cifar10_search.yml": 45_000,
     "imagenet_search.yml": 1_281_167 - 50_000,
     "my_search.yml": 400,  # the default of its data
+    "timm_search.yml": 0.7 * 2_000,
 }
 
 
