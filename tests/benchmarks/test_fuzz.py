@@ -94,7 +94,7 @@ def refuse_for_memory(folder: Path, values: Any) -> None:
 BAD: dict[str, tuple[Callable[[Path, Any], Any], str]] = {
     "raises": (lambda folder, values: values["no such key"], "KeyError"),
     "exits": (lambda folder, values: exit(3), "SystemExit"),
-    "says too much": (say("file.json " + "x" * 400), "has 410 characters"),
+    "says too much": (say("file.json " + "x" * 700), "has 710 characters"),
     "names no file": (say("it is wrong"), "does not name 'file.json'"),
     "says two lines": (say("file.json\nis wrong"), "more than one line"),
     "leaves a file": (leave, "file.json.lock"),
