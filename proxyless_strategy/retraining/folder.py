@@ -31,7 +31,7 @@ from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
 from ..strategy.loopback import join, stay_on_loopback
-from ..strategy.processes import lost_partner_named
+from ..strategy.processes import lost_process_named
 from .recipe import Recipe
 from .setup import check_training
 from .trainer import begun_with, retraining_threads, train
@@ -81,7 +81,7 @@ def retrain(
     if os.environ.get("RANK", "0") == "0":
         say_if_busy()
     if devices == 1:
-        with lost_partner_named(), ExitStack() as owning, _group():
+        with lost_process_named(), ExitStack() as owning, _group():
             return _run(*arguments, owning=owning)
     available = torch.cuda.device_count()
     if available and devices > available:
@@ -117,7 +117,7 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
-        with lost_partner_named(), ExitStack() as owning, _group(port=port):
+        with lost_process_named(), ExitStack() as owning, _group(port=port):
             _run(*arguments, owning=owning)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))

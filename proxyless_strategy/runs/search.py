@@ -33,7 +33,7 @@ from ..layout import CHECKPOINT, MODEL, ONNX_FILE
 from ..owner import Start
 from ..retraining.trainer import retraining_threads, train
 from ..seeds import isolated_seed
-from ..strategy.processes import end_processes, is_first_process, launched, lost_partner_named
+from ..strategy.processes import end_processes, is_first_process, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
@@ -82,10 +82,10 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
 
     if not first:
         look()
-        with lost_partner_named(), noting_unreadable(config.out, prepared.data):
+        with lost_process_named(), noting_unreadable(config.out, prepared.data):
             return _finished(prepared, report, Start(config.out, {}), **found)
     noting = noting_unreadable(config.out, prepared.data)
-    with claim_out(prepared, look=look, began=began) as start, lost_partner_named(), noting:
+    with claim_out(prepared, look=look, began=began) as start, lost_process_named(), noting:
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()

@@ -38,16 +38,21 @@ _LOST = ("gloo", "NCCL", "c10d", "TCPStore", "Connection reset by peer", "Connec
 
 
 @contextmanager
-def lost_partner_named() -> Iterator[None]:
+def lost_process_named() -> Iterator[None]:
     """Turn torch's traceback, where another process of the run has ended, into one sentence.
 
     Raises:
-        TrainingError: It has, or cannot be reached.
+        TrainingError: One that trains has ended, or cannot be reached; or one that reads images has.
     """
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
+        if reason.startswith("DataLoader worker"):
+            raise TrainingError(
+                f"a process that reads images has ended ({cut(reason, 160)}), as happens where memory runs out; lower "
+                "data.workers or free memory, and repeat the command to continue from the last checkpoint"
+            ) from error
         if not isinstance(error, torch.distributed.DistError) and not any(word in reason for word in _LOST):
             raise
         raise TrainingError(

@@ -1,6 +1,8 @@
 """What Lightning's strategies are told for a search."""
 
 import copy
+import os
+import signal
 
 import pytest
 import timm
@@ -25,12 +27,29 @@ from tests.proxyless_strategy import tiny
 )
 def test_a_partner_that_is_gone_is_named_in_one_sentence(error):
     sentence = r"^another process of this run has ended, .*repeat the command"
-    with pytest.raises(TrainingError, match=sentence), processes.lost_partner_named():
+    with pytest.raises(TrainingError, match=sentence), processes.lost_process_named():
         raise error
 
 
+class DiesAtItem(torch.utils.data.Dataset):
+    """Ends the process that asks for an item, as the kernel does when memory runs out."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_read_images_and_is_gone_is_named_in_one_sentence():
+    loader = torch.utils.data.DataLoader(DiesAtItem(), num_workers=1)
+    sentence = r"^a process that reads images has ended .*lower data\.workers"
+    with pytest.raises(TrainingError, match=sentence), processes.lost_process_named():
+        next(iter(loader))
+
+
 def test_other_errors_of_torch_keep_their_own_words():
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), processes.lost_partner_named():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), processes.lost_process_named():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
