@@ -1,4 +1,4 @@
-"""Losses that are not finite: the first step that had one, and whether input, learning rate or loss function did it."""
+"""Losses that are not finite or beyond all use: the first, and whether input, learning rate or loss function did it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from hardware.errors import TrainingError
 GROWTH = 10.0
 """Weights whose largest magnitude has grown by this factor have diverged: batch norms and decay keep it within a few
 times of where it started."""
+DIVERGED = 1e6
+"""A loss of so many times the first one (or 1, where that is less) is as useless as one that is not finite. In 64 bits
+a training can diverge for days before its loss overflows."""
 _EPOCH = 2**32
 _RATE = "the weights' learning rate (search.learning_rate)"
 
 
 @dataclass(frozen=True)
 class BadLoss:
-    """The first step whose loss was not finite.
+    """The first step whose loss was not finite, or was beyond all use.
 
     Attributes:
         epoch: Its epoch, from 0.
@@ -129,6 +132,7 @@ class FirstBadLoss:
     def __init__(self) -> None:
         self._where: Tensor | None = None  # epoch * _EPOCH + batch of the first bad step; -1: none yet
         self._facts: Tensor | None = None  # its loss, sum of its input, largest weight; and the largest at the start
+        self._most: Tensor | None = None  # greatest loss of a training that has not diverged, 64 bits
 
     def note(self, epoch: int, batch_idx: int, *, loss: Tensor, batch: Any, weights: Iterable[Tensor]) -> None:
         """Note one step, after its backward pass and before its update.
@@ -141,14 +145,19 @@ class FirstBadLoss:
             weights: The weights that it ran.
         """
         device = loss.device
-        if asks_for_free(device) and self._where is not None and math.isfinite(float(loss.detach())):
+        size = loss.detach().abs().reshape(())
+        size = size if size.dtype == torch.float64 else size.float()
+        if self._most is None or self._most.device != device:
+            self._most = DIVERGED * size.clamp(min=1.0)
+        sound = torch.isfinite(size) & (size <= self._most)
+        if asks_for_free(device) and self._where is not None and bool(sound):
             return  # and spare the sums below
         weight = largest(weights, device)
         now = torch.stack([loss.detach().float().reshape(()), input_sum(batch, device), weight])
         if self._where is None or self._facts is None or self._where.device != device:
             self._where = torch.full((), -1, dtype=torch.int64, device=device)
             self._facts = torch.cat([torch.zeros(3, device=device), weight.reshape(1)])
-        first = (self._where < 0) & ~torch.isfinite(now[0])
+        first = (self._where < 0) & ~sound
         self._where = torch.where(first, epoch * _EPOCH + batch_idx, self._where)
         self._facts = torch.cat([torch.where(first, now, self._facts[:3]), self._facts[3:]])
 

@@ -163,6 +163,21 @@ def test_as_long_as_losses_are_finite_nothing_is_found(monkeypatch):
     assert noting(monkeypatch, (1.0, 1.0, 2.0), (0.5, math.nan, 2.0)) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("losses", "bad"),
+    [((2.3, 2e6), None), ((2.3, 2.4e6), 1), ((0.01, 0.9e6), None), ((0.01, -1.1e6), 1), ((1e4, 9e9, 2e10), 2)],
+)
+def test_a_loss_that_has_left_all_bounds_is_found_though_it_is_finite(losses, bad, dtype):
+    first = FirstBadLoss()
+    for step, loss in enumerate(losses):
+        first.note(
+            0, step, loss=torch.tensor(loss, dtype=dtype), batch=torch.ones(2), weights=[torch.ones(2) * 10**step]
+        )
+    found = first.found()
+    assert (None if found is None else found.batch) == bad
+
+
 def test_every_number_of_a_batch_is_looked_at():
     good = {"a": torch.ones(2, 3), "b": (torch.tensor([1]), [torch.zeros(0), "name", None])}
     host = torch.device("cpu")
