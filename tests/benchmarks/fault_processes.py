@@ -334,7 +334,7 @@ FOREIGN: dict[str, tuple[Mapping[str, Any], str]] = {
     "space": ({"space.options.kernels": [5, 3]}, "space"),
     "rule": ({"rule": "reinforce"}, "rule"),
     "target": ({"target": 0.4}, "target"),
-    "costs": ({"hardware.table": None}, "table|cost"),
+    "costs": ({"hardware.table": ...}, "table|cost"),
     "data": ({"data.architecture_fraction": 0.4}, "data"),
 }
 """What the checkpoint of another search differs in, and what must be named."""
