@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -167,6 +167,26 @@ class ShippedDeclaration(ABC):
 def is_integer(value: Any) -> bool:
     """Return whether a value is an integer; yes and no, which Python takes for 1 and 0, are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number, NaN and infinity included; yes and no are none."""
+    # bounds tell NaN and infinity: `isfinite` fails at an integer of hundreds of digits
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def moved(weights: Mapping[str, Any], places: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the weights below each old place under its new one, as later blocks take a skipped one's number.
+
+    >>> moved({"blocks.1.2.bn.bias": 0}, [("blocks.1.2", "blocks.1.1")])
+    {'blocks.1.1.bn.bias': 0}
+    """
+    return {
+        f"{new}.{key.removeprefix(f'{old}.')}": value
+        for old, new in places
+        for key, value in weights.items()
+        if key.startswith(f"{old}.")
+    }
 
 
 def check_options(options: Mapping[str, Any], known: list[str], *, space: str) -> None:

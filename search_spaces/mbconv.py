@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +32,7 @@ from .blocks import (
     skip_spec,
 )
 from .costs import SpaceCosts
-from .declaration import MOST_CHANNELS, ShippedDeclaration, is_integer
+from .declaration import MOST_CHANNELS, ShippedDeclaration, is_integer, is_number, moved
 from .timm_space import TimmSpace
 
 MOST_BLOCKS = 256
@@ -140,9 +139,9 @@ class MBConvDeclaration(ShippedDeclaration):
                     f"{MOST_EXPANSION}"
                 )
         # JSON and YAML can hold NaN and infinity
-        if not _is_number(self.bn_eps) or not 0 < self.bn_eps < 1:
+        if not is_number(self.bn_eps) or not 0 < self.bn_eps < 1:
             raise SpaceError(f"bn_eps = {shown(self.bn_eps)} of the space {cut(self.name)}; it must be between 0 and 1")
-        if not _is_number(self.bn_momentum) or not 0 < self.bn_momentum <= 1:
+        if not is_number(self.bn_momentum) or not 0 < self.bn_momentum <= 1:
             raise SpaceError(
                 f"bn_momentum = {shown(self.bn_momentum)} of the space {cut(self.name)}; it must be above 0 and at "
                 "most 1"
@@ -283,11 +282,10 @@ class MBConvDeclaration(ShippedDeclaration):
             weights: `state_dict()` of the space frozen at `choices`.
             choices: A candidate for every edge.
         """
-        renamed = {key: value for key, value in weights.items() if not _is_searched(key)}
-        for stage, index, edge in kept_blocks(self, choices):
-            old, new = f"blocks.{edge.stage}.{edge.index}.", f"blocks.{stage}.{index}."
-            renamed.update({new + k.removeprefix(old): v for k, v in weights.items() if k.startswith(old)})
-        return renamed
+        kept = {key: value for key, value in weights.items() if not _is_searched(key)}
+        blocks = kept_blocks(self, choices)
+        places = [(f"blocks.{edge.stage}.{edge.index}", f"blocks.{stage}.{index}") for stage, index, edge in blocks]
+        return kept | moved(weights, places)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` reads them back."""
@@ -303,10 +301,6 @@ class MBConvDeclaration(ShippedDeclaration):
             except TypeError as error:
                 raise SpaceError(f"stages = {shown(values['stages'])}: each needs width, depth and stride") from error
         return converted
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class MBConvSpace(TimmSpace):

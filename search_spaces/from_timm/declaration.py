@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hardware.errors import SpaceError
@@ -15,7 +14,7 @@ from hardware.reading import cut, shown
 
 from ..blocks import SKIP, BlockShape, skip_spec
 from ..costs import SpaceCosts
-from ..declaration import MOST_CHANNELS, ShippedDeclaration, is_integer
+from ..declaration import MOST_CHANNELS, ShippedDeclaration, is_integer, is_number, moved
 from ..mbconv import MOST_BLOCKS, make_divisible
 from ..timm_models import HEADS
 from .blocks import ACTIVATION_CODES, EXPANDED, LARGEST_KERNEL, SEARCHED, NetBlock
@@ -148,7 +147,7 @@ class TimmDeclaration(ShippedDeclaration):
             "drop_path_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
         }
         for name, (fit, words) in fits.items():
-            if not _is_number(getattr(self, name)) or not fit(getattr(self, name)):
+            if not is_number(getattr(self, name)) or not fit(getattr(self, name)):
                 raise SpaceError(f"{name} = {shown(getattr(self, name))} of the space {self.name}; it must be {words}")
         self._check_options()
         if not self.stages or not all(self.stages) or sum(map(len, self.stages)) > MOST_BLOCKS:
@@ -181,7 +180,7 @@ class TimmDeclaration(ShippedDeclaration):
                     f"kernel {shown(kernel)} of the space {self.name}; kernels must be odd, 3 to {LARGEST_KERNEL}"
                 )
         for expansion in self.expansions:
-            if not _is_number(expansion) or not 1 <= expansion <= MOST_EXPANSION:
+            if not is_number(expansion) or not 1 <= expansion <= MOST_EXPANSION:
                 raise SpaceError(
                     f"expansion {shown(expansion)} of the space {self.name}; expansions must be 1 to {MOST_EXPANSION}"
                 )
@@ -373,11 +372,9 @@ class TimmDeclaration(ShippedDeclaration):
             weights: `state_dict()` of the space frozen at `choices`.
             choices: A candidate for every edge.
         """
-        renamed = {key: value for key, value in weights.items() if not key.startswith("blocks.")}
-        for stage, index, placed, _ in self.kept(choices):
-            old, new = f"{placed.path}.", f"blocks.{stage}.{index}."
-            renamed.update({new + k.removeprefix(old): v for k, v in weights.items() if k.startswith(old)})
-        return renamed
+        kept = {key: value for key, value in weights.items() if not key.startswith("blocks.")}
+        places = [(placed.path, f"blocks.{stage}.{index}") for stage, index, placed, _ in self.kept(choices)]
+        return kept | moved(weights, places)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` reads them back, without the weights that it started from."""
@@ -411,8 +408,3 @@ class TimmDeclaration(ShippedDeclaration):
             except TypeError as error:
                 raise SpaceError(f"stages of a space of kind {cls.kind}: {cut(str(error))}; export again") from error
         return converted
-
-
-def _is_number(value: Any) -> bool:
-    # NaN and infinity are left to the bounds, as `isfinite` fails at an integer of hundreds of digits
-    return isinstance(value, Real) and not isinstance(value, bool)
