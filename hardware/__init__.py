@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends.registry import register_backend
     from .measuring.table import build_table
-    from .model import CostModel, LatencyModel
+    from .model import CostModel, LatencyModel, given_costs
     from .op_spec import OpSpec
     from .operators.primitives import register_kind
     from .tables.table import LatencyTable
@@ -22,6 +22,7 @@ __all__ = [
     "LatencyTable",
     "OpSpec",
     "build_table",
+    "given_costs",
     "register_backend",
     "register_kind",
 ]
@@ -33,6 +34,7 @@ _HOMES = {
     "LatencyTable": ".tables.table",
     "OpSpec": ".op_spec",
     "build_table": ".measuring.table",
+    "given_costs": ".model",
     "register_backend": ".backends.registry",
     "register_kind": ".operators.primitives",
 }

@@ -213,6 +213,41 @@ class LatencyModel(CostModel):
         return op.kind != IDENTITY and self.table.entry(op).predicted
 
 
+def given_costs(
+    costs: Mapping[str, Mapping[str, float]],
+    *,
+    constant: float = 0.0,
+    unit: str = "ms",
+    kind: type[CostModel] = CostModel,
+) -> CostModel:
+    """Make a cost model of figures that exist.
+
+    >>> model = given_costs({"block": {"conv": 1.2, "skip": 0.0}}, constant=0.5)
+    >>> model.cost({"block": "conv"}), model.unit
+    (1.7, 'ms')
+
+    Args:
+        costs: Each candidate's cost, by the label of its edge and its own name.
+        constant: What every subnet costs beside them.
+        unit: What the figures are in.
+        kind: A subclass to make instead.
+
+    Raises:
+        SpaceError: A figure is negative, infinite or no number.
+    """
+    figures: dict[str, float] = {}
+    edges: dict[str, dict[str, OpSpec]] = {}
+    for label, options in costs.items():
+        edges[label] = {}
+        for name, value in options.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise SpaceError(f"the cost of {shown(name)} at {shown(label)} is {shown(value)}; give 0 or more")
+            # An operator that is known by its place alone: equal ones would be one, with one cost.
+            op = OpSpec(f"{label}={name}", (1, 1, 1), (1, 1, 1))
+            figures[op.kind], edges[label][name] = float(value), op
+    return kind(lambda op: figures[op.kind], fixed=(), edges=edges, constant=constant, unit=unit)
+
+
 def cost_model(name: str, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]) -> CostModel:
     """Make the cost that needs no device, by its name: `macs`, `params` or `activation_memory`.
 

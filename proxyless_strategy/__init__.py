@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from hardware.tables.table import LatencyTable
     from search_spaces import Subnet, get_space, users_space
 
+    from .benchmark.module_costs import measure_modules
     from .config import SearchConfig, load_config
+    from .export.derived import export_derived
     from .export.onnx import export_onnx
     from .retraining.folder import retrain
     from .runs.derive import derive
@@ -51,9 +53,11 @@ _LAZY = {
     "SearchConfig": "proxyless_strategy.config",
     "Subnet": "search_spaces",
     "derive": "proxyless_strategy.runs.derive",
+    "export_derived": "proxyless_strategy.export.derived",
     "export_onnx": "proxyless_strategy.export.onnx",
     "get_space": "search_spaces",
     "load_config": "proxyless_strategy.config",
+    "measure_modules": "proxyless_strategy.benchmark.module_costs",
     "prepare": "proxyless_strategy.runs.prepare",
     "read_run": "proxyless_strategy.runs.finished",
     "retrain": "proxyless_strategy.retraining.folder",
@@ -61,7 +65,7 @@ _LAZY = {
     "users_space": "search_spaces",
 }
 # NNI is imported with these, some of which need it only when they run, so that its false alarms are silenced.
-_ON_NNI = ("ProxylessStrategy", "derive", "prepare", "run_search")
+_ON_NNI = ("ProxylessStrategy", "derive", "export_derived", "measure_modules", "prepare", "run_search")
 
 __all__ = [
     "BackendError",
@@ -85,9 +89,11 @@ __all__ = [
     "TrainingError",
     "UnsupportedSpaceError",
     "derive",
+    "export_derived",
     "export_onnx",
     "get_space",
     "load_config",
+    "measure_modules",
     "prepare",
     "read_run",
     "retrain",

@@ -68,3 +68,14 @@ def test_the_datas_parts_do_not_overlap_and_are_the_same_at_every_reading() -> N
     assert [np.asarray(image).tobytes() for part in parts for image, _ in part] == pictures
     for part in parts:
         assert [label for _, label in part] == part.targets
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_space_of_own_modules_is_searched_in_milliseconds() -> None:
+    example = importlib.import_module("my_model_space")
+    strategy = example.search(epochs=4)
+    assert strategy.cost.unit == "ms"
+    assert strategy.cost.labels == tuple(f"block{index}" for index in range(6))
+    assert (strategy.cost.costs[:, 3] == 0).all(), "nothing runs where a block is skipped"
+    assert (strategy.cost.costs[:, :3] > 0).all()
+    assert strategy.derive().cost <= strategy.target

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -32,11 +32,17 @@ class Derived:
         choice: Candidate index per edge; for edges that the subnet does not reach, the most probable one.
         cost: Its cost, the fixed part included.
         log_probability: Sum of `log p` over the edges that it reaches.
+        names: The chosen candidate of every edge that it reaches, by label.
     """
 
     choice: tuple[int, ...]
     cost: float
     log_probability: float
+    names: Mapping[str, Hashable] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{label}={name}" for label, name in self.names.items())
+        return f"{chosen or self.choice} (cost {self.cost:.4g}, log p {self.log_probability:.4g})"
 
 
 class Deriver:
@@ -51,6 +57,8 @@ class Deriver:
     >>> derived = deriver.within(5.5)  # two subnets cost less: large-small 5, and small-large 4
     >>> derived.choice, derived.cost, round(math.exp(derived.log_probability), 2)
     ((1, 0), 5.0, 0.32)
+    >>> print(derived)
+    first=large, second=small (cost 5, log p -1.139)
 
     Args:
         edges: The decisions, parents before their children.
@@ -239,11 +247,13 @@ class Deriver:
 
     def _finish(self, choice: list[int]) -> Derived:
         cost, log_probability = self.fixed, 0.0
+        names: dict[str, Hashable] = {}
         for row, on in enumerate(self._reached(choice)):
             if on:
+                names[self.edges[row].label] = self.edges[row].candidates[choice[row]]
                 cost += float(self.costs[row, choice[row]])
                 log_probability += float(self.log_p[row, choice[row]])
-        return Derived(tuple(choice), cost, log_probability)
+        return Derived(tuple(choice), cost, log_probability, names)
 
 
 def _narrow(matrix: csr_array) -> csr_array:

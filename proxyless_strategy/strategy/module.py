@@ -429,9 +429,13 @@ class SearchModule(EvaluatorWrapper):
             for row, edge in enumerate(self.architecture.edges)
         }
 
-    def derived_network(self) -> nn.Module:
-        """Return a copy of the derived subnet with the supernet's weights and re-estimated BN statistics."""
-        choice = self.derive().choice
+    def derived_network(self, derived: Derived | None = None) -> nn.Module:
+        """Return a copy of a subnet with the supernet's weights and re-estimated BN statistics.
+
+        Args:
+            derived: The subnet; None: what is exported.
+        """
+        choice = (derived or self.derive()).choice
         space = cast(ModelSpace, self.model)
         network = one_path_copy(space, self.supernet, choice, self.architecture.export(choice))
         count, batches = self.options.calibration_batches, self.train_batches
