@@ -39,6 +39,7 @@ ALLOWED = {
     "create_model": {
         "proxyless_strategy/benchmark/models.py",
         "proxyless_strategy/export/agreement.py",
+        "proxyless_strategy/export/derived.py",
         "proxyless_strategy/export/folder.py",
         "proxyless_strategy/export/released.py",
         "proxyless_strategy/retraining/folder.py",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 
 from hardware.errors import ConfigError, ExportError
-from search_spaces import Subnet
+from search_spaces import SpaceDeclaration, Subnet
 from search_spaces.timm_space import TimmSpace
 
 from .folder import export_folder
@@ -68,11 +68,12 @@ def export_derived(
         )
     chosen = derived or module.derive()
     exported = module.architecture.export(chosen.choice)
-    subnet = Subnet(space.declaration, {label: str(value) for label, value in exported.items()})
+    declaration = cast(SpaceDeclaration, space.declaration)
+    subnet = Subnet(declaration, {label: str(value) for label, value in exported.items()})
     arguments = subnet.model_args(num_classes=space.num_classes, in_chans=space.in_chans)
     model = timm.create_model(subnet.timm_name, **arguments)
     network = module.derived_network(chosen)
-    model.load_state_dict(space.declaration.timm_names(network.state_dict(), subnet.choices))
+    model.load_state_dict(declaration.timm_names(network.state_dict(), subnet.choices))
     cost = strategy.cost
     return export_folder(
         model,
