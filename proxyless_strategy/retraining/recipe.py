@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 from hardware.errors import ConfigError
 from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, shown
 
-from ..config import MOST_PIXELS, MOST_SEED, MOST_WORKERS, RetrainSettings
+from ..config import MOST_SEED, RetrainSettings
+from ..sections import MOST_PIXELS, MOST_WORKERS
 from ..validation import validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")

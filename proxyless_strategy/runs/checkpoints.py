@@ -62,8 +62,8 @@ def search_identity(prepared: Prepared) -> dict[str, Any]:
 
 def _target(config: SearchConfig) -> str:
     # As the config says it: a fraction of the space's range is another number under another table.
-    given = [f"{name} {getattr(config, name):.9g}" for name in TARGETS if getattr(config, name) is not None]
-    return " ".join(given) or "none"
+    given = {name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None}
+    return " ".join(f"{k} {v if isinstance(v, str) else f'{v:.9g}'}" for k, v in given.items()) or "none"
 
 
 def _space(prepared: Prepared) -> str:

@@ -368,6 +368,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def _check_row(row: dict[str, Any]) -> None:
-    for key in ("target_cost", "subnet_cost", "target_ms", "table_ms", "latency_ms", "accuracy", "params", "macs"):
+    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms")
+    for key in (*costs, "accuracy", "params", "macs"):
         expect(row.get(key), float, key, none=True)
     expect(row.get("seconds"), float, "seconds", none=True)

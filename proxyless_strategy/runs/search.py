@@ -64,6 +64,8 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     Raises:
         ProxylessError: See `prepare`; or a later step failed.
     """
+    if config.shrink is not None:
+        raise ConfigError("the section shrink is for `proxyless shrink` alone; remove it, or search without a sweep")
     began = time.monotonic()
     report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
@@ -149,6 +151,7 @@ def _finished(
         macs=summary.macs,
         seconds=start.seconds,
         warnings=read_warnings(config.out),
+        original_cost=prepared.original,
     )
     write_row(result)
     return result

@@ -31,7 +31,7 @@ from hardware.measuring.sampling import PartialSamples
 from hardware.tables.released import read_released
 from hardware.tables.table import LatencyTable, plain
 from proxyless_strategy.checkpoints import read_checkpoint, write_checkpoint
-from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, key_values, load_config, parse_config
+from proxyless_strategy.config import DataConfig, SearchConfig, key_values, load_config, parse_config
 from proxyless_strategy.data.drawn import draw_cifar10
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.data.unreadable import as_begun
@@ -45,6 +45,7 @@ from proxyless_strategy.runs.result import write_search
 from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.runs.trials import Record, Trial, note_start, read_end, read_record, read_trials
+from proxyless_strategy.sections import DrawnImages
 from proxyless_strategy.threads import keep_threads, read_threads
 from search_spaces import Subnet, get_space, users_space
 from search_spaces.released import read_checkpoint as read_released_checkpoint
