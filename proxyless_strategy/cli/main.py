@@ -22,6 +22,7 @@ from .. import signals
 from ..config import key_values
 from . import data as data_cli
 from . import latency as latency_cli
+from . import shrink as shrink_cli
 from .options import Config, Preset, Settings, SpreadOptions, Threads
 
 app = typer.Typer(
@@ -33,15 +34,19 @@ app = typer.Typer(
 )
 app.add_typer(latency_cli.app, name="latency")
 app.add_typer(data_cli.app, name="data")
+app.command()(shrink_cli.shrink)
 
 
 @app.command()
 @signals.stopped_in_order()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
-    """Search once: supernet, subnet, retraining, export, measured latency."""
+    """Search once: supernet, subnet, retraining, export, measured latency; with a section `shrink` as `shrink` does."""
     from ..config import load_config
 
     loaded = load_config(config, key_values(settings or []), preset=preset)
+    if loaded.shrink is not None:
+        shrink_cli.run(loaded)
+        return
     from ..runs.search import run_search
 
     for name, value in run_search(loaded).row().items():
