@@ -34,7 +34,7 @@ from pydantic import (
 from hardware.errors import ConfigError
 from hardware.reading import DAMAGE, SETTINGS_BYTES, Kind, Unreadable, cut, parse_yaml, read_yaml, reading, shown, why
 from hardware.tables.shipped import shipped_names
-from search_spaces.from_timm.paths import PREFIX, whole_paths
+from search_spaces.from_timm.paths import FOLDER, PREFIX, is_folder, whole_paths
 from search_spaces.user_function import search_modules_in
 
 from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig
@@ -102,6 +102,9 @@ class SearchSettings(Section):
     warmup_learning_rate: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from each block to the one before it, from the classifier on; 1 for one rate. None:
+    as `runs.classifier.layer_decay` says for the space."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     architecture_learning_rate: Rate | dict[Rule, Rate] | None = None
     """None: derived from the planned number of architecture steps; for each rule, where they differ."""
@@ -163,14 +166,28 @@ class SearchSettings(Section):
 
 
 class RetrainSettings(Section):
-    """Training of the derived subnet from fresh weights; it never inherits the search's settings."""
+    """Training of the derived subnet; it never inherits the search's settings."""
 
+    weights: Literal["supernet", "inherited", "fresh"] | None = None
+    """What it starts from: the subnet's weights in the searched supernet, those that a `timm:` space inherits, or fresh
+    ones. None: `supernet` for a `timm:` space with weights, else `fresh`."""
+    teacher: str | None = None
+    """A network whose outputs are learned beside the labels: timm's name of a pretrained model, an export folder (a
+    path with a slash), or `none`. None: see `runs.retrained.teacher_of`."""
+    teacher_temperature: float = Field(2.0, gt=0, le=1000)
+    teacher_weight: float = Field(0.5, gt=0, le=1)
+    """Share of the teacher in the loss, see `retraining.teacher.distilled`."""
     epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(64, ge=2, le=MOST_IMAGES)
     optimizer: str = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one before it, as timm counts layers."""
+    early_stopping: int | None = Field(None, ge=1, le=MOST_EPOCHS)
+    """Epochs without a better loss on the architecture part after which the training ends, with the best epoch's
+    weights. That part is no part of the training images then."""
     scheduler: str = "cosine"
     warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -386,13 +403,18 @@ def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, A
     if data.root is not None:
         data = data.model_copy(update={"root": whole(data.root, data, "data", "root")})
     out = whole(config.out, config, "out")
+    retrain = config.retrain
+    if retrain is not None and retrain.teacher is not None and is_folder(retrain.teacher):
+        teacher = whole(Path(retrain.teacher.removeprefix(FOLDER)), retrain, "retrain", "teacher")
+        retrain = retrain.model_copy(update={"teacher": str(teacher)})
 
     def folder_of(key: str) -> Path:
         return Path.cwd() if any(f"{key}.".startswith(f"{given}.") for given in overrides) else folder
 
     name, options = whole_paths(config.space.name, config.space.options, folder_of)
     space = SpaceConfig(name=name, options=options)
-    return config.model_copy(update={"space": space, "hardware": hardware, "data": data, "out": out})
+    found = {"space": space, "hardware": hardware, "data": data, "retrain": retrain, "out": out}
+    return config.model_copy(update=found)
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:

@@ -99,11 +99,11 @@ def export(
 @app.command()
 @signals.stopped_in_order()
 def retrain(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder; its weights are not read.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder.")],
     data: Annotated[Path, typer.Option(metavar="ROOT", help="Root of the images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the new export folder, DIR/model.")],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME_OR_FILE", help="imagenet, cifar, quick, or a YAML file.")
+        str, typer.Option(metavar="NAME_OR_FILE", help="finetune, imagenet, cifar, quick, or a YAML file.")
     ] = "imagenet",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting of the recipe.")
@@ -112,13 +112,25 @@ def retrain(
         str, typer.Option(metavar="NAME", help="Kind of data, as data.name of a search: torchvision:CIFAR10, ...")
     ] = "imagefolder",
     devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FOLDER", help="Learn from a model of timm, or from an export folder (./DIR)."),
+    ] = None,
 ) -> None:
-    """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
+    """Train an exported network by a recipe; a run that was killed continues.
+
+    With --recipe finetune, or weights=inherited, it starts from the folder's weights; else these are not read.
+    """
     from ..export.folder import METRICS
     from ..retraining.folder import retrain as retrain_folder
     from ..retraining.recipe import load_recipe
 
-    loaded = load_recipe(recipe, key_values(settings or []))
+    given = key_values(settings or [])
+    if teacher is not None:
+        if "teacher" in given:
+            raise ConfigError(f"--teacher {teacher} and --set teacher={given['teacher']} are both given; keep one")
+        given["teacher"] = teacher
+    loaded = load_recipe(recipe, given)
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
     metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
     typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f}")

@@ -162,7 +162,7 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
         out: The run folder.
         subnet: The derived subnet.
         record: Everything else of `search.json`.
-        weights: The subnet's weights under timm's names; empty where it is retrained from fresh ones.
+        weights: The subnet's weights under timm's names; empty where they are not to be used.
     """
     # search.json says that the search is over, so the weights must lie there first.
     if weights:
@@ -171,7 +171,7 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
         content = io.BytesIO()
         torch.save(weights, content)
         write_atomically(out / SUPERNET_FILE, content.getvalue(), error=ConfigError)
-    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), **record})
+    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), "keeps_weights": bool(weights), **record})
 
 
 def write_row(result: SearchResult) -> None:
