@@ -16,6 +16,7 @@ from search_spaces.from_timm.paths import FOLDER, PREFIX, PRETRAINED
 
 from ..config import SearchConfig, ShrinkSettings, parse_config
 from ..data.images import ImageData
+from ..data.sources import is_function
 from ..export.folder import read_export
 from ..retraining.recipe import load_recipe
 from .layout import TABLE_FILE
@@ -122,6 +123,8 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     batch = 32 if images >= 1000 else 16 if images >= 100 else 8
     recipe = load_recipe(RECIPE).settings.model_dump(exclude=_OF_THE_SHRINKING)
     defaults = _reading(config, model)
+    if not is_function(config.data.name):
+        defaults["data"]["options"] = _as_read(model, data)
     defaults["space"] = {"options": OPTIONS}
     defaults["search"] = {**SEARCH_SETTINGS, "batch_size": batch}
     defaults["retrain"] = {**recipe, "weights": "supernet", "batch_size": batch}
@@ -178,6 +181,19 @@ def _reading(config: SearchConfig, model: Model) -> dict[str, Any]:
     if model.channels == 1 and config.data.name == "imagefolder":
         reading["data"]["options"] = {"channels": 1}
     return reading
+
+
+def _as_read(model: Model, data: ImageData) -> dict[str, Any]:
+    """Say how the images were read: a space says so by its weights, which are others after the first training."""
+    return {
+        "channels": data.channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "interpolation": data.interpolation,
+        "crop_pct": data.crop_pct,
+        "crop_mode": data.crop_mode,
+        "range": model.space.feeding().get("range"),
+    }
 
 
 def _filled(config: SearchConfig, defaults: Mapping[str, Any]) -> SearchConfig:

@@ -47,6 +47,8 @@ FREE = ("out", "data.workers", "search.checkpoint_every", "search.resume_anyway"
 """Settings that no result depends on."""
 TABLE_SECONDS, COMPARING_SECONDS = 70.0, 30.0
 """What a table and the comparison take at most, whatever the data."""
+FORWARD = 1 / 3
+"""A forward pass of the teacher in training steps of the same network, whose backward pass is twice as long."""
 _SETTINGS = Kind("the settings of a shrinking", "choose another out, or remove that folder", ConfigError)
 
 
@@ -127,7 +129,7 @@ def check_all(config: SearchConfig) -> Ready:
     full = planned(config, model, library.data(reading, feeding))
     assert full.shrink is not None
     start = config.out / START if full.shrink.start_epochs and is_made(config.out / START) else None
-    search = search_config(full, start=start, probing=start is None)
+    search = search_config(full, start=start, probing=not is_made(config.out / ORIGINAL))
     prepared = prepare(search, library=library, before_table=partial(_say_before, full, model))
     return Ready(full, model, prepared, as_begun(prepared.data, config.out))
 
@@ -138,7 +140,7 @@ def search_config(config: SearchConfig, *, start: Path | None, probing: bool = F
     Args:
         config: The planned settings.
         start: The folder whose weights it starts from; None: the model's own.
-        probing: Whether it is only to be checked, when there is no original yet.
+        probing: Whether it is only to be checked, as there is no fine-tuned original yet.
     """
     options = dict(config.space.options)
     if start is not None:
@@ -213,15 +215,17 @@ def forecast_sentence(config: SearchConfig, model: Model, costs: SpaceCosts, dat
     per_image = step_seconds(config, space, costs, data, space.original())
     training, weights = len(data.training), len(data.weights)  # type: ignore[arg-type]
     table = config.hardware.uses_table and config.hardware.device != "other"
+    assert config.retrain is not None
+    tuned = config.retrain.epochs
+    taught = 0.0 if config.retrain.teacher == NO_TEACHER else FORWARD * per_image * training * tuned
     seconds = {
         "the table": TABLE_SECONDS if table and not is_there(Path(config.hardware.table or "")) else 0.0,
         "the original": per_image * (training * (shrink.original_epochs or 0) + weights * (shrink.start_epochs or 0)),
-        "search and fine-tuning": forecast(config, space, costs, data).seconds,
+        "search and fine-tuning": forecast(config, space, costs, data).seconds + taught,
         "the comparison": COMPARING_SECONDS,
     }
     stages = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value)
-    assert config.retrain is not None
-    epochs = config.search.warmup_epochs + config.search.epochs + config.retrain.epochs
+    epochs = config.search.warmup_epochs + config.search.epochs + tuned
     return (
         f"predicted for all: about {sum(seconds.values()) / 60:.0f} minutes ({stages}); of the original "
         f"{shrink.start_epochs} + {shrink.original_epochs} epochs, of the subnet {shrink.start_epochs} + {epochs}"

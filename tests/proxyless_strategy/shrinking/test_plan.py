@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hardware.errors import ConfigError, DataError, ExportError, ProxylessError, SpaceError, TargetError
 from proxyless_strategy.config import SearchConfig, parse_config
+from proxyless_strategy.data.feeding import fed
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.shrinking.plan import Model, check_shrink, planned, read_model, sized
 from proxyless_strategy.shrinking.story import check_all, run_shrink, search_config
@@ -33,7 +34,7 @@ def plan(config: SearchConfig, **of_model: Any) -> SearchConfig:
     """Plan a shrinking, of a model of which some is known."""
     found = read_model(config)
     model = Model(**{**vars(found), **of_model})
-    data = load_data(sized(config, model).data, input_size=32, seed=0)
+    data = load_data(fed(sized(config, model).data, model.space.feeding()), input_size=32, seed=0)
     return planned(config, model, data)
 
 
@@ -101,7 +102,17 @@ def test_what_is_not_set_follows_from_the_model(root: Path, tmp_path: Path) -> N
     assert config.hardware.table == tmp_path / "table.yml"
     assert config.retrain.weights == "supernet"
     assert plan(bare(root, tmp_path, hardware={"cost": "macs"})).hardware.table is None
-    assert plan(bare(root, tmp_path), channels=1).data.options == {"channels": 1}
+    assert plan(bare(root, tmp_path), channels=1).data.options["channels"] == 1
+
+
+def test_images_are_read_alike_whatever_the_weights(root: Path, weights: Path, tmp_path: Path) -> None:
+    for given, mean in (("none", [0.485, 0.456, 0.406]), (str(weights), [0.5, 0.5, 0.5])):
+        config = plan(bare(root, tmp_path, space={"name": "timm:tf_efficientnet_lite0", "options": {"weights": given}}))
+        # other weights say otherwise how images are read, and are not asked
+        feeding = {"mean": (0.1, 0.2, 0.3), "std": (0.9, 0.8, 0.7), "interpolation": "nearest", "range": [0, 9]}
+        own, other = config.data, fed(config.data, feeding | {"crop_pct": 0.3, "crop_mode": "border"})
+        assert own == other
+        assert config.data.options["mean"] == mean
 
 
 def test_a_platform_is_still_known_after_planning(root: Path, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_both_networks_are_there_and_what_is_said_of_them_holds(
         assert 0 <= net.accuracy <= 1
     assert found.subnet.cost <= found.limit == pytest.approx(0.7 * found.original.cost)
     assert (place / "whole" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    feeding = [json.loads((Path(net.folder) / "config.json").read_text()) for net in (found.original, found.subnet)]
+    assert feeding[0]["pretrained_cfg"] == feeding[1]["pretrained_cfg"], "both see the same images"
     build_back.main([found.original.folder, found.subnet.folder])
 
 
