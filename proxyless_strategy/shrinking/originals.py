@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,9 @@ from torch import nn
 
 from hardware.errors import ExportError
 from hardware.reading import Kind, is_there, read_json
-from search_spaces import Subnet, users_space
+from search_spaces import Subnet
+from search_spaces.from_timm.declaration import TimmDeclaration
+from search_spaces.from_timm.paths import NONE, PRETRAINED
 from search_spaces.from_timm.weights import FOLDER_WEIGHTS, load_weights
 
 from ..checkpoints import previous_checkpoint, short_digest
@@ -49,41 +50,53 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def make_start(config: SearchConfig, data: ImageData) -> None:
+def make_start(config: SearchConfig, space: TimmDeclaration, data: ImageData) -> None:
     """Fine-tune the model on the weight part alone, so that architecture steps see images that are new to all.
 
     Args:
         config: The planned settings.
+        space: The model's space, with its own weights.
         data: The images.
     """
     # what it is tested on is the architecture part: the test images are for the end
     own = replace(data, training=data.weights, test=data.architecture)
     assert config.shrink is not None
-    _make(config, own, START, epochs=config.shrink.start_epochs or 0, weights=None, part="architecture")
+    _make(config, space, own, START, epochs=config.shrink.start_epochs or 0, weights=None, part="architecture")
 
 
-def make_original(config: SearchConfig, data: ImageData, *, start: Path | None) -> None:
+def make_original(config: SearchConfig, space: TimmDeclaration, data: ImageData, *, start: Path | None) -> None:
     """Train the original on all training images, from where the search starts, and test it once.
 
     Args:
         config: The planned settings.
+        space: The model's space, with its own weights.
         data: The images.
         start: Where `make_start` left it; None: the model as it is given.
     """
     assert config.shrink is not None
-    _make(config, data, ORIGINAL, epochs=config.shrink.original_epochs or 0, weights=start, part="test")
+    _make(config, space, data, ORIGINAL, epochs=config.shrink.original_epochs or 0, weights=start, part="test")
 
 
-def _make(config: SearchConfig, data: ImageData, name: str, *, epochs: int, weights: Path | None, part: str) -> None:
+def _make(
+    config: SearchConfig,
+    space: TimmDeclaration,
+    data: ImageData,
+    name: str,
+    *,
+    epochs: int,
+    weights: Path | None,
+    part: str,
+) -> None:
     folder, checkpoint = config.out / name, config.out / f"{name}.ckpt"
     if is_made(folder):
         return
     settings = _settings(config, epochs)
-    build, subnet, arguments = _original(config, data, settings, weights)
+    if weights is not None:
+        space = replace(space, weights=str(weights_of(weights)))
+    build, subnet, arguments = _original(space, data, settings)
     print(f"{name}: the original is fine-tuned on {len(data.training)} images", flush=True)  # type: ignore[arg-type]
     begun = checkpoint.exists()
     threads = retraining_threads(settings, config.out, build, data, begun=begun)
-    source = config.space.options.get("weights", "") if weights is None else file_mark(str(weights_of(weights)))
     with threads.used():
         trained = train(
             build,
@@ -93,7 +106,7 @@ def _make(config: SearchConfig, data: ImageData, name: str, *, epochs: int, weig
             checkpoint=checkpoint,
             on_epoch=lambda row: _say(name, row),
             progress=sys.stderr.isatty(),
-            identity={"network": short_digest([subnet.timm_name, arguments, json.dumps(source)])},
+            identity={"network": short_digest([subnet.timm_name, arguments, _source(space)])},
         )
     _export(config, data, folder, trained, subnet, arguments, part)
     for left in (checkpoint, previous_checkpoint(checkpoint)):
@@ -107,11 +120,15 @@ def _settings(config: SearchConfig, epochs: int) -> RetrainSettings:
     return config.retrain.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "early_stopping": None})
 
 
+def _source(space: TimmDeclaration) -> str:
+    """Return what tells a space's weights from others: of a file what is in it."""
+    return space.weights if space.weights in (PRETRAINED, NONE) else file_mark(space.weights)
+
+
 def _original(
-    config: SearchConfig, data: ImageData, settings: RetrainSettings, weights: Path | None
+    space: TimmDeclaration, data: ImageData, settings: RetrainSettings
 ) -> tuple[Callable[[], nn.Module], Subnet, dict[str, Any]]:
-    options = config.space.options if weights is None else {**config.space.options, "weights": str(weights_of(weights))}
-    space: Any = users_space(config.space.name, **options)
+    """Return what builds a space's original network with its weights, its choice, and the arguments of its export."""
     subnet = Subnet(space, space.original())
     arguments = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
     drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}

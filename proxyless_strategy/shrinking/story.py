@@ -18,7 +18,7 @@ from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from hardware.measuring.nets import measure_model_files, measure_nets
 from hardware.processor import say_if_busy
-from hardware.reading import Kind, is_there, read_json
+from hardware.reading import Kind, cut, is_there, read_json, shown
 from search_spaces import SpaceCosts, Subnet
 
 from ..config import SearchConfig
@@ -104,9 +104,9 @@ def run_shrink(config: SearchConfig) -> Comparison:
     with owned(out, check=check, began=began) as start, noting_unreadable(out, ready.data):
         write_atomically(out / SETTINGS_FILE, json.dumps(_settings(config), indent=2) + "\n", error=ConfigError)
         if ready.start is not None:
-            make_start(ready.config, ready.data)
+            make_start(ready.config, ready.model.space, ready.data)
             start.note()
-        make_original(ready.config, ready.data, start=ready.start)
+        make_original(ready.config, ready.model.space, ready.data, start=ready.start)
         start.note()
         found = _searched(search_config(ready.config, start=ready.start))
         start.note()
@@ -173,7 +173,10 @@ def check_same_settings(config: SearchConfig) -> None:
     there, here = read_json(path, _SETTINGS), _settings(config)
     different = sorted(key for key in {*there, *here} if key not in FREE and there.get(key) != here.get(key))
     if different:
-        told = [f"{key} = {there.get(key, 'unset')} there, {here.get(key, 'unset')} here" for key in different[:5]]
+        told = [
+            f"{cut(key, 60)} = {shown(there.get(key), width=50)} there, {shown(here.get(key), width=50)} here"
+            for key in different[:4]
+        ]
         raise ConfigError(
             f"{config.out} holds a shrinking with other settings ({'; '.join(told)}); choose another out or remove it"
         )
@@ -189,7 +192,7 @@ def _settings(config: SearchConfig) -> dict[str, Any]:
             found |= leaves(value, *parents, key) if inner else {".".join((*parents, key)): value}
         return found
 
-    found = leaves(json.loads(config.model_dump_json(exclude_unset=True)))
+    found = leaves(config.model_dump(mode="json", exclude_unset=True))
     return {key: value for key, value in found.items() if key not in FREE}
 
 

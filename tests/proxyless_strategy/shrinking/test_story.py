@@ -164,7 +164,7 @@ def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(
 def test_another_target_in_the_same_folder_is_refused(
     place: Path, shrink: Callable[..., Comparison], read: tuple[Comparison, list[str]]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"other settings \(target = 0\.7x there, 0\.8x here\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(target = '0\.7x' there, '0\.8x' here\)"):
         shrink("whole", target="0.8x")
     assert shrink("whole", data={"workers": 1}) == read[0], "no result depends on it"
 
