@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hardware.errors import ConfigError
 from proxyless_strategy.config import SearchConfig, parse_config
