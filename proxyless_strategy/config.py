@@ -104,7 +104,7 @@ class SearchSettings(Section):
     weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor of the learning rate from each block to the one before it, from the classifier on; 1 for one rate. None:
-    as `runs.classifier.layer_decay` says for the space."""
+    as `runs.layer_rates.layer_decay` says for the space."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     architecture_learning_rate: Rate | dict[Rule, Rate] | None = None
     """None: derived from the planned number of architecture steps; for each rule, where they differ."""

@@ -18,6 +18,7 @@ from ..retraining.setup import check_training
 from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
+from .layer_rates import layer_decay
 from .retrained import starting_weights, teacher_of
 
 
@@ -85,6 +86,7 @@ def check_phases(config: SearchConfig, data: ImageData, space: SpaceDeclaration,
     Raises:
         ProxylessError: A setting of the search, the retraining or the hardware is impossible.
     """
+    layer_decay(config, space)
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
         starting_weights(config, space)

@@ -40,6 +40,7 @@ from .classifier import image_evaluator
 from .epoch_log import EpochLog
 from .finished import read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
+from .layer_rates import layer_decay
 from .own_signals import OwnSignals
 from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
@@ -211,7 +212,8 @@ def search_supernet(
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
-    evaluator = image_evaluator(config, data, log, checkpoints)
+    decay = layer_decay(config, prepared.space, groups=checkpoints.groups)
+    evaluator = image_evaluator(config, data, log, checkpoints, decay=decay)
     evaluator.trainer.callbacks.insert(0, OwnSignals())
     threads = _search_threads(prepared, begun=checkpoints.latest is not None)
     with threads.used():
