@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .runs.finished import read_run
     from .runs.prepare import prepare
     from .runs.search import run_search
+    from .shrinking.story import run_shrink
     from .strategy.proxyless import ProxylessStrategy
 
 _LAZY = {
@@ -62,10 +63,19 @@ _LAZY = {
     "read_run": "proxyless_strategy.runs.finished",
     "retrain": "proxyless_strategy.retraining.folder",
     "run_search": "proxyless_strategy.runs.search",
+    "run_shrink": "proxyless_strategy.shrinking.story",
     "users_space": "search_spaces",
 }
 # NNI is imported with these, some of which need it only when they run, so that its false alarms are silenced.
-_ON_NNI = ("ProxylessStrategy", "derive", "export_derived", "measure_modules", "prepare", "run_search")
+_ON_NNI = (
+    "ProxylessStrategy",
+    "derive",
+    "export_derived",
+    "measure_modules",
+    "prepare",
+    "run_search",
+    "run_shrink",
+)
 
 __all__ = [
     "BackendError",
@@ -98,6 +108,7 @@ __all__ = [
     "read_run",
     "retrain",
     "run_search",
+    "run_shrink",
     "users_space",
 ]
 

@@ -27,16 +27,18 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from hardware.errors import ConfigError
 from hardware.reading import DAMAGE, SETTINGS_BYTES, Kind, Unreadable, cut, parse_yaml, read_yaml, reading, shown, why
 from hardware.tables.shipped import shipped_names
-from search_spaces.from_timm.paths import whole_paths
+from search_spaces.from_timm.paths import FOLDER, PREFIX, is_folder, whole_paths
 from search_spaces.user_function import search_modules_in
 
-from .validation import Section, number, validation_sentence
+from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig
+from .validation import Section, number, share_in, validation_sentence
 
 
 def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
@@ -69,10 +71,6 @@ Change = Literal["table", "data", "target"]
 
 
 MOST_EPOCHS = 100_000
-MOST_IMAGES = 1_000_000
-"""Of a batch; the data set is the closer bound."""
-MOST_PIXELS = 4096
-MOST_WORKERS = 256
 MOST_SEED = 2**63 - 1
 MOST_DECAY = 1000.0
 """Bounds stand far above every use: they keep a slip of the hand from filling memory or from never ending."""
@@ -80,7 +78,6 @@ Count = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(number)]
 Rate = Annotated[float, Field(gt=0), BeforeValidator(number)]
 ThreadCount = Annotated[int, Field(ge=1, le=1024), BeforeValidator(number)]
 TARGETS = ("target", "target_ms", "target_cost")
-CIFAR10 = "torchvision:CIFAR10"
 _NAMED = ("space", "data", "hardware")
 """Sections that a text stands for: their `name`."""
 
@@ -90,96 +87,6 @@ class SpaceConfig(Section):
 
     name: str = "small_mbconv"
     options: dict[str, Any] = Field(default_factory=dict)
-
-
-class DrawnImages(Section):
-    """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
-
-    classes: int = Field(20, ge=2, le=100_000)
-    train: int = Field(12, ge=2, le=100_000)
-    """Training pictures of each class."""
-    val: int = Field(4, ge=1, le=100_000)
-    size: int = Field(64, ge=8, le=MOST_PIXELS)
-    """Height and width."""
-
-
-class DataConfig(Section):
-    """Where images come from and how they are split.
-
-    `name` is `digits`, `imagefolder`, `torchvision:CLASS`, or `module:function`; the function takes
-    `(root, **options)` and returns three data sets: weights, architecture, test.
-    """
-
-    name: str = "digits"
-    root: Path | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    architecture_fraction: float = Field(0.3, gt=0, lt=1)
-    """Share of the training images that architecture steps see (the paper's validation set, section 3.2)."""
-    architecture_per_class: int | None = Field(None, gt=0, le=MOST_IMAGES)
-    """Exact number of architecture images of each class; overrides the fraction."""
-    workers: int = Field(0, ge=0, le=MOST_WORKERS)
-    augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
-    num_classes: int | None = Field(None, ge=2, le=1_000_000)
-    """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
-    classifier (Pixel 1: 1000)."""
-    background: str | None = None
-    """Colour beneath transparent pixels: white, '#808080'; without it pictures that have some are refused."""
-    skip_unreadable: bool = False
-    """Read all pictures before the search, and leave out those that cannot be read."""
-    draw: DrawnImages | None = None
-    """Draw an ImageFolder, or files of CIFAR-10's layout, at `root` if there is nothing."""
-
-    @model_validator(mode="after")
-    def _drawn_into_a_folder(self) -> DataConfig:
-        if self.draw is not None and (self.name not in ("imagefolder", CIFAR10) or self.root is None):
-            raise ValueError(
-                f"data.draw makes an imagefolder or {CIFAR10} at data.root, but data.name = {self.name!r} and "
-                f"data.root is {self.root}; set both, or remove data.draw"
-            )
-        if self.draw is not None and self.name == CIFAR10 and (self.draw.size != 32 or self.draw.train < 5):
-            raise ValueError(
-                f"data.draw.size = {self.draw.size}, train = {self.draw.train}; {CIFAR10} has images of 32 pixels in "
-                "five training files"
-            )
-        return self
-
-
-class HardwareConfig(Section):
-    """What a choice costs: its latency on a device by a table (built if the file is missing), or a count of its own."""
-
-    name: str | None = None
-    """One of `platforms`; what is given beside it is laid over that. `hardware: NAME` is short for it."""
-    cost: Literal["latency", "macs", "params", "activation_memory"] = "latency"
-    """What `target` counts. All but latency need no table; with one, the subnet's latency is reported beside it."""
-    backend: str = "onnxruntime"
-    table: Path | None = None
-    fill: Path | None = None
-    """A learned model (`proxyless latency fit`) that predicts the operators which the table lacks, at another width or
-    input size; without it a missing operator is an error."""
-    threads: int = Field(1, ge=1, le=1024)
-    batch: int = Field(1, ge=1, le=65_536)
-    device: str = Field("this", min_length=1)
-    """`this`: the backend's own choice on this machine; or one of the backend's devices (`cpu`, `cuda:1`, ...); or
-    `other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
-
-    @property
-    def place(self) -> str | None:
-        """Which of the backend's devices measures, where the config names one."""
-        return None if self.device in ("this", "other") else self.device
-
-    @property
-    def uses_table(self) -> bool:
-        """Whether latencies are looked up at all."""
-        return self.cost == "latency" or self.table is not None
-
-    @model_validator(mode="after")
-    def _something_to_fill(self) -> HardwareConfig:
-        if self.fill is not None and not self.uses_table:
-            raise ValueError(
-                f"hardware.fill ({self.fill}) fills a latency table, but hardware.cost is {self.cost} and there is no "
-                "hardware.table; remove it or name a table"
-            )
-        return self
 
 
 class SearchSettings(Section):
@@ -195,6 +102,9 @@ class SearchSettings(Section):
     warmup_learning_rate: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from each block to the one before it, from the classifier on; 1 for one rate. None:
+    as `runs.layer_rates.layer_decay` says for the space."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     architecture_learning_rate: Rate | dict[Rule, Rate] | None = None
     """None: derived from the planned number of architecture steps; for each rule, where they differ."""
@@ -256,14 +166,28 @@ class SearchSettings(Section):
 
 
 class RetrainSettings(Section):
-    """Training of the derived subnet from fresh weights; it never inherits the search's settings."""
+    """Training of the derived subnet; it never inherits the search's settings."""
 
+    weights: Literal["supernet", "inherited", "fresh"] | None = None
+    """What it starts from: the subnet's weights in the searched supernet, those that a `timm:` space inherits, or fresh
+    ones. None: `supernet` for a `timm:` space with weights, else `fresh`."""
+    teacher: str | None = None
+    """A network whose outputs are learned beside the labels: timm's name of a pretrained model, an export folder (a
+    path with a slash), or `none`. None: see `runs.retrained.teacher_of`."""
+    teacher_temperature: float = Field(2.0, gt=0, le=1000)
+    teacher_weight: float = Field(0.5, gt=0, le=1)
+    """Share of the teacher in the loss, see `retraining.teacher.distilled`."""
     epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(64, ge=2, le=MOST_IMAGES)
     optimizer: str = "sgd"
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(4e-5, ge=0, le=MOST_DECAY)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one before it, as timm counts layers."""
+    early_stopping: int | None = Field(None, ge=1, le=MOST_EPOCHS)
+    """Epochs without a better loss on the architecture part after which the training ends, with the best epoch's
+    weights. That part is no part of the training images then."""
     scheduler: str = "cosine"
     warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -289,6 +213,20 @@ class RetrainSettings(Section):
         return self
 
 
+class ShrinkSettings(Section):
+    """What `proxyless shrink` does beside the search: see `proxyless_strategy.shrinking`.
+
+    What is not given follows from the number of images.
+    """
+
+    epochs: int | None = Field(None, ge=4, le=MOST_EPOCHS)
+    """Epochs of training that each network gets in all, the original as well as the subnet."""
+    start_epochs: int | None = Field(None, ge=0, le=MOST_EPOCHS)
+    """Of them, those of the original before the search, on the weight part of the images."""
+    original_epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
+    """Further epochs of the original, on all training images; by default as many as the subnet gets."""
+
+
 class SearchConfig(Section):
     """One search from start to finished folder."""
 
@@ -301,8 +239,9 @@ class SearchConfig(Section):
     platforms: dict[str, HardwareConfig] = Field(default_factory=dict, exclude=True)
     """Hardware by name, for `hardware: NAME`: a sweep over hardware then has one key."""
     rule: Rule = "gradient"
-    target: float | None = Field(None, gt=0, le=1)
-    """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet."""
+    target: float | str | None = None
+    """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet; or, for a
+    space of a timm model, as a share of that model's own cost: `0.6x`."""
     target_ms: float | None = Field(None, gt=0)
     """Latency target in (calibrated) milliseconds."""
     target_cost: float | None = Field(None, gt=0)
@@ -311,6 +250,8 @@ class SearchConfig(Section):
     objective_options: dict[str, Annotated[float, BeforeValidator(number)]] = Field(default_factory=dict)
     search: SearchSettings = Field(default_factory=SearchSettings)
     retrain: RetrainSettings | None = Field(default_factory=lambda: RetrainSettings())
+    shrink: ShrinkSettings | None = None
+    """With it the file is one for `proxyless shrink`, which compares the subnet with its fine-tuned original."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
     out: Path = Path("runs/search")
 
@@ -329,6 +270,18 @@ class SearchConfig(Section):
             )
         return {**values, "hardware": {**platform, **hardware}}
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _fraction_or_share(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            share = share_in(value)
+            if share is None or not 0 < share <= 1:
+                raise ValueError("a share of the original's cost is written 0.6x, and is above 0x and at most 1x")
+            return f"{share:.12g}x"
+        if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
+            raise ValueError("it must be greater than 0 and less than or equal to 1, or a share such as 0.6x")
+        return value
+
     @model_validator(mode="after")
     def _one_target(self) -> SearchConfig:
         given = {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
@@ -336,11 +289,20 @@ class SearchConfig(Section):
             named = " and ".join(f"{name} ({value})" for name, value in given.items())
             raise ValueError(f"{named} are {'both' if len(given) == 2 else 'all'} given; keep one of them")
         cost = self.hardware.cost
-        wrong = "target_cost" if cost == "latency" else "target_ms"
+        right, wrong = ("target_ms", "target_cost") if cost == "latency" else ("target_cost", "target_ms")
         if wrong in given:
-            right = "target_ms" if cost == "latency" else "target_cost"
             raise ValueError(f"{wrong} = {given[wrong]} is no target for hardware.cost {cost}; give {right} or target")
+        if self.share is not None and not self.space.name.startswith(PREFIX):
+            raise ValueError(
+                f"target = {self.target} is a share of the original's cost, but the space {cut(self.space.name)} has "
+                f"no original; name one of {PREFIX}MODEL, or give target as a fraction, or {right}"
+            )
         return self
+
+    @property
+    def share(self) -> float | None:
+        """The target as a share of the original network's cost, where it is given so."""
+        return share_in(self.target) if isinstance(self.target, str) else None
 
     @property
     def latency_input_size(self) -> int:
@@ -396,14 +358,30 @@ def load_config(
             _refuse_erasing(dict(_leaves(presets[preset])))
             for dotted, value in _leaves(presets[preset]):
                 _lay_over(values, dotted, value)
+    config = config_of(values, overrides, folder=path.absolute().parent, source=path)
+    if ":" in config.space.name or ":" in config.data.name:
+        search_modules_in(path.parent)
+    return config
+
+
+def config_of(values: dict[str, Any], overrides: dict[str, Any], *, folder: Path, source: Path | str) -> SearchConfig:
+    """Lay `overrides` over settings that are already a mapping, and make their paths whole.
+
+    Args:
+        values: The settings; they are changed.
+        overrides: See `load_config`; their paths count from the current folder.
+        folder: What paths in `values` count from.
+        source: Where the values come from, for the errors.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is impossible.
+    """
     _refuse_erasing(overrides)
     for dotted, value in overrides.items():
         _lay_over(values, dotted, value)
-    config = parse_config(values, source=str(path))
-    if ":" in config.space.name or ":" in config.data.name:
-        search_modules_in(path.parent)
-    with reading(path, FILE):  # `~nobody` in a path
-        return _with_whole_paths(config, path.absolute().parent, overrides)
+    config = parse_config(values, source=str(source))
+    with reading(Path(source), FILE):  # `~nobody` in a path
+        return _with_whole_paths(config, folder, overrides)
 
 
 def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, Any]) -> SearchConfig:
@@ -425,13 +403,18 @@ def _with_whole_paths(config: SearchConfig, folder: Path, overrides: dict[str, A
     if data.root is not None:
         data = data.model_copy(update={"root": whole(data.root, data, "data", "root")})
     out = whole(config.out, config, "out")
+    retrain = config.retrain
+    if retrain is not None and retrain.teacher is not None and is_folder(retrain.teacher):
+        teacher = whole(Path(retrain.teacher.removeprefix(FOLDER)), retrain, "retrain", "teacher")
+        retrain = retrain.model_copy(update={"teacher": str(teacher)})
 
     def folder_of(key: str) -> Path:
         return Path.cwd() if any(f"{key}.".startswith(f"{given}.") for given in overrides) else folder
 
     name, options = whole_paths(config.space.name, config.space.options, folder_of)
     space = SpaceConfig(name=name, options=options)
-    return config.model_copy(update={"space": space, "hardware": hardware, "data": data, "out": out})
+    found = {"space": space, "hardware": hardware, "data": data, "retrain": retrain, "out": out}
+    return config.model_copy(update=found)
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the search config") -> SearchConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -22,6 +23,19 @@ def number(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError("it takes a number, not a text")
     return value
+
+
+_SHARE = re.compile(r"(\d+\.?\d*|\.\d+) ?x")
+
+
+def share_in(text: str) -> float | None:
+    """Read a share of the original network's own cost, such as `0.6x`; None where the text is none.
+
+    >>> share_in("0.6x"), share_in("1x"), share_in("0.6")
+    (0.6, 1.0, None)
+    """
+    found = _SHARE.fullmatch(text.strip())
+    return None if found is None else float(found[1])
 
 
 def _takes_numbers(annotation: Any) -> bool:

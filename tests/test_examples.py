@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from proxyless_strategy import load_config, users_space
+from proxyless_strategy.shrinking.plan import check_shrink
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -79,3 +80,29 @@ def test_a_space_of_own_modules_is_searched_in_milliseconds() -> None:
     assert (strategy.cost.costs[:, 3] == 0).all(), "nothing runs where a block is skipped"
     assert (strategy.cost.costs[:, :3] > 0).all()
     assert strategy.derive().cost <= strategy.target
+
+
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_a_timm_model_can_be_shrunk_by_a_file(preset: str | None) -> None:
+    config = load_config(EXAMPLES / "shrink.yml", preset=preset)
+    check_shrink(config)
+    space = users_space(config.space.name, **config.space.options)
+    assert config.share == 0.6
+    assert len(space.candidates()) == (16 if preset else 15)
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_of_a_shrinking_runs_to_its_end(tmp_path: Path) -> None:
+    settings = {"data.root": tmp_path / "pictures", "out": tmp_path / "run"}
+    done = subprocess.run(
+        [sys.executable, "-m", "proxyless_strategy.cli", "search", str(EXAMPLES / "shrink.yml"), "--preset", "smoke"]
+        + [f"--set={key}={value}" for key, value in settings.items()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert found["subnet"]["cost"] <= 0.6 * found["original"]["cost"]

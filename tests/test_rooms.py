@@ -29,6 +29,7 @@ STOREYS: tuple[set[str], ...] = (
         "proxyless_strategy.signals",
         "proxyless_strategy.validation",
     },
+    {"proxyless_strategy.sections"},
     {"proxyless_strategy.config", "proxyless_strategy.owner", "proxyless_strategy.threads"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},
     {"proxyless_strategy.export", "proxyless_strategy.data"},
@@ -36,6 +37,7 @@ STOREYS: tuple[set[str], ...] = (
     {"proxyless_strategy.runs"},
     {"proxyless_strategy.trial"},
     {"proxyless_strategy.report"},
+    {"proxyless_strategy.shrinking"},
     {"proxyless_strategy.benchmark"},
     {"proxyless_strategy.cli"},
     {"proxyless_strategy"},  # the names that the package itself offers, from wherever they are

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,13 @@ def measure(
     return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
 
 
-def measure_model_file(
-    path: str | Path,
+def measure_model_file(path: str | Path, **options: Any) -> Measurement:
+    """Time one model file; see `measure_model_files`."""
+    return measure_model_files([path], **options)[0]
+
+
+def measure_model_files(
+    paths: Sequence[str | Path],
     *,
     input_shape: tuple[int, ...] | None = None,
     batch: int = 1,
@@ -73,36 +79,40 @@ def measure_model_file(
     table: LatencyTable | None = None,
     plan: Plan | None = None,
     progress: bool = False,
-) -> Measurement:
-    """Time a model file as it is deployed, by the loop that times operators.
+) -> list[Measurement]:
+    """Time model files as they are deployed, side by side, by the loop that times operators.
 
     With a table, its reference nets are timed in the same rounds: the ratio of their latencies now and then is the
-    measurement's `drift`, and `settled_ms` is to be compared with the table's predictions.
+    measurements' `drift`, and `settled_ms` is to be compared with the table's predictions.
 
     Args:
-        path: The model file.
+        paths: The model files, each once.
         input_shape: `(C, H, W)`; None takes it from the file.
         batch: Images per inference.
         threads: Threads that one inference may use.
         backend: A backend or its name; it must be able to load model files.
-        table: The table that predicted the net, measured with the same backend, threads and batch.
+        table: The table that predicted the nets, measured with the same backend, threads and batch.
         plan: How long to measure.
         progress: Whether to show a progress bar.
 
     Raises:
-        BackendError: The backend cannot load model files, or not this one.
+        BackendError: The backend cannot load model files, or not these.
         TableError: The table was measured in another setting.
     """
-    plan = plan or Plan(rounds=2000, seconds=4.0)
+    plan = plan or Plan(rounds=2000, seconds=4.0 * len(paths))
     with open_backend(backend, table=table) as opened, measuring_lock():
         if not isinstance(opened, SharedBackend):
             raise BackendError(f"backend {opened.name!r} cannot time a model file; use 'onnxruntime'")
-        runnable = opened.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
+        runnables = {
+            str(path): opened.prepare_model_file(path, batch=batch, threads=threads, input_shape=input_shape)
+            for path in paths
+        }
         references = _references(table, opened, batch=batch, threads=threads) if table else {}
-        runnables = {str(path): runnable, **{name: r for name, (_, r) in references.items()}}
+        runnables |= {name: r for name, (_, r) in references.items()}
         samples = sample(opened, runnables, plan=plan, seed=0, progress=progress)
-    figure = Measurement.of(samples[str(path)], quantile=plan.quantile)
-    return dataclasses.replace(figure, drift=_drift(references, samples, plan))
+    drift = _drift(references, samples, plan)
+    figures = [Measurement.of(samples[str(path)], quantile=plan.quantile) for path in paths]
+    return [dataclasses.replace(figure, drift=drift) for figure in figures]
 
 
 def _references(

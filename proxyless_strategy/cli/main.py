@@ -22,6 +22,7 @@ from .. import signals
 from ..config import key_values
 from . import data as data_cli
 from . import latency as latency_cli
+from . import shrink as shrink_cli
 from .options import Config, Preset, Settings, SpreadOptions, Threads
 
 app = typer.Typer(
@@ -33,15 +34,19 @@ app = typer.Typer(
 )
 app.add_typer(latency_cli.app, name="latency")
 app.add_typer(data_cli.app, name="data")
+app.command()(shrink_cli.shrink)
 
 
 @app.command()
 @signals.stopped_in_order()
 def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
-    """Search once: supernet, subnet, retraining, export, measured latency."""
+    """Search once: supernet, subnet, retraining, export, measured latency; with a section `shrink` as `shrink` does."""
     from ..config import load_config
 
     loaded = load_config(config, key_values(settings or []), preset=preset)
+    if loaded.shrink is not None:
+        shrink_cli.run(loaded)
+        return
     from ..runs.search import run_search
 
     for name, value in run_search(loaded).row().items():
@@ -94,11 +99,11 @@ def export(
 @app.command()
 @signals.stopped_in_order()
 def retrain(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder; its weights are not read.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder.")],
     data: Annotated[Path, typer.Option(metavar="ROOT", help="Root of the images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the new export folder, DIR/model.")],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME_OR_FILE", help="imagenet, cifar, quick, or a YAML file.")
+        str, typer.Option(metavar="NAME_OR_FILE", help="finetune, imagenet, cifar, quick, or a YAML file.")
     ] = "imagenet",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting of the recipe.")
@@ -107,13 +112,25 @@ def retrain(
         str, typer.Option(metavar="NAME", help="Kind of data, as data.name of a search: torchvision:CIFAR10, ...")
     ] = "imagefolder",
     devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FOLDER", help="Learn from a model of timm, or from an export folder (./DIR)."),
+    ] = None,
 ) -> None:
-    """Train an exported network from fresh weights by a recipe; a run that was killed continues."""
+    """Train an exported network by a recipe; a run that was killed continues.
+
+    With --recipe finetune, or weights=inherited, it starts from the folder's weights; else these are not read.
+    """
     from ..export.folder import METRICS
     from ..retraining.folder import retrain as retrain_folder
     from ..retraining.recipe import load_recipe
 
-    loaded = load_recipe(recipe, key_values(settings or []))
+    given = key_values(settings or [])
+    if teacher is not None:
+        if "teacher" in given:
+            raise ConfigError(f"--teacher {teacher} and --set teacher={given['teacher']} are both given; keep one")
+        given["teacher"] = teacher
+    loaded = load_recipe(recipe, given)
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
     metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
     typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f}")

@@ -15,7 +15,7 @@ from PIL import Image
 from hardware.errors import DataError
 from hardware.files import write_atomically, writing
 
-from ..config import DrawnImages
+from ..sections import DrawnImages
 
 QUALITY = 90
 

@@ -53,6 +53,21 @@ def look_at(data: ImageData) -> None:
         notice(f"pictures in colour, such as {coloured[0]}, are read as grey, as the images have 1 channel")
 
 
+def grey_throughout(data: ImageData) -> bool:
+    """Say whether all pictures that are looked at are grey; what lies in memory was decoded as the options say."""
+    looked = []
+    with isolated_seed(0):
+        for part in (data.architecture, data.test):
+            for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)).tolist():  # type: ignore[arg-type]
+                try:
+                    _, source, _ = _item(part, index)
+                except Exception:
+                    continue  # it is named when it is read, or left out
+                if isinstance(source, Image.Image):
+                    looked.append(channels_of(source))
+    return bool(looked) and set(looked) == {1}
+
+
 def _item(part: Any, index: int) -> tuple[str, Any, Any]:
     """Return an item's name, the picture where it comes from one, and what the network gets."""
     if isinstance(part, ItemImages):

@@ -75,6 +75,16 @@ def load_torchvision(config: DataConfig, *, input_size: int, seed: int) -> Image
     )
 
 
+def torchvision_channels(config: DataConfig) -> int:
+    """Return the channels that the pictures of both parts need.
+
+    Raises:
+        DataError: As `load_torchvision`.
+    """
+    parts = (torchvision_part(config, train=train) for train in (True, False))
+    return channels_of_all(*parts, background=background_colour(config.background))
+
+
 def _labels(name: str, part: str, dataset: Any) -> np.ndarray:
     """Return the labels of a part, checked against its first items.
 

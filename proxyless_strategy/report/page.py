@@ -117,7 +117,7 @@ def _cells(search: FinishedRun) -> dict[str, str]:
     else:
         subnet = escape(subnet)
     return {
-        "target": escape(number(search.target, "#.4g", unit)),
+        "target": escape(number(search.target, "#.4g", unit) + _share(search)),
         "subnet": subnet,
         "table_ms": number(row.get("table_ms"), "#.4g"),
         "latency_ms": number(row.get("latency_ms"), "#.4g"),
@@ -126,6 +126,12 @@ def _cells(search: FinishedRun) -> dict[str, str]:
         "macs": number(row.get("macs"), ","),
         "seconds": _duration(row["seconds"]) if row.get("seconds") is not None else "",
     }
+
+
+def _share(search: FinishedRun) -> str:
+    """Say the target as a share of the original network's cost, where the space is made of one."""
+    original = search.row.get("original_cost")
+    return f", {search.target / original:.3g}x of the original" if original and search.target is not None else ""
 
 
 def _search(number: int, search: FinishedRun) -> str:

@@ -1,1 +1,1 @@
-"""Train an exported network from fresh weights, by a recipe."""
+"""Train an exported network by a recipe, from fresh weights or from its own."""

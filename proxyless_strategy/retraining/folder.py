@@ -1,4 +1,4 @@
-"""`proxyless retrain`: an exported network trained from fresh weights by a recipe, into a new export folder."""
+"""`proxyless retrain`: an exported network trained by a recipe, into a new export folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..data.notice import notice
 from ..data.pictures import picture_options
 from ..data.sources import check_data, is_function, load_data
 from ..data.unreadable import as_begun, noting_unreadable
-from ..export.folder import CONFIG, check_replaceable, export_folder, read_choice, read_export
+from ..export.folder import CONFIG, check_replaceable, export_folder, load_exported, read_choice, read_export
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
@@ -34,11 +34,13 @@ from ..strategy.loopback import join, stay_on_loopback
 from ..strategy.processes import lost_process_named
 from .recipe import Recipe
 from .setup import check_training
+from .teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
 from .trainer import begun_with, retraining_threads, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
 """Arguments of a network that its export does not decide here: the data and the recipe do."""
+INHERITED = "inherited"
 
 
 def retrain(
@@ -50,13 +52,13 @@ def retrain(
     source: str = "imagefolder",
     devices: int = 1,
 ) -> Path:
-    """Train the network of an export folder from fresh weights; a run that was killed continues.
+    """Train the network of an export folder, from fresh weights or from its own; a run that was killed continues.
 
     Args:
-        folder: The export folder; its weights are not read. Pictures are read as it says: channels, mean, std,
-            interpolation, crop.
+        folder: The export folder. Pictures are read as it says: channels, mean, std, interpolation, crop.
         data: Root of the images.
-        recipe: How to train.
+        recipe: How to train. With `weights: inherited` the folder's weights are what the training starts from, but for
+            a classifier of other classes; else they are not read.
         out: Gets `retrain.ckpt` after each epoch, and at the end the export folder `model`.
         source: `data.name` of a search: imagefolder (ROOT/train/CLASS/*, ROOT/val/CLASS/*), torchvision:CLASS, ...
         devices: Processes, each with its share of every batch: one GPU each, or the CPU. Under torchrun its own
@@ -71,6 +73,8 @@ def retrain(
     folder, out = Path(folder), Path(out)
     config = read_export(folder)
     read_choice(folder)
+    if recipe.weights == INHERITED:
+        load_exported(folder)
     check_data(_data_config(folder, config, data, recipe, source))
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
@@ -226,7 +230,17 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
             flush=True,
         )
 
+    keeps_head = not other_classes(config, images)
+    if first and recipe.weights == INHERITED:
+        print(f"starting from the weights of {folder}{'' if keeps_head else ', with a fresh classifier'}", flush=True)
+
     def build() -> Any:
+        if recipe.weights == INHERITED:
+            # timm adapts the first convolution to other channels, and makes a classifier of another size anew.
+            network: Any = load_exported(folder, **arguments, **drop)
+            if not keeps_head:
+                network.reset_classifier(images.num_classes)
+            return network
         try:
             return timm.create_model(config["architecture"], **arguments, **drop)
         except Exception as error:
@@ -236,6 +250,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
                 "again"
             ) from error
 
+    teacher = None if recipe.teacher in (None, NO_TEACHER) else load_teacher(str(recipe.teacher), images)
     check_training(images, recipe.settings, seed=recipe.seed, replicas=int(os.environ.get("WORLD_SIZE", "1")))
     if first:
         owning.enter_context(owned(out))
@@ -243,6 +258,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     threads = retraining_threads(
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
+    own = weights_digest(load_exported(folder).state_dict()) if recipe.weights == INHERITED else None
     with threads.used(), noting_unreadable(out, images):
         trained = train(
             build,
@@ -262,7 +278,9 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
                 **({} if data_config.background is None else {"background": data_config.background}),
                 # Networks that differ in a stride alone have tensors of the same names and shapes.
                 "network": short_digest([config["architecture"], arguments]),
+                **({} if own is None else {"starting_weights": own}),
             },
+            teacher=teacher,
         )
     if not first:
         return out / MODEL

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from hardware.errors import ConfigError
 from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, shown
+from search_spaces.from_timm.paths import FOLDER, is_folder
 
-from ..config import MOST_PIXELS, MOST_SEED, MOST_WORKERS, RetrainSettings
+from ..config import MOST_SEED, RetrainSettings
+from ..sections import MOST_PIXELS, MOST_WORKERS
 from ..validation import validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")
 
 
 class Recipe(RetrainSettings):
-    """How to train; nothing of it comes from a search's settings."""
+    """How to train; nothing of it comes from a search's settings.
+
+    `weights: inherited` starts from those of the export folder, `fresh` (and nothing) from fresh ones.
+    """
 
     augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
     """none, crop, crop_flip or imagenet, as `data.augment` of a search."""
@@ -33,6 +39,12 @@ class Recipe(RetrainSettings):
     """Colour beneath transparent pixels; None: what the network was searched with."""
     skip_unreadable: bool = False
     """Read all pictures before the training, and leave out those that cannot be read."""
+
+    @model_validator(mode="after")
+    def _no_supernet(self) -> Recipe:
+        if self.weights == "supernet":
+            raise ValueError("weights = supernet is for the retraining of a search; give inherited or fresh")
+        return self
 
     @property
     def settings(self) -> RetrainSettings:
@@ -55,7 +67,8 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Args:
         recipe: One of `recipe_names()`, or the path of a YAML file.
-        overrides: Values by the recipe's keys.
+        overrides: Values by the recipe's keys. A teacher's folder counts from the current one here, and in the file
+            from its own.
 
     Raises:
         ConfigError: There is none, it is no mapping, a key is unknown, or a value is impossible.
@@ -71,6 +84,9 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
         f"{', '.join(recipe_names())}",
     )
     values = read_yaml(path, kind)
+    teacher = values.get("teacher")
+    if isinstance(teacher, str) and is_folder(teacher):
+        values["teacher"] = os.path.normpath(path.absolute().parent / Path(teacher.removeprefix(FOLDER)).expanduser())
     try:
         return Recipe.model_validate({**values, **(overrides or {})})
     except ValidationError as error:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from hardware.errors import ConfigError, ProxylessError
 
 from ..config import RetrainSettings
-from ..data.images import ImageData
+from ..data.images import ImageData, Part
 from ..seeds import isolated_seed
 
 
@@ -61,6 +61,11 @@ def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, rep
             scheduler.step_update(1)
 
 
+def training_part(settings: RetrainSettings) -> Part:
+    """Name the images that are trained on: all, or without those that early stopping looks at."""
+    return "training" if settings.early_stopping is None else "weights"
+
+
 def training_loader(data: ImageData, settings: RetrainSettings, *, seed: int, rank: int, replicas: int) -> DataLoader:
     """Build the loader of one process's share of every batch."""
     if settings.batch_size % replicas:
@@ -79,12 +84,13 @@ def training_loader(data: ImageData, settings: RetrainSettings, *, seed: int, ra
         )
     # A last batch that is not full would shift batch norms by the moments of a few images, or be odd for Mixup; a
     # data set that is smaller than one batch has no other.
+    part = training_part(settings)
     return data.loader(
-        "training",
+        part,
         batch_size=share,
         shuffle=True,
         seed=seed,
-        drop_last=mixing or len(data.training) >= settings.batch_size,  # type: ignore[arg-type]
+        drop_last=mixing or len(getattr(data, part)) >= settings.batch_size,
         rand_augment=settings.rand_augment,
         cutout=settings.cutout,
         rank=rank,
@@ -101,6 +107,7 @@ def make_optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.O
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
+            layer_decay=settings.layer_decay,
         )
     except Exception as error:  # of timm, of torch, or of a package that an optimiser wraps
         raise ConfigError(
@@ -125,4 +132,8 @@ def make_scheduler(
         raise ConfigError(
             f"retrain.scheduler = {settings.scheduler!r}: {error}; use one of timm's, such as cosine"
         ) from error
+    if scheduler is None:
+        # timm leaves it to its schedules to lower a group's rate by layer.
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler

@@ -1,15 +1,15 @@
-"""The loop: train a network from fresh weights, with timm's optimisers, schedules and weight averaging."""
+"""The loop: train a network, with timm's optimisers, schedules and weight averaging, and beside a teacher."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -18,10 +18,9 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import distributed, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from hardware.errors import CheckpointError, DataError, TrainingError
+from hardware.errors import CheckpointError, ConfigError, TrainingError
 
 from .. import signals
 from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers
@@ -33,11 +32,16 @@ from ..seeds import seeded
 from ..strategy.nonfinite import blame, is_finite, largest
 from ..threads import Threads, crowded, settle, training_step
 from .checkpoints import TrainingCheckpoints, random_state, set_random_state
-from .setup import make_optimizer, make_scheduler, training_loader
+from .evaluation import Evaluation, evaluate
+from .setup import make_optimizer, make_scheduler, training_loader, training_part
+from .stopping import EarlyStopping
+from .teacher import check_teacher, distilled, teacher_digest
 
 FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
 TEST_BATCH = 256
+_SINCE = {"layer_decay": None, "early_stopping": None, "starting_weights": None, "teacher_network": None}
+"""How trainings were whose checkpoints do not say so: older versions knew none of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,14 @@ class RetrainResult:
     """A trained subnet.
 
     Attributes:
-        model: The network with the (averaged) weights of the last epoch, on the CPU, in evaluation mode.
+        model: The network with the (averaged) weights of the last epoch, or with early stopping of the best one, on the
+            CPU, in evaluation mode.
         test_accuracy: Share of test images that it classifies correctly, 0..1; measured once.
         test_loss: Mean cross-entropy on the test images, without label smoothing.
         test_top5: Share of test images whose class is among the five most probable ones, 0..1.
         epochs: Epochs trained.
         seconds: Training time, of earlier interrupted runs too.
+        best_epoch: With early stopping the epoch of the weights; None without it.
     """
 
     model: nn.Module
@@ -59,20 +65,7 @@ class RetrainResult:
     test_top5: float
     epochs: int
     seconds: float
-
-
-class Evaluation(NamedTuple):
-    """How right a network is on some images.
-
-    Attributes:
-        accuracy: Share of images that it classifies correctly, 0..1.
-        loss: Mean cross-entropy, without label smoothing.
-        top5: Share of images whose class is among the five most probable ones, 0..1.
-    """
-
-    accuracy: float
-    loss: float
-    top5: float
+    best_epoch: int | None = None
 
 
 def train(
@@ -86,8 +79,12 @@ def train(
     progress: bool = True,
     device: torch.device | str | None = None,
     identity: Mapping[str, str] | None = None,
+    teacher: nn.Module | None = None,
 ) -> RetrainResult:
-    """Train a network from fresh weights on the weight and architecture images together, and tests it once.
+    """Train a network from its own weights on the weight and architecture images together, and test it once.
+
+    With `settings.early_stopping` it trains on the weight images alone, and the architecture images say which epoch
+    was the best.
 
     Every epoch is a function of (seed, epoch) and of the state at its start. So a run that was killed continues from
     its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. One process also
@@ -98,7 +95,7 @@ def train(
     share of every batch; batch norms count their own share. The first process writes the checkpoint and tests.
 
     Args:
-        build: Makes the network; called once, under the seed.
+        build: Makes the network with the weights that it starts from; called once, under the seed.
         data: Images; the test part is read after the last epoch only.
         settings: Recipe. Mixup replaces the hard labels, weight decay spares biases and norms, and the weights'
             moving average has a warm-up, so that it is of use in a short training too.
@@ -111,9 +108,13 @@ def train(
         device: Where to train; None: a GPU if there is one.
         identity: What else tells this training from others, beside its settings, seed and number of images: a
             checkpoint with other values is refused.
+        teacher: A network that gets the same images, in evaluation mode; its outputs are learned as
+            `settings.teacher_weight` and `teacher_temperature` say, see `teacher.distilled`.
+            `settings.teacher` is a name that `teacher.load_teacher` reads, and nothing here.
 
     Raises:
-        ConfigError: A setting is impossible, or the checkpoint is of another training.
+        ConfigError: A setting is impossible, the checkpoint is of another training, or the teacher is one of other
+            images or classes.
         TrainingError: The loss is no longer finite.
         DataError: There are too few images for one batch.
     """
@@ -123,7 +124,11 @@ def train(
         if where.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         model = build()
-    training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {})
+    if teacher is not None:
+        check_teacher(teacher, data)
+        if not {*map(id, teacher.modules())}.isdisjoint(map(id, model.modules())):
+            raise ConfigError("the teacher is a part of the network that it would teach; give a copy")
+    training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {}, teacher=teacher)
     begun = checkpoint is not None and training.resume(checkpoint)
     alone, saved = training.replicas == 1, None
     if checkpoint is not None and training.rank == 0:
@@ -136,7 +141,7 @@ def train(
     holding = alone and saved is not None
     with _progress_bar(shown=progress and training.rank == 0) as bar, signals.held() if holding else nullcontext():
         task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
-        while training.epoch < settings.epochs:
+        while not training.over:
             report = training.run_epoch(None if saved is None else saved.after_update)
             if saved is not None:
                 saved.write()
@@ -147,10 +152,14 @@ def train(
                 signals.leave_if_asked()
     if checkpoint is not None and training.rank == 0:
         previous_checkpoint(checkpoint).unlink(missing_ok=True)
+    best_epoch = None
+    if training.stopping is not None:
+        training.stopping.restore(training.averaged)
+        best_epoch = training.stopping.best_epoch
     trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
     nothing = Evaluation(math.nan, math.nan, math.nan)
     found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
-    return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds)
+    return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds, best_epoch)
 
 
 def begun_with(checkpoint: Path) -> Mapping[str, Any] | None:
@@ -215,37 +224,6 @@ def retraining_threads(
     return threads
 
 
-def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:
-    """Measure accuracy and mean cross-entropy of a network, in evaluation mode and float32.
-
-    Args:
-        model: The network; it is left in the mode in which it was.
-        loader: Gives (`B x C x H x W` images, `B` class numbers).
-
-    Raises:
-        DataError: The loader gives no batch.
-    """
-    device = next(model.parameters()).device
-    correct, within, loss, count = 0, 0, 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images, labels in loader:
-                labels = labels.to(device, non_blocking=True)
-                logits = model(images.to(device, non_blocking=True)).float()
-                correct += int((logits.argmax(dim=1) == labels).sum())
-                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                within += int((best == labels[:, None]).sum())
-                loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-                count += len(labels)
-    finally:
-        model.train(was_training)
-    if not count:
-        raise DataError("there are no images to evaluate on; give a loader with at least one batch")
-    return Evaluation(correct / count, loss / count, within / count)
-
-
 class _Training:
     """Everything that changes during a training, saved after each epoch and, in one process, within it."""
 
@@ -258,6 +236,7 @@ class _Training:
         seed: int,
         device: torch.device,
         identity: Mapping[str, str],
+        teacher: nn.Module | None,
     ):
         self.settings = settings
         self.seed = seed
@@ -270,6 +249,7 @@ class _Training:
         self._random: dict[str, Any] | None = None  # of a checkpoint within an epoch
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.memory_format)
+        self.teacher = None if teacher is None else teacher.to(device).to(memory_format=self.memory_format).eval()
         self.largest_at_start = float(largest(self.model.parameters(), device))
         self.rank, self.replicas = _place()
         mixing = settings.mixup > 0
@@ -293,14 +273,20 @@ class _Training:
         # averaging's warm-up starts from a small decay: at 0.9999 the fresh weights would weigh in for 10,000 updates.
         self.scheduler = make_scheduler(self.optimizer, settings, updates_per_epoch=len(self.loader))
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        patience = settings.early_stopping
+        self.stopping = (
+            None if patience is None else EarlyStopping(patience, data, rank=self.rank, replicas=self.replicas)
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         self.identity = {
             "format": FORMAT,
             "seed": seed,
-            "images": len(data.training),  # type: ignore[arg-type]
+            "images": len(getattr(data, training_part(settings))),
             "input_size": data.input_size,
             **settings.model_dump(exclude={"checkpoint_every"}),
+            "starting_weights": None,
             **identity,
+            "teacher_network": None if teacher is None else teacher_digest(teacher),
             "data": data_digest(data),
         }
 
@@ -308,6 +294,11 @@ class _Training:
     def averaged(self) -> nn.Module:
         """The network with the weights to keep."""
         return self.model if self.ema is None else self.ema.module
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.settings.epochs or (self.stopping is not None and self.stopping.over)
 
     def run_epoch(self, after_update: Callable[[], None] | None = None) -> dict[str, Any]:
         """Train one epoch, or what a checkpoint has left of it, and report on it.
@@ -336,6 +327,7 @@ class _Training:
                     after_update()
         loss, correct, count = self.sums
         self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0, 0]
+        held_out = {} if self.stopping is None else {"held_out_loss": self.stopping.look(self.averaged, self.epoch)}
         self._count_seconds()
         self._started = None
         # Each process has seen its own images only.
@@ -348,9 +340,15 @@ class _Training:
             "epochs": self.settings.epochs,
             "loss": loss / count,
             "accuracy": correct / count,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
             "seconds": self.seconds,
+            **held_out,
         }
+
+    @property
+    def learning_rate(self) -> float:
+        """The present rate; with layer decay that of the classifier."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _count_seconds(self) -> None:
         if self._started is not None:
@@ -361,18 +359,30 @@ class _Training:
         """Do the update of this number (1, 2, ...); return the loss, and how many images were classified right."""
         images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         labels = labels.to(self.device, non_blocking=True)
-        targets = labels
+        targets, taught = labels, None
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
         precision = getattr(torch, self.settings.precision)
         with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
             logits = self.network(images)
             loss = self.criterion(logits, targets)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = self.teacher(images)
+                settings = self.settings
+                loss = distilled(
+                    loss, logits, taught, temperature=settings.teacher_temperature, weight=settings.teacher_weight
+                )
         value = loss.item()
         if not math.isfinite(value):
+            if taught is not None and not is_finite(taught):
+                raise TrainingError(
+                    f"the teacher's outputs in epoch {self.epoch + 1}, update {number} are not finite; give another "
+                    "teacher, or none"
+                )
             raise TrainingError(
                 f"the training loss became {value} in epoch {self.epoch + 1}, update {number}, at learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.4g}: "
+                f"{self.learning_rate:.4g}: "
                 + blame(
                     input_is_finite=is_finite(images),
                     largest_weight=float(largest(self.model.parameters(), self.device)),
@@ -411,6 +421,7 @@ class _Training:
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({} if self.stopping is None else {"stopping": self.stopping.state_dict()}),
         }
 
     def resume(self, path: Path) -> bool:
@@ -425,12 +436,15 @@ class _Training:
         if first and latest.warning is not None:
             print(latest.warning, flush=True)
         found = state["identity"]
-        # What an older version did not write down (`data`, a new setting) is no difference.
-        different = [key for key in self.identity if key in found and found[key] != self.identity[key]]
+        # What an older version did not write down (`data`) is no difference; it trained as `_SINCE` says.
+        found_or_default = {**_SINCE, **found}
+        different = [
+            key for key in self.identity if key in found_or_default and found_or_default[key] != self.identity[key]
+        ]
         if different:
             key = different[0]
             raise CheckpointError(
-                f"the checkpoint {path} is of another retraining ({key} = {found[key]!r} there, "
+                f"the checkpoint {path} is of another retraining ({key} = {found_or_default[key]!r} there, "
                 f"{self.identity[key]!r} here); delete it, or give another path"
             )
         if first and "data" not in found:
@@ -445,6 +459,8 @@ class _Training:
                 f"the checkpoint {path} is of another network; delete it, or give another path"
             ) from error
         self.scaler.load_state_dict(state["scaler"])
+        if self.stopping is not None:
+            self.stopping.load_state_dict(state["stopping"])
         self.seconds = state["seconds"]
         self.epoch = state["epoch_under_way"] if "step" in state else state["epoch"]
         self.step, self.sums = state.get("step", 0), state.get("sums", self.sums)
@@ -460,7 +476,9 @@ def _why_not(state: Any) -> str | None:
     if found != FORMAT:
         return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
     place = ("epoch_under_way", "sums", "random") if "step" in state else ("epoch",)
-    missing = [name for name in (*place, "seconds", "model", "ema", "optimizer", "scaler") if name not in state]
+    stopping = ("stopping",) if state["identity"].get("early_stopping") is not None else ()
+    names = (*place, "seconds", "model", "ema", "optimizer", "scaler", *stopping)
+    missing = [name for name in names if name not in state]
     return f"it lacks {', '.join(missing)}" if missing else None
 
 

@@ -62,8 +62,8 @@ def search_identity(prepared: Prepared) -> dict[str, Any]:
 
 def _target(config: SearchConfig) -> str:
     # As the config says it: a fraction of the space's range is another number under another table.
-    given = [f"{name} {getattr(config, name):.9g}" for name in TARGETS if getattr(config, name) is not None]
-    return " ".join(given) or "none"
+    given = {name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None}
+    return " ".join(f"{k} {v if isinstance(v, str) else f'{v:.9g}'}" for k, v in given.items()) or "none"
 
 
 def _space(prepared: Prepared) -> str:
@@ -148,6 +148,7 @@ class SearchCheckpoints(Checkpoint):
     Attributes:
         files: Writes and reads for Lightning.
         latest: The checkpoint that `resume` found; None where there was none.
+        groups: Groups of parameters with a rate of their own in that checkpoint; None where there was none.
         resumed_with: What was another thing when this search was continued, once for each time and thing.
     """
 
@@ -157,6 +158,7 @@ class SearchCheckpoints(Checkpoint):
         self.identity = dict(identity)
         self.files: CheckpointIO = _Files()
         self.latest: Path | None = None
+        self.groups: int | None = None
         self.resumed_with: list[dict[str, Any]] = []
         self._written = time.monotonic()
         self._sums: dict[str, dict[str, Any]] = {}
@@ -195,6 +197,7 @@ class SearchCheckpoints(Checkpoint):
         if first and sentences:
             print("\n".join(sentences), flush=True)
         self.latest = latest.path
+        self.groups = max((len(state["param_groups"]) for state in latest.state["optimizer_states"]), default=None)
         return self.latest
 
     def _accept(self, path: Path, state: Mapping[str, Any], anyway: Collection[Change]) -> list[str]:

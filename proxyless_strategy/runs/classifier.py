@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from pytorch_lightning import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import SearchConfig, SearchSettings
 from ..data.images import ImageData
 from .checkpoints import SearchCheckpoints
+from .layer_rates import layer_scales
 
 
-def image_evaluator(config: SearchConfig, data: ImageData, log: Callback, checkpoints: SearchCheckpoints) -> Lightning:
+def image_evaluator(
+    config: SearchConfig, data: ImageData, log: Callback, checkpoints: SearchCheckpoints, *, decay: float | None = None
+) -> Lightning:
     """Build NNI's evaluator: the classifier, its loaders of both parts, and a trainer that keeps `search.ckpt`.
 
     Args:
@@ -25,6 +28,7 @@ def image_evaluator(config: SearchConfig, data: ImageData, log: Callback, checkp
         data: Its images.
         log: What keeps a row per epoch.
         checkpoints: What keeps `search.ckpt`.
+        decay: See `layer_rates.layer_decay`.
     """
     settings = config.search
     trainer = Trainer(
@@ -45,7 +49,7 @@ def image_evaluator(config: SearchConfig, data: ImageData, log: Callback, checkp
         "workers": config.data.workers,
     }
     return Lightning(
-        ImageClassifier(settings),
+        ImageClassifier(settings, decay=decay),
         trainer,
         train_dataloaders=data.loader("weights", shuffle=True, drop_last=True, **shared),
         val_dataloaders=data.loader("architecture", shuffle=True, **shared),
@@ -59,11 +63,13 @@ class ImageClassifier(LightningModule):
 
     Args:
         settings: Learning rates, momentum, weight decay, label smoothing, epochs.
+        decay: Factor of the learning rate from each layer to the one before it; None for one rate.
     """
 
-    def __init__(self, settings: SearchSettings):
+    def __init__(self, settings: SearchSettings, *, decay: float | None = None):
         super().__init__()
         self.settings = settings
+        self.decay = decay
 
     def forward(self, x: Tensor) -> Tensor:
         if self.settings.channels_last:
@@ -101,7 +107,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.settings
         optimizer = torch.optim.SGD(
-            self.parameters(),
+            self.parameters() if self.decay is None else self._groups(self.decay),
             lr=settings.learning_rate,
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
@@ -120,6 +126,15 @@ class ImageClassifier(LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self, decay: float) -> list[dict[str, Any]]:
+        """Return the parameters of each layer with its rate, the first layer first."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        scales = layer_scales(self.model, decay)
+        for name, parameter in self.model.named_parameters():
+            groups.setdefault(scales[name], []).append(parameter)
+        rate = self.settings.learning_rate
+        return [{"params": groups[scale], "lr": rate * scale} for scale in sorted(groups)]
 
 
 def _cosine(progress: float) -> float:

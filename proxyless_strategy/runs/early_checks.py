@@ -15,8 +15,11 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 from ..config import SearchConfig
 from ..data.images import ImageData
 from ..retraining.setup import check_training
+from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
+from .layer_rates import layer_decay
+from .retrained import starting_weights, teacher_of
 
 
 def check_trainer(config: SearchConfig) -> None:
@@ -76,15 +79,20 @@ def check_plan(config: SearchConfig, data: ImageData) -> list[SearchWarning]:
 
 
 def check_phases(config: SearchConfig, data: ImageData, space: SpaceDeclaration, costs: SpaceCosts) -> None:
-    """Try what each phase starts with: the retraining's loader, network and optimiser's step, the device.
+    """Try what each phase starts with: the retraining's loader, network, teacher and optimiser's step, the device.
 
     Random numbers of the caller stay as they are.
 
     Raises:
         ProxylessError: A setting of the search, the retraining or the hardware is impossible.
     """
+    layer_decay(config, space)
     if config.retrain is not None:
         drop: dict[str, Any] = {"drop_rate": config.retrain.dropout, "drop_path_rate": config.retrain.drop_path}
+        starting_weights(config, space)
+        name, _ = teacher_of(config, space, data)
+        if name is not None:
+            load_teacher(name, data)
         with isolated_seed(0):
             _build(space, costs, data, drop)
             check_training(data, config.retrain, seed=config.seed)

@@ -248,7 +248,10 @@ def unfinished(folder: Path) -> list[Path]:
 def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str, Any]] | None:
     """Return the derived subnet of a folder and its weights in the supernet, or None before the search has ended.
 
-    The weights are empty where the subnet is retrained.
+    The weights are empty where it kept none: see `runs.retrained.starting_weights`.
+
+    Raises:
+        ConfigError: The record or the weights cannot be read, or the weights that it kept are gone.
     """
     from search_spaces import Subnet  # slow: torch, timm
 
@@ -257,10 +260,14 @@ def read_searched(out: Path, space: SpaceDeclaration) -> tuple[Subnet, dict[str,
         return None
     kind = replace(RECORD, remedy="put it back, or remove it to search again from its checkpoint")
     with reading(record, kind):
-        subnet = Subnet(space, dict(_read_json(record)["subnet"]["choices"]))
-    if not is_there(weights):
-        return subnet, {}
+        values = _read_json(record)
+        subnet = Subnet(space, dict(values["subnet"]["choices"]))
     remedy = f"put it back, or remove {record} to search again from its checkpoint"
+    if not is_there(weights):
+        # Older versions do not say whether they kept them.
+        if values.get("keeps_weights"):
+            raise ConfigError(f"the weights {weights} of the searched subnet are gone; {remedy}")
+        return subnet, {}
     found: dict[str, Any] = read_tensors(weights, Kind("the weights", remedy, ConfigError, limit=ARRAY_BYTES))
     return subnet, found
 
@@ -368,6 +375,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def _check_row(row: dict[str, Any]) -> None:
-    for key in ("target_cost", "subnet_cost", "target_ms", "table_ms", "latency_ms", "accuracy", "params", "macs"):
+    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms")
+    for key in (*costs, "accuracy", "params", "macs"):
         expect(row.get(key), float, key, none=True)
     expect(row.get("seconds"), float, "seconds", none=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
     settings, batch = config.search, config.search.process_batch_size
     with isolated_seed(0):
         loader_images = loader_rate(data, batch)
-        step, place = _step_cost(config, space, costs, data)
+        step, place = _step_cost(config, space, costs.random_choices(SUBNETS, seed=1), data)
     per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.devices))
     steps = schedule(per_epoch, settings, config.rule)
     per_image = max(step.seconds, 1 / loader_images)
@@ -138,6 +138,18 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
         workers=data.workers,
         place=place,
     )
+
+
+def step_seconds(
+    config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData, choices: Mapping[str, str]
+) -> float:
+    """Return what a training step of one subnet takes per image, the loader's time where that is longer.
+
+    Random numbers of the caller stay as they are.
+    """
+    with isolated_seed(0):
+        step, _ = _step_cost(config, space, [choices], data)
+        return max(step.seconds, 1 / loader_rate(data, config.search.process_batch_size))
 
 
 def loader_rate(data: ImageData, batch: int) -> float:
@@ -168,7 +180,7 @@ def trains_on_gpu(settings: SearchSettings) -> bool:
 
 
 def _step_cost(
-    config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData
+    config: SearchConfig, space: SpaceDeclaration, nets: Sequence[Mapping[str, str]], data: ImageData
 ) -> tuple[StepCost, str]:
     settings = config.search
     on_gpu = trains_on_gpu(settings)
@@ -181,10 +193,7 @@ def _step_cost(
         place = f"{settings.devices} x {torch.get_num_threads()} CPU threads (less on a GPU)"
     x = torch.randn(images, data.channels, config.input_size, config.input_size, device=device)
     y = torch.arange(images, device=device) % data.num_classes
-    measured = [
-        step_cost(space, choices, x, y, num_classes=data.num_classes, settings=settings)
-        for choices in costs.random_choices(SUBNETS, seed=1)
-    ]
+    measured = [step_cost(space, choices, x, y, num_classes=data.num_classes, settings=settings) for choices in nets]
     return StepCost(
         seconds=max(cost.seconds for cost in measured),
         forward_seconds=max(cost.forward_seconds for cost in measured),

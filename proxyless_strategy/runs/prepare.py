@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 
-from ..config import DataConfig, SearchConfig
+from ..config import SearchConfig
+from ..data.feeding import fed
 from ..data.images import ImageData
 from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
@@ -46,6 +48,7 @@ class Prepared:
         costs: Its operators at the deployed input size.
         cost: What the search counts: the latency, or another cost.
         target: The target in the unit of `cost`; None where there is none.
+        original: What the original network costs, where the space is made of one.
         latency: Calibrated latency of its choices; None where no table is used.
         table: Path of the latency table; None where none is used.
     """
@@ -56,6 +59,7 @@ class Prepared:
     costs: SpaceCosts
     cost: CostModel
     target: float | None
+    original: float | None
     latency: LatencyModel | None
     table: Path | None
 
@@ -82,7 +86,7 @@ class Library:
 
     def data(self, config: SearchConfig, feeding: Mapping[str, Any]) -> ImageData:
         """Return a search's images, made as `feeding` says where the config does not."""
-        source = _fed(config.data, feeding)
+        source = fed(config.data, feeding)
         # asked before they are read: what changes meanwhile shows as a change
         state = source_state(source)
         key = (source.model_dump_json() + config.model_dump_json(include={"input_size", "seed"}), state)
@@ -109,7 +113,12 @@ class Library:
 
 
 def prepare(
-    config: SearchConfig, *, quiet: bool = False, library: Library | None = None, trains: bool = True
+    config: SearchConfig,
+    *,
+    quiet: bool = False,
+    library: Library | None = None,
+    trains: bool = True,
+    before_table: Callable[[ImageData, SpaceCosts], None] | None = None,
 ) -> Prepared:
     """Check and load everything that a search stands on; measure its latency table where that is missing.
 
@@ -126,6 +135,7 @@ def prepare(
         quiet: Do not print what the space's extreme subnets cost, nor what is wrong with the schedule.
         library: Where data and tables that are read already are found, for several searches of one process.
         trains: Whether this machine is to train too: a table can be measured where there is no `search.accelerator`.
+        before_table: Called with images and operators when all but the target is checked, before a table is measured.
 
     Raises:
         ProxylessError: The space, backend, data, table, target or objective is impossible, or `out` is not writable or
@@ -153,6 +163,8 @@ def prepare(
     if not quiet:
         for warning in planned:
             print(warning.sentence, file=sys.stderr, flush=True)
+    if before_table is not None:
+        before_table(data, costs)
     if path is not None and table is None:
         table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
     if table is not None and learned is not None:
@@ -163,8 +175,10 @@ def prepare(
         cost = latency
     else:
         cost = cost_model(hardware.cost, costs.fixed, costs.edges)
-    target = _target(config, cost, space.name)
-    prepared = Prepared(config, data, space, costs, cost, target, latency, path)
+    choices = _asked(space, "original")
+    original = None if choices is None else cost.cost(choices)
+    target = _target(config, cost, space.name, original)
+    prepared = Prepared(config, data, space, costs, cost, target, original, latency, path)
     if not quiet:
         print(_summary(prepared), flush=True)
     return prepared
@@ -182,21 +196,6 @@ def _asked(space: SpaceDeclaration, name: str) -> Any:
     """Call a method that only spaces have which start from weights; None for others."""
     method = getattr(space, name, None)
     return None if method is None else method()
-
-
-def _fed(config: DataConfig, feeding: Mapping[str, Any]) -> DataConfig:
-    """Return a data set's settings with the mean, std, ... of a model's images for those that are not given."""
-    if not feeding or ":" in config.name:
-        return config  # what a function or a class of torchvision makes of options is its own matter
-    channels = config.options.get("channels", 1 if config.name == "digits" else 3)
-    given = dict(feeding)
-    for name in ("mean", "std"):
-        values = given.get(name, ())
-        if len(values) != channels:
-            # As timm sums a stem's weights over the colours for grey images, these are fed at the colours' mean.
-            given[name] = [sum(values) / len(values)] * channels if values else None
-    options = {key: value for key, value in given.items() if value is not None}
-    return config.model_copy(update={"options": {**options, **config.options}})
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------
@@ -275,7 +274,7 @@ def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: 
     return table
 
 
-def _target(config: SearchConfig, cost: CostModel, space: str) -> float | None:
+def _target(config: SearchConfig, cost: CostModel, space: str, original: float | None) -> float | None:
     """Return the target in the unit of `cost`, checked against the space's extremes and by the objective."""
     low, choices = cost.minimum()
     high, _ = cost.maximum()
@@ -285,8 +284,16 @@ def _target(config: SearchConfig, cost: CostModel, space: str) -> float | None:
         else ("target_cost", "cheapest", "dearest")
     )
     target = config.target_cost or config.target_ms
-    if config.target is not None:
+    if isinstance(config.target, float):
         target = low + config.target * (high - low)
+    if config.share is not None and original is not None:
+        target = config.share * original
+        if target < low:
+            raise TargetError(
+                f"target = {config.target} of the original of {space} ({original:.4g} {cost.unit}) is below the "
+                f"{cheapest} subnet; the least share is {math.ceil(1000 * low / original) / 1000:g}x, or name more "
+                "kernels and expansions in space.options"
+            )
     if target is not None and target < low:
         raise TargetError(
             f"{name} = {target:g} is below the {cheapest} subnet of {space}, {low:.4g} {cost.unit} "
@@ -318,8 +325,11 @@ def _summary(prepared: Prepared) -> str:
         f"  {words[0]} subnet {low:.4g} {cost.unit}: {named(cheapest)}",
         f"  {words[1]} subnet {high:.4g} {cost.unit}: {named(dearest)}",
     ]
+    if prepared.original is not None:
+        lines.append(f"  original {prepared.original:.4g} {cost.unit}")
     if prepared.target is not None:
-        lines.append(f"  target {prepared.target:.4g} {cost.unit}")
+        share = "" if prepared.original is None else f", {prepared.target / prepared.original:.3g}x of the original"
+        lines.append(f"  target {prepared.target:.4g} {cost.unit}{share}")
     note = _asked(prepared.space, "note")
     if note:
         lines.append(f"  {note}")

@@ -47,6 +47,7 @@ class SearchResult:
         macs: Its multiply-accumulates.
         seconds: Duration of the whole search, of all its starts.
         warnings: Why the result may be worth little, in sentences.
+        original_cost: What the original network costs, where the space is made of one.
     """
 
     config: SearchConfig
@@ -65,6 +66,7 @@ class SearchResult:
     macs: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    original_cost: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the result as plain values, one row of a table of results."""
@@ -75,6 +77,7 @@ class SearchResult:
             "unit": self.unit,
             "target_cost": self.target_cost,
             "subnet_cost": self.subnet_cost,
+            **({} if self.original_cost is None else {"original_cost": self.original_cost}),
             "target_ms": self.target_ms,
             "table_ms": self.table_ms,
             "latency_ms": self.latency_ms,
@@ -159,7 +162,7 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
         out: The run folder.
         subnet: The derived subnet.
         record: Everything else of `search.json`.
-        weights: The subnet's weights under timm's names; empty where it is retrained from fresh ones.
+        weights: The subnet's weights under timm's names; empty where they are not to be used.
     """
     # search.json says that the search is over, so the weights must lie there first.
     if weights:
@@ -168,7 +171,7 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
         content = io.BytesIO()
         torch.save(weights, content)
         write_atomically(out / SUPERNET_FILE, content.getvalue(), error=ConfigError)
-    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), **record})
+    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), "keeps_weights": bool(weights), **record})
 
 
 def write_row(result: SearchResult) -> None:

@@ -13,7 +13,7 @@ from hardware.errors import ConfigError
 from hardware.reading import Kind, cut, is_there, read_json
 
 from ..config import TARGETS, Change, SearchConfig
-from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE
+from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE, SUPERNET_FILE
 
 Differences = dict[str, tuple[Any, Any]]
 """The value there and the value here, by dotted key."""
@@ -45,8 +45,9 @@ def check_same_run(config: SearchConfig) -> Differences:
     if bound.get("data.background", ("",))[0] is None:
         # Pictures that it concerns were refused until now, so that nothing has been read otherwise.
         del bound["data.background"]
-    if config.retrain is None and "retrain" in differing and (config.out / SEARCH_FILE).exists():
-        # The search kept no weights of the subnet, as it was to be retrained.
+    kept = (config.out / SUPERNET_FILE).exists()
+    if config.retrain is None and "retrain" in differing and (config.out / SEARCH_FILE).exists() and not kept:
+        # The search kept no weights of the subnet, as it was to be retrained from others.
         bound["retrain"] = differing["retrain"]
     if not bound:
         return differing

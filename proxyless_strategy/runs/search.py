@@ -14,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from hardware.backends import get_backend
 from hardware.errors import ConfigError
@@ -23,15 +22,14 @@ from hardware.measuring.sampling import Measurement
 from hardware.processor import say_if_busy
 from search_spaces import Subnet
 
-from ..checkpoints import previous_checkpoint, short_digest
+from ..checkpoints import previous_checkpoint
 from ..config import SearchConfig
 from ..data.unreadable import as_begun, noting_unreadable
 from ..export.folder import export_folder
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
-from ..layout import CHECKPOINT, MODEL, ONNX_FILE
+from ..layout import MODEL, ONNX_FILE
 from ..owner import Start
-from ..retraining.trainer import retraining_threads, train
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
@@ -42,10 +40,12 @@ from .classifier import image_evaluator
 from .epoch_log import EpochLog
 from .finished import read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
+from .layer_rates import layer_decay
 from .own_signals import OwnSignals
 from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
+from .retrained import check_start, starting_weights, trained_subnet
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -64,6 +64,8 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     Raises:
         ProxylessError: See `prepare`; or a later step failed.
     """
+    if config.shrink is not None:
+        raise ConfigError("the section shrink is for `proxyless shrink` alone; remove it, or search without a sweep")
     began = time.monotonic()
     report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
@@ -77,6 +79,8 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     def look() -> None:
         # A run that was killed later than the search has its subnet on disk, and does not search again.
         found["searched"] = read_searched(config.out, prepared.space)
+        if found["searched"] is not None:
+            check_start(config, prepared.space, found["searched"][1])
         # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
         found["checkpoints"] = None if found["searched"] else find_checkpoints(prepared, first=first)
 
@@ -108,7 +112,7 @@ def _finished(
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
 
-    model, accuracy = _trained(prepared, subnet, weights, report)
+    model, accuracy = trained_subnet(prepared, subnet, weights, report)
 
     data = prepared.data
     size = (data.channels, config.latency_input_size, config.latency_input_size)
@@ -149,6 +153,7 @@ def _finished(
         macs=summary.macs,
         seconds=start.seconds,
         warnings=read_warnings(config.out),
+        original_cost=prepared.original,
     )
     write_row(result)
     return result
@@ -179,7 +184,7 @@ def search_supernet(
         checkpoints: Where it continues from; None: look for it.
 
     Returns:
-        The subnet and, where it is not retrained, its weights in the supernet under timm's names.
+        The subnet and, where it is exported or retrained with them, its weights in the supernet under timm's names.
     """
     config, settings, data = prepared.config, prepared.config.search, prepared.data
     checkpoints = checkpoints or find_checkpoints(prepared)
@@ -207,7 +212,8 @@ def search_supernet(
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
-    evaluator = image_evaluator(config, data, log, checkpoints)
+    decay = layer_decay(config, prepared.space, groups=checkpoints.groups)
+    evaluator = image_evaluator(config, data, log, checkpoints, decay=decay)
     evaluator.trainer.callbacks.insert(0, OwnSignals())
     threads = _search_threads(prepared, begun=checkpoints.latest is not None)
     with threads.used():
@@ -220,7 +226,7 @@ def search_supernet(
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
     weights = {}
-    if config.retrain is None:
+    if starting_weights(config, prepared.space) == "supernet":
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
     # From here on this process is alone: the others exit.
     end_processes(evaluator.trainer.strategy)
@@ -270,39 +276,6 @@ def _search_threads(prepared: Prepared, *, begun: bool) -> Threads:
 
 
 # ---- the subnet ------------------------------------------------------------------------------------------------
-
-
-def _trained(
-    prepared: Prepared, subnet: Subnet, weights: dict[str, Any], report: OnEpoch
-) -> tuple[nn.Module, float | None]:
-    """Return the subnet's network and its test accuracy: retrained from fresh weights, or as the supernet left it."""
-    config, data, settings = prepared.config, prepared.data, prepared.config.retrain
-    model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
-    if settings is None:
-        model = timm.create_model(subnet.timm_name, **model_args)
-        model.load_state_dict(weights)
-        return model, None
-    drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
-
-    def build() -> nn.Module:
-        # A network with rates of its own names them in its arguments; the recipe's count.
-        return timm.create_model(subnet.timm_name, **{**model_args, **drop})
-
-    checkpoint = config.out / CHECKPOINT
-    threads = retraining_threads(settings, config.out, build, data, begun=checkpoint.exists())
-    with threads.used():
-        trained = train(
-            build,
-            data,
-            settings,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
-            progress=sys.stderr.isatty(),
-            # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
-            identity={"network": short_digest([subnet.timm_name, model_args])},
-        )
-    return trained.model, trained.test_accuracy
 
 
 def _measured(prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | None:

@@ -11,6 +11,15 @@ PREFIX, FOLDER = "timm:", "local-dir:"
 PRETRAINED, NONE = "pretrained", "none"
 
 
+def is_folder(model: str) -> bool:
+    """Return whether a model is named by the path of an export folder, which has a slash, and not by timm's name.
+
+    >>> is_folder("mobilenetv2_100.ra_in1k"), is_folder("./mine"), is_folder("local-dir:mine")
+    (False, True, True)
+    """
+    return model.startswith(FOLDER) or "/" in model or os.sep in model
+
+
 def whole_paths(name: str, options: Mapping[str, Any], folder_of: Callable[[str], Path]) -> tuple[str, dict[str, Any]]:
     """Make the paths in a space's name and options absolute; those of other spaces stay.
 

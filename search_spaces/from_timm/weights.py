@@ -75,7 +75,7 @@ def _fetch(space: TimmDeclaration) -> dict[str, Tensor]:
     if config is None or not config.has_weights:
         raise SpaceError(f"timm has no weights of {space.model}; give weights: FILE.safetensors, or weights: none")
     try:
-        return timm.create_model(space.model, pretrained=True, **_without_network(space.model)).state_dict()
+        return timm.create_model(space.model, pretrained=True, **without_network(space.model)).state_dict()
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise SpaceError(
@@ -84,7 +84,7 @@ def _fetch(space: TimmDeclaration) -> dict[str, Tensor]:
         ) from error
 
 
-def _without_network(model: str) -> dict[str, Any]:
+def without_network(model: str) -> dict[str, Any]:
     """Return the arguments that let timm read cached weights where there is no network.
 
     By itself it tries for most of a minute, and says so at every attempt.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from proxyless_strategy.checkpoints import short_digest
-from proxyless_strategy.config import DataConfig, DrawnImages, RetrainSettings
+from proxyless_strategy.config import DataConfig, RetrainSettings
 from proxyless_strategy.data.datasets import TensorImages
 from proxyless_strategy.data.drawn import draw_cifar10, draw_image_folder
 from proxyless_strategy.data.images import PARTS, ImageData
@@ -20,6 +20,7 @@ from proxyless_strategy.data.sources import check_data, load_data
 from proxyless_strategy.export.folder import load_exported, read_export
 from proxyless_strategy.retraining.trainer import train
 from proxyless_strategy.runs.checkpoints import SearchCheckpoints
+from proxyless_strategy.sections import DrawnImages
 from search_spaces.nni_import import import_nni
 from tests.benchmarks.fuzz_cases import Target
 from tests.benchmarks.fuzz_formats import idx, packed_idx, pickled, picture, pictures

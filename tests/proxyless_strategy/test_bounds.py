@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from hardware.errors import ConfigError, ProxylessError, SpaceError
-from proxyless_strategy.config import DataConfig, DrawnImages, HardwareConfig, parse_config
+from proxyless_strategy.config import DataConfig, HardwareConfig, parse_config
 from proxyless_strategy.data.sources import check_data
 from proxyless_strategy.retraining.recipe import Recipe, load_recipe
+from proxyless_strategy.sections import DrawnImages
 from proxyless_strategy.strategy.objectives import make_objective
 from proxyless_strategy.strategy.options import SearchOptions
 from search_spaces import SPACES, get_space

@@ -189,3 +189,27 @@ def test_an_experiment_hands_its_preset_to_every_trial(file: Path, command: str,
     configs = read_sweep(experiment, preset=preset or None).configs()
     assert [config.input_size for config in configs] == [size] * 2
     assert [config.hardware.name for config in configs] == ["phone", "desk"]
+
+
+@pytest.mark.parametrize(("written", "target", "share"), [("0.60x", "0.6x", 0.6), ("1 x", "1x", 1.0), (0.6, 0.6, None)])
+def test_a_target_may_be_a_share_of_the_original(written: object, target: object, share: float | None) -> None:
+    config = parse_config({"space": "timm:mobilenetv2_035", "target": written})
+    assert (config.target, config.share) == (target, share)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"target": "0.6x"}, "target = 0.6x is a share of the original's cost, but the space small_mbconv has no orig"),
+        ({"target": "0.6x", "target_ms": 2.0}, r"target \(0\.6x\) and target_ms \(2\.0\) are both given"),
+        ({"target": "1.01x"}, "target = '1.01x': .* is above 0x and at most 1x"),
+        ({"target": "0x"}, "target = '0x': .* is above 0x and at most 1x"),
+        ({"target": "half"}, "target = 'half': a share of the original's cost is written 0.6x"),
+        ({"target": 1.5}, "target = 1.5: it must be greater than 0 and less than or equal to 1, or a share such as"),
+        ({"target": [0.5]}, r"target = \[0\.5\]: it must be greater than 0"),
+        ({"target": True}, "target = True"),
+    ],
+)
+def test_other_targets_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(values)

@@ -31,7 +31,7 @@ from hardware.measuring.sampling import PartialSamples
 from hardware.tables.released import read_released
 from hardware.tables.table import LatencyTable, plain
 from proxyless_strategy.checkpoints import read_checkpoint, write_checkpoint
-from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, key_values, load_config, parse_config
+from proxyless_strategy.config import DataConfig, SearchConfig, key_values, load_config, parse_config
 from proxyless_strategy.data.drawn import draw_cifar10
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.data.unreadable import as_begun
@@ -45,6 +45,9 @@ from proxyless_strategy.runs.result import write_search
 from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.runs.trials import Record, Trial, note_start, read_end, read_record, read_trials
+from proxyless_strategy.sections import DrawnImages
+from proxyless_strategy.shrinking.comparison import Compared, Comparison
+from proxyless_strategy.shrinking.story import check_same_settings
 from proxyless_strategy.threads import keep_threads, read_threads
 from search_spaces import Subnet, get_space, users_space
 from search_spaces.released import read_checkpoint as read_released_checkpoint
@@ -168,6 +171,16 @@ def told(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return reading
 
 
+def a_comparison(folder: Path) -> Path:
+    net = Compared(folder="a", onnx="b", accuracy=0.5, ms=1.0, table_ms=1.0, cost=1.0, params=1, macs=1, epochs=1)
+    Comparison("timm:a", "0.6x", "ms", 1.0, {}, net, net, 1.0).save(folder)
+    return folder / "comparison.json"
+
+
+def a_shrinking(path: Path) -> None:
+    check_same_settings(parse_config({"out": str(path.parent)}))
+
+
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "search config": (a_config, load_config),
     "sweep": (a_sweep, read_sweep),
@@ -177,6 +190,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     ),
     "recipe": (lambda folder: Path(shutil.copy(RECIPES / "quick.yml", folder / "own.yml")), load_recipe),
     "table": (a_table, LatencyTable.load),
+    "comparison": (a_comparison, lambda p: Comparison.load(p.parent)),
+    "settings of a shrinking": (written("shrink.json", {}), a_shrinking),
     "released table": (a_released_table, read_released),
     "kit results": (lambda folder: Path(shutil.copy(FIXTURE / "results.json", folder)), import_results),
     "learned model": (a_learned_model, LearnedModel.load),
@@ -289,6 +304,7 @@ FINE = {
         "starts.json",
         "partial samples",
         "unreadable.json",
+        "settings of a shrinking",
     },
     "a link to nothing": {"parameters.json"},
     "a list": {"starts.json"},

@@ -88,3 +88,21 @@ def test_a_model_file_is_compared_in_the_tables_conditions(tiny_space, tiny_ops,
     assert figure.settled_ms == pytest.approx(7.0)
     with pytest.raises(TableError, match="has threads 1, but this measurement 2"):
         measuring.measure_model_file(tmp_path / "net.onnx", backend=backend, table=table, threads=2, plan=PLAN)
+
+
+def test_two_model_files_are_timed_in_the_same_rounds(tmp_path):
+    order = []
+
+    class TwoFiles(FileBackend):
+        def prepare_model_file(self, path, **options):
+            return Runnable(lambda: None, handle=(7e-3 if path.name == "a.onnx" else 3e-3, path.name))
+
+        def time(self, runnable, *, repeats=1):
+            order.append(runnable.handle[1])
+            return super().time(runnable, repeats=repeats)
+
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    first, second = measuring.measure_model_files(files, backend=TwoFiles(), plan=PLAN)
+    assert (first.ms, second.ms) == (pytest.approx(7.0), pytest.approx(3.0))
+    rounds = order[-2 * len(first.samples) :]
+    assert all({a, b} == {"a.onnx", "b.onnx"} for a, b in zip(rounds[::2], rounds[1::2], strict=True))

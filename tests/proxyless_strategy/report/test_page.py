@@ -288,3 +288,12 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose another place with --out"):
         write_page(tmp_path, tmp_path / "file" / "report.html")
+
+
+def test_a_target_of_a_timm_space_is_said_as_a_share_of_the_original(tmp_path):
+    leave(tmp_path / "timm", row=result(original_cost=4.0))
+    leave(tmp_path / "usual", target=1.5, row=result())
+    write_page(tmp_path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("of the original") == 1
+    assert "2.000 ms, 0.5x of the original" in text

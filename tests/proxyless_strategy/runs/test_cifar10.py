@@ -19,11 +19,12 @@ import torch
 import yaml
 
 from hardware.errors import ConfigError, DataError
-from proxyless_strategy.config import DataConfig, DrawnImages, load_config, parse_config
+from proxyless_strategy.config import DataConfig, load_config, parse_config
 from proxyless_strategy.data.datasets import ItemImages, TensorImages
 from proxyless_strategy.data.drawn import draw_cifar10
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.runs import search
+from proxyless_strategy.sections import DrawnImages
 from search_spaces import Subnet, get_space
 
 ROOT = Path(__file__).parents[3]

@@ -20,13 +20,14 @@ import yaml
 
 from hardware.errors import ConfigError, DataError
 from hardware.tables.table import LatencyTable
-from proxyless_strategy.config import DataConfig, DrawnImages, SearchConfig, load_config, parse_config
+from proxyless_strategy.config import DataConfig, SearchConfig, load_config, parse_config
 from proxyless_strategy.data import imagefolder_source
 from proxyless_strategy.data.drawn import draw_image_folder
 from proxyless_strategy.data.images import PARTS
 from proxyless_strategy.data.sources import check_data, load_data
 from proxyless_strategy.runs.space_table import table_path
 from proxyless_strategy.runs.sweep import read_sweep
+from proxyless_strategy.sections import DrawnImages
 from proxyless_strategy.trial import main
 from search_spaces import get_space
 from tests.proxyless_strategy.data.samples import settle

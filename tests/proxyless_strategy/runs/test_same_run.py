@@ -25,7 +25,7 @@ from hardware.measuring.locks import table_lock
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE, STARTS_FILE
 from proxyless_strategy.owner import owned
-from proxyless_strategy.runs import search
+from proxyless_strategy.runs import retrained, search
 from proxyless_strategy.runs.prepare import prepare
 from proxyless_strategy.runs.result import claim_out
 from proxyless_strategy.runs.same_run import check_same_run
@@ -151,16 +151,16 @@ def test_a_search_that_kept_no_weights_cannot_go_on_without_retraining(run: Path
 
 
 def test_a_corrected_setting_of_the_retraining_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, train = tmp_path / "run", search.train
+    out, train = tmp_path / "run", retrained.train
 
     def refused(*_: Any, **__: Any) -> Any:
         raise ConfigError("as if a check had missed it")
 
-    monkeypatch.setattr(search, "train", refused)
+    monkeypatch.setattr(retrained, "train", refused)
     with pytest.raises(ConfigError, match="as if"):
         search.run_search(config_in(out))
     found = (out / SEARCH_FILE).read_bytes()
-    monkeypatch.setattr(search, "train", train)
+    monkeypatch.setattr(retrained, "train", train)
     result = search.run_search(config_in(out, **{"retrain.optimizer": "adamw"}))
     assert (out / SEARCH_FILE).read_bytes() == found
     assert json.loads((out / CONFIG_FILE).read_text())["retrain"]["optimizer"] == "adamw"

@@ -151,7 +151,7 @@ def test_offline_and_cached_needs_no_network(tmp_path, monkeypatch):
 
 
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
-    monkeypatch.setattr(loading, "_without_network", lambda model: {})
+    monkeypatch.setattr(loading, "without_network", lambda model: {})
 
     def fetch(name, pretrained=False, **arguments):
         if pretrained:

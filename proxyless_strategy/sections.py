@@ -1,0 +1,106 @@
+"""Sections of settings about what a search is given: its images and its hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from .validation import Section
+
+MOST_IMAGES = 1_000_000
+"""Of a batch; the data set is the closer bound."""
+MOST_PIXELS = 4096
+MOST_WORKERS = 256
+CIFAR10 = "torchvision:CIFAR10"
+
+
+class DrawnImages(Section):
+    """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
+
+    classes: int = Field(20, ge=2, le=100_000)
+    train: int = Field(12, ge=2, le=100_000)
+    """Training pictures of each class."""
+    val: int = Field(4, ge=1, le=100_000)
+    size: int = Field(64, ge=8, le=MOST_PIXELS)
+    """Height and width."""
+
+
+class DataConfig(Section):
+    """Where images come from and how they are split.
+
+    `name` is `digits`, `imagefolder`, `torchvision:CLASS`, or `module:function`; the function takes
+    `(root, **options)` and returns three data sets: weights, architecture, test.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    architecture_fraction: float = Field(0.3, gt=0, lt=1)
+    """Share of the training images that architecture steps see (the paper's validation set, section 3.2)."""
+    architecture_per_class: int | None = Field(None, gt=0, le=MOST_IMAGES)
+    """Exact number of architecture images of each class; overrides the fraction."""
+    workers: int = Field(0, ge=0, le=MOST_WORKERS)
+    augment: Literal["none", "crop", "crop_flip", "imagenet"] = "none"
+    num_classes: int | None = Field(None, ge=2, le=1_000_000)
+    """Outputs of the classifier where they are more than the classes found, as when the latency table is of such a
+    classifier (Pixel 1: 1000)."""
+    background: str | None = None
+    """Colour beneath transparent pixels: white, '#808080'; without it pictures that have some are refused."""
+    skip_unreadable: bool = False
+    """Read all pictures before the search, and leave out those that cannot be read."""
+    draw: DrawnImages | None = None
+    """Draw an ImageFolder, or files of CIFAR-10's layout, at `root` if there is nothing."""
+
+    @model_validator(mode="after")
+    def _drawn_into_a_folder(self) -> DataConfig:
+        if self.draw is not None and (self.name not in ("imagefolder", CIFAR10) or self.root is None):
+            raise ValueError(
+                f"data.draw makes an imagefolder or {CIFAR10} at data.root, but data.name = {self.name!r} and "
+                f"data.root is {self.root}; set both, or remove data.draw"
+            )
+        if self.draw is not None and self.name == CIFAR10 and (self.draw.size != 32 or self.draw.train < 5):
+            raise ValueError(
+                f"data.draw.size = {self.draw.size}, train = {self.draw.train}; {CIFAR10} has images of 32 pixels in "
+                "five training files"
+            )
+        return self
+
+
+class HardwareConfig(Section):
+    """What a choice costs: its latency on a device by a table (built if the file is missing), or a count of its own."""
+
+    name: str | None = None
+    """One of `platforms`; what is given beside it is laid over that. `hardware: NAME` is short for it."""
+    cost: Literal["latency", "macs", "params", "activation_memory"] = "latency"
+    """What `target` counts. All but latency need no table; with one, the subnet's latency is reported beside it."""
+    backend: str = "onnxruntime"
+    table: Path | None = None
+    fill: Path | None = None
+    """A learned model (`proxyless latency fit`) that predicts the operators which the table lacks, at another width or
+    input size; without it a missing operator is an error."""
+    threads: int = Field(1, ge=1, le=1024)
+    batch: int = Field(1, ge=1, le=65_536)
+    device: str = Field("this", min_length=1)
+    """`this`: the backend's own choice on this machine; or one of the backend's devices (`cpu`, `cuda:1`, ...); or
+    `other`: the table is of another device (a shipped one, an imported kit), so nothing is measured on this one."""
+
+    @property
+    def place(self) -> str | None:
+        """Which of the backend's devices measures, where the config names one."""
+        return None if self.device in ("this", "other") else self.device
+
+    @property
+    def uses_table(self) -> bool:
+        """Whether latencies are looked up at all."""
+        return self.cost == "latency" or self.table is not None
+
+    @model_validator(mode="after")
+    def _something_to_fill(self) -> HardwareConfig:
+        if self.fill is not None and not self.uses_table:
+            raise ValueError(
+                f"hardware.fill ({self.fill}) fills a latency table, but hardware.cost is {self.cost} and there is no "
+                "hardware.table; remove it or name a table"
+            )
+        return self
