@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .finalists import Contest
 
 Code = Literal[
     "no_steps_planned",
@@ -17,6 +20,8 @@ Code = Literal[
     "half_steps_done",
     "steps_skipped",
     "off_target",
+    "not_better",
+    "ignored_settings",
 ]
 FEW_STEPS = 50
 """Below so many architecture steps alpha has hardly moved by more than their noise (`tests/benchmarks/target.py`)."""
@@ -179,6 +184,7 @@ def done_warnings(
     unit: str,
     objective: str,
     idle: bool = False,
+    lost_to: Contest | None = None,
     names: Names = TRAINER_NAMES,
 ) -> list[SearchWarning]:
     """Return what a search that has ended did not do.
@@ -192,6 +198,7 @@ def done_warnings(
         unit: What both are in.
         objective: The objective's name.
         idle: Whether the target binds nothing.
+        lost_to: The losses, where a subnet that was found without this search is no worse than its own.
         names: What the settings are called.
     """
     found: list[SearchWarning] = []
@@ -227,6 +234,15 @@ def done_warnings(
                 f"the expected cost ended at {expected:.4g} {unit}, {100 * (expected / target - 1):+.1f} % off the "
                 f"target {target:.4g}: the export keeps to the target, but was chosen at another cost; "
                 f"{_nearer(objective, names)}",
+            )
+        )
+    if lost_to is not None:
+        found.append(
+            SearchWarning(
+                "not_better",
+                f"the search did not beat the sensitivity knapsack: its subnet has an architecture loss of "
+                f"{lost_to.own:.4g}, the knapsack's {lost_to.contender:.4g}, both with the supernet's weights and "
+                f"batch statistics of their own; raise {names.epochs}, or take rule sensitivity",
             )
         )
     return found
