@@ -64,6 +64,7 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
 _MEND = "mend it or give another YAML file"
 FILE = Kind("the search config", _MEND, ConfigError, limit=SETTINGS_BYTES, holds="a mapping of settings")
 Rule = Literal["gradient", "reinforce"]
+"""Rules that move architecture parameters."""
 Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
 
@@ -215,6 +216,12 @@ class SearchSettings(Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, ge=1, le=1024)
     """Processes that share every step: GPUs, where there are any."""
+    start: Literal["uniform", "sensitivity"] = "uniform"
+    """Where alpha starts: all candidates alike, or by what each does to the loss of inherited weights (`timm:` spaces).
+    The knapsack on these losses then joins the finalists, and the result says whether the search has beaten it."""
+    start_temperature: float | None = Field(None, gt=0)
+    """Difference in loss that counts one logit at such a start; None: so that half of the edges span 3 logits or less.
+    No candidate starts more than 3 below its edge's best."""
     accelerator: str = "auto"
     channels_last: bool = False
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
@@ -247,6 +254,11 @@ class SearchSettings(Section):
             raise ValueError(
                 f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices, at least 2 images "
                 "each; choose another"
+            )
+        if self.start_temperature is not None and self.start != "sensitivity":
+            raise ValueError(
+                f"start_temperature = {self.start_temperature:g} has no part in start {self.start}; set start to "
+                "sensitivity, or remove it"
             )
         for name in ("steps_per_update", "architecture_learning_rate"):
             value = getattr(self, name)
@@ -300,7 +312,9 @@ class SearchConfig(Section):
     hardware: HardwareConfig = Field(default_factory=HardwareConfig)
     platforms: dict[str, HardwareConfig] = Field(default_factory=dict, exclude=True)
     """Hardware by name, for `hardware: NAME`: a sweep over hardware then has one key."""
-    rule: Rule = "gradient"
+    rule: Literal[Rule, "sensitivity"] = "gradient"
+    """`sensitivity` trains no supernet: the exact knapsack on what each candidate does to the loss of the inherited
+    weights, in a `timm:` space."""
     target: float | None = Field(None, gt=0, le=1)
     """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet."""
     target_ms: float | None = Field(None, gt=0)
@@ -341,6 +355,11 @@ class SearchConfig(Section):
             right = "target_ms" if cost == "latency" else "target_cost"
             raise ValueError(f"{wrong} = {given[wrong]} is no target for hardware.cost {cost}; give {right} or target")
         return self
+
+    @property
+    def update_rule(self) -> Rule:
+        """The rule of architecture steps; `sensitivity` has none, and what asks for one gets the default."""
+        return "gradient" if self.rule == "sensitivity" else self.rule
 
     @property
     def latency_input_size(self) -> int:

@@ -25,7 +25,7 @@ from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
-from .early_checks import check_phases, check_plan, check_trainer
+from .early_checks import check_phases, check_plan, check_sensitivity, check_trainer
 from .same_run import check_same_run
 from .space_table import latency_model, measure_space, table_path
 
@@ -134,6 +134,7 @@ def prepare(
     library = library or Library()
     hardware = config.hardware
     space = users_space(config.space.name, **config.space.options)
+    ignored = check_sensitivity(config, space)
     check_data(config.data)
     _asked(space, "check_weights")
     if hardware.device != "other":
@@ -151,7 +152,7 @@ def prepare(
     planned = check_plan(config, data)
     check_phases(config, data, space, costs)
     if not quiet:
-        for warning in planned:
+        for warning in (*ignored, *planned):
             print(warning.sentence, file=sys.stderr, flush=True)
     if path is not None and table is None:
         table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
@@ -203,6 +204,8 @@ def _fed(config: DataConfig, feeding: Mapping[str, Any]) -> DataConfig:
 
 
 def _check_objective(config: SearchConfig) -> None:
+    if config.rule == "sensitivity":
+        return
     # Names and options are checked before the table is read; 2.0 stands for costs that only the table tells.
     target = config.target_ms or config.target_cost or config.target
     make_objective(
@@ -298,7 +301,8 @@ def _target(config: SearchConfig, cost: CostModel, space: str) -> float | None:
             file=sys.stderr,
             flush=True,
         )
-    make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
+    if config.rule != "sensitivity":
+        make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
     return target
 
 

@@ -40,12 +40,13 @@ from ..threads import Threads, crowded, keep_threads, read_threads, settle, trai
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .epoch_log import EpochLog
-from .finished import read_searched, read_warnings
+from .finished import read_losses, read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
 from .own_signals import OwnSignals
 from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
+from .sensitivity import search_by_sensitivity, sensitivity_start
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -103,7 +104,7 @@ def _finished(
 ) -> SearchResult:
     """Do what is still to be done in the folder that is this search's own."""
     config = prepared.config
-    subnet, weights = searched or search_supernet(prepared, report, checkpoints)
+    subnet, weights = searched or _searched(prepared, report, checkpoints)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
@@ -149,6 +150,7 @@ def _finished(
         macs=summary.macs,
         seconds=start.seconds,
         warnings=read_warnings(config.out),
+        **read_losses(config.out),
     )
     write_row(result)
     return result
@@ -167,6 +169,16 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 # ---- the supernet ----------------------------------------------------------------------------------------------
 
 
+def _searched(
+    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None
+) -> tuple[Subnet, dict[str, Any]]:
+    if prepared.config.rule != "sensitivity":
+        return search_supernet(prepared, report, checkpoints)
+    threads = _search_threads(prepared, begun=False)
+    with threads.used():
+        return search_by_sensitivity(prepared)
+
+
 @quiet_lightning()
 def search_supernet(
     prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None = None
@@ -183,14 +195,18 @@ def search_supernet(
     """
     config, settings, data = prepared.config, prepared.config.search, prepared.data
     checkpoints = checkpoints or find_checkpoints(prepared)
+    begun = checkpoints.latest is not None
+    threads = _search_threads(prepared, begun=begun)
+    with threads.used():
+        start = sensitivity_start(prepared, begun=begun)
     strategy = ProxylessStrategy(
-        rule=config.rule,
+        rule=config.update_rule,
         cost=prepared.cost,
         target=prepared.target,
         objective=config.objective,
         objective_options=config.objective_options,
         warmup_epochs=settings.warmup_epochs,
-        steps_per_update=settings.steps_between(config.rule),
+        steps_per_update=settings.steps_between(config.update_rule),
         estimator=settings.estimator,
         paths=settings.paths,
         samples=settings.samples,
@@ -198,8 +214,9 @@ def search_supernet(
         warmup_paths=settings.warmup_paths,
         weight_paths=settings.weight_paths,
         finalists=settings.finalists,
-        learning_rate=settings.architecture_rate(config.rule),
+        learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
+        **({} if start is None else start.options()),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD
     with isolated_seed(config.seed):
@@ -209,7 +226,6 @@ def search_supernet(
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     evaluator = image_evaluator(config, data, log, checkpoints)
     evaluator.trainer.callbacks.insert(0, OwnSignals())
-    threads = _search_threads(prepared, begun=checkpoints.latest is not None)
     with threads.used():
         if is_first_process():
             said = forecast(config, prepared.space, prepared.costs, data).sentence()
@@ -219,6 +235,7 @@ def search_supernet(
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
+    record |= {} if start is None else start.record(module)
     weights = {}
     if config.retrain is None:
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)

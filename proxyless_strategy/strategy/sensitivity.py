@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hardware.errors import TrainingError
+from hardware.reading import expect
 
 from ..seeds import mix_seed
 from .architecture import Edge
@@ -131,14 +132,20 @@ class Sensitivity:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sensitivity:
-        """Read what `to_dict` wrote; candidates are then texts."""
-        table: Mapping[str, Mapping[str, float | None]] = values["differences"]
+        """Read what `to_dict` wrote; candidates are then texts.
+
+        Raises:
+            Unreadable, KeyError, ValueError: It is no such thing.
+        """
+        table = {label: expect(row, dict, label) for label, row in expect(values["differences"], dict, "it").items()}
         edges = tuple(Edge(label, tuple(row)) for label, row in table.items())
-        found = np.full((len(edges), max((len(row) for row in table.values()), default=1)), math.nan)
-        for number, row in enumerate(table.values()):
-            found[number, : len(row)] = [math.inf if value is None else value for value in row.values()]
+        found = np.full((len(edges), max(len(row) for row in table.values())), math.nan)
+        for number, (label, row) in enumerate(table.items()):
+            numbers = [expect(value, float, label, none=True) for value in row.values()]
+            found[number, : len(row)] = [math.inf if value is None else value for value in numbers]
         original = tuple(edge.candidates.index(values["original"][edge.label]) for edge in edges)
-        return cls(edges, original, float(values["loss"]), found, int(values["images"]))
+        loss, images = expect(values["loss"], float, "loss"), expect(values["images"], int, "images")
+        return cls(edges, original, loss, found, images)
 
     def _widths(self) -> np.ndarray:
         """Return the distance between the best and the worst finite difference of each edge, shape `L`."""

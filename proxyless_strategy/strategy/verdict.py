@@ -50,15 +50,17 @@ class Names:
         epochs: Number of epochs.
         prefix: What stands before the names of the search's other settings.
         counts_warmup: Whether `epochs` counts the warm-up's epochs, as Lightning's `max_epochs` does.
+        contender: The subnet that a search is held against.
     """
 
     epochs: str = "max_epochs"
     prefix: str = ""
     counts_warmup: bool = True
+    contender: str = "the contender"
 
 
 TRAINER_NAMES = Names()
-CONFIG_NAMES = Names("search.epochs", "search.", counts_warmup=False)
+CONFIG_NAMES = Names("search.epochs", "search.", counts_warmup=False, contender="the sensitivity knapsack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +242,9 @@ def done_warnings(
         found.append(
             SearchWarning(
                 "not_better",
-                f"the search did not beat the sensitivity knapsack: its subnet has an architecture loss of "
-                f"{lost_to.own:.4g}, the knapsack's {lost_to.contender:.4g}, both with the supernet's weights and "
-                f"batch statistics of their own; raise {names.epochs}, or take rule sensitivity",
+                f"the search did not beat {names.contender}: its own subnet has an architecture loss of "
+                f"{lost_to.own:.4g}, that one {lost_to.contender:.4g}, both with the supernet's weights and batch "
+                f"statistics of their own; raise {names.epochs}, or do without a search",
             )
         )
     return found
