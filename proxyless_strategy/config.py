@@ -66,6 +66,7 @@ def key_values(settings: Sequence[str], *, option: str = "--set") -> dict[str, A
 _MEND = "mend it or give another YAML file"
 FILE = Kind("the search config", _MEND, ConfigError, limit=SETTINGS_BYTES, holds="a mapping of settings")
 Rule = Literal["gradient", "reinforce"]
+"""Rules that move architecture parameters."""
 Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
 
@@ -125,6 +126,12 @@ class SearchSettings(Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, ge=1, le=1024)
     """Processes that share every step: GPUs, where there are any."""
+    start: Literal["uniform", "sensitivity"] = "uniform"
+    """Where alpha starts: all candidates alike, or by what each does to the loss of inherited weights (`timm:` spaces).
+    The knapsack on these losses then joins the finalists, and the result says whether the search has beaten it."""
+    start_temperature: float | None = Field(None, gt=0)
+    """Difference in loss that counts one logit at such a start; None: so that half of the edges span 3 logits or less.
+    No candidate starts more than 3 below its edge's best."""
     accelerator: str = "auto"
     channels_last: bool = False
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
@@ -157,6 +164,11 @@ class SearchSettings(Section):
             raise ValueError(
                 f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices, at least 2 images "
                 "each; choose another"
+            )
+        if self.start_temperature is not None and self.start != "sensitivity":
+            raise ValueError(
+                f"start_temperature = {self.start_temperature:g} has no part in start {self.start}; set start to "
+                "sensitivity, or remove it"
             )
         for name in ("steps_per_update", "architecture_learning_rate"):
             value = getattr(self, name)
@@ -238,7 +250,9 @@ class SearchConfig(Section):
     hardware: HardwareConfig = Field(default_factory=HardwareConfig)
     platforms: dict[str, HardwareConfig] = Field(default_factory=dict, exclude=True)
     """Hardware by name, for `hardware: NAME`: a sweep over hardware then has one key."""
-    rule: Rule = "gradient"
+    rule: Literal[Rule, "sensitivity"] = "gradient"
+    """`sensitivity` trains no supernet: the exact knapsack on what each candidate does to the loss of the inherited
+    weights, in a `timm:` space."""
     target: float | str | None = None
     """Target as a fraction of the way from the space's cheapest (fastest) to its dearest (slowest) subnet; or, for a
     space of a timm model, as a share of that model's own cost: `0.6x`."""
@@ -303,6 +317,11 @@ class SearchConfig(Section):
     def share(self) -> float | None:
         """The target as a share of the original network's cost, where it is given so."""
         return share_in(self.target) if isinstance(self.target, str) else None
+
+    @property
+    def update_rule(self) -> Rule:
+        """The rule of architecture steps; `sensitivity` has none, and what asks for one gets the default."""
+        return "gradient" if self.rule == "sensitivity" else self.rule
 
     @property
     def latency_input_size(self) -> int:

@@ -61,12 +61,14 @@ def overview(searches: Sequence[FinishedRun], *, kind: str = "png") -> bytes:
     for index, search in enumerate(searches):
         colour = f"C{index}"
         points = [(row["epoch"], row["expected"]) for row in search.history if row["expected"] is not None]
-        whole = points[0][1] if len(units) > 1 else 1.0
+        # The rule `sensitivity` has no epochs: its subnet stands at 0, where others begin.
+        start = points[0][1] if points else search.expected
+        whole = start if len(units) > 1 else 1.0
         left.plot([epoch for epoch, _ in points], [e / whole for _, e in points], color=colour, label=search.name)
         if search.target is not None:
             left.axhline(search.target / whole, color=colour, linestyle=":", linewidth=1)
         if search.subnet_cost:
-            left.plot(points[-1][0] + 0.5, search.subnet_cost / whole, "o", color=colour)
+            left.plot(points[-1][0] + 0.5 if points else 0, search.subnet_cost / whole, "o", color=colour)
     left.set(
         xlabel="epoch",
         ylabel=units[0] if len(units) == 1 else "share of the first epoch's",

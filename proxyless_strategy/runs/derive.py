@@ -63,7 +63,8 @@ def derive(folder: Path | str, *, target: float, out: Path | str, space: str | N
         raise ConfigError(f"target = {target} is no budget; give one in {unit}")
     if out.resolve() == (folder / MODEL).resolve():
         raise ConfigError(f"out = {out} would replace the network that the search exported; choose another folder")
-    derived = deriver.within(target, slack=SLACK)
+    # A knapsack is the subnet of least loss within the target, however cheap it is.
+    derived = deriver.within(target, slack=None if run.config.rule == "sensitivity" else SLACK)
     choices = run.candidates(derived)
     subnet = Subnet(run.space, choices)
     old = run.export["model_args"]

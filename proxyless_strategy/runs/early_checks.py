@@ -11,6 +11,8 @@ import timm
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, DataError, ProxylessError
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
+from search_spaces.from_timm.declaration import TimmDeclaration
+from search_spaces.from_timm.paths import NONE
 
 from ..config import SearchConfig
 from ..data.images import ImageData
@@ -20,6 +22,9 @@ from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 from .layer_rates import layer_decay
 from .retrained import starting_weights, teacher_of
+
+USED_BY_SENSITIVITY = {"batch_size", "accelerator", "threads", "checkpoint_every", "resume_anyway"}
+"""Settings of a search that the rule `sensitivity` goes by, or that say what may be otherwise when it is repeated."""
 
 
 def check_trainer(config: SearchConfig) -> None:
@@ -52,14 +57,44 @@ def check_trainer(config: SearchConfig) -> None:
         ) from error
 
 
+def check_sensitivity(config: SearchConfig, space: SpaceDeclaration) -> list[SearchWarning]:
+    """Return what a config sets that its rule `sensitivity` has no use for.
+
+    Raises:
+        ConfigError: The space has no inherited weights, of which that rule, or a start, asks.
+    """
+    asks = "rule" if config.rule == "sensitivity" else "search.start"
+    if "sensitivity" not in (config.rule, config.search.start):
+        return []
+    if not isinstance(space, TimmDeclaration) or space.weights == NONE:
+        other = "gradient or reinforce" if asks == "rule" else "uniform"
+        raise ConfigError(
+            f"{asks} = sensitivity asks what inherited weights say, but the space {space.name} has none; name a timm: "
+            f"space with weights, or set {asks} to {other}"
+        )
+    if asks != "rule":
+        return []
+    searching = sorted(config.search.model_fields_set - USED_BY_SENSITIVITY)
+    ignored = [f"search.{name}" for name in searching]
+    ignored += [name for name in ("objective", "objective_options") if name in config.model_fields_set]
+    if not ignored:
+        return []
+    sentence = f"rule sensitivity trains no supernet, so that it makes nothing of {', '.join(ignored)}"
+    return [SearchWarning("ignored_settings", sentence)]
+
+
 def check_plan(config: SearchConfig, data: ImageData) -> list[SearchWarning]:
     """Return what is wrong with the schedule but can be searched.
 
     Raises:
         ConfigError: It has no architecture step.
-        DataError: It has no weight step.
+        DataError: It has no weight step, or too few images for statistics.
     """
     settings = config.search
+    if config.rule == "sensitivity":
+        if len(data.weights) < 2:  # type: ignore[arg-type]
+            raise DataError("the weights part has one image, which has no batch statistics; give more images")
+        return []
     try:
         loader = data.loader(
             "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.devices, workers=0
@@ -70,7 +105,7 @@ def check_plan(config: SearchConfig, data: ImageData) -> list[SearchWarning]:
         batches=len(loader),
         epochs=settings.warmup_epochs + settings.epochs,
         warmup_epochs=settings.warmup_epochs,
-        steps_per_update=settings.steps_between(config.rule),
+        steps_per_update=settings.steps_between(config.update_rule),
     ).warnings(CONFIG_NAMES)
     for warning in found:
         if warning.code == "no_steps_planned":

@@ -282,6 +282,18 @@ def read_warnings(out: Path) -> tuple[str, ...]:
         return tuple(str(sentence) for sentence in _read_json(out / SEARCH_FILE).get("warnings", ()))
 
 
+def read_losses(out: Path) -> dict[str, float | None]:
+    """Return `search_loss` and `knapsack_loss` of an ended search, see `SearchResult`; empty where it has none.
+
+    Raises:
+        ConfigError: The record cannot be read.
+    """
+    with reading(out / SEARCH_FILE, RECORD):
+        known = expect(_read_json(out / SEARCH_FILE).get("sensitivity", {}), dict, "sensitivity")
+        names = [name for name in ("search_loss", "knapsack_loss") if name in known]
+        return {name: expect(known[name], float, f"sensitivity.{name}", none=True) for name in names}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a mapping.
 

@@ -120,7 +120,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
         loader_images = loader_rate(data, batch)
         step, place = _step_cost(config, space, costs.random_choices(SUBNETS, seed=1), data)
     per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.devices))
-    steps = schedule(per_epoch, settings, config.rule)
+    steps = schedule(per_epoch, settings, config.update_rule)
     per_image = max(step.seconds, 1 / loader_images)
     architecture = GRADIENT_STEP * step.seconds
     if config.rule == "reinforce":

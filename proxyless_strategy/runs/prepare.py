@@ -27,7 +27,7 @@ from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
-from .early_checks import check_phases, check_plan, check_trainer
+from .early_checks import check_phases, check_plan, check_sensitivity, check_trainer
 from .same_run import check_same_run
 from .space_table import latency_model, measure_space, table_path
 
@@ -144,6 +144,7 @@ def prepare(
     library = library or Library()
     hardware = config.hardware
     space = users_space(config.space.name, **config.space.options)
+    ignored = check_sensitivity(config, space)
     check_data(config.data)
     _asked(space, "check_weights")
     if hardware.device != "other":
@@ -161,7 +162,7 @@ def prepare(
     planned = check_plan(config, data)
     check_phases(config, data, space, costs)
     if not quiet:
-        for warning in planned:
+        for warning in (*ignored, *planned):
             print(warning.sentence, file=sys.stderr, flush=True)
     if before_table is not None:
         before_table(data, costs)
@@ -202,6 +203,8 @@ def _asked(space: SpaceDeclaration, name: str) -> Any:
 
 
 def _check_objective(config: SearchConfig) -> None:
+    if config.rule == "sensitivity":
+        return
     # Names and options are checked before the table is read; 2.0 stands for costs that only the table tells.
     target = config.target_ms or config.target_cost or config.target
     make_objective(
@@ -305,7 +308,8 @@ def _target(config: SearchConfig, cost: CostModel, space: str, original: float |
             file=sys.stderr,
             flush=True,
         )
-    make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
+    if config.rule != "sensitivity":
+        make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
     return target
 
 

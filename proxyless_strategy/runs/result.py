@@ -48,6 +48,9 @@ class SearchResult:
         seconds: Duration of the whole search, of all its starts.
         warnings: Why the result may be worth little, in sentences.
         original_cost: What the original network costs, where the space is made of one.
+        search_loss: Architecture loss of the search's own subnet, with the supernet's weights; None where it was not
+            held against a sensitivity knapsack, or is not finite.
+        knapsack_loss: The same of that knapsack.
     """
 
     config: SearchConfig
@@ -67,6 +70,8 @@ class SearchResult:
     seconds: float
     warnings: tuple[str, ...] = ()
     original_cost: float | None = None
+    search_loss: float | None = None
+    knapsack_loss: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the result as plain values, one row of a table of results."""
@@ -89,6 +94,8 @@ class SearchResult:
             "onnx": str(self.onnx),
             "seconds": self.seconds,
             "warnings": list(self.warnings),
+            "search_loss": self.search_loss,
+            "knapsack_loss": self.knapsack_loss,
         }
 
 

@@ -38,7 +38,7 @@ from ..threads import Threads, crowded, keep_threads, read_threads, settle, trai
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .epoch_log import EpochLog
-from .finished import read_searched, read_warnings
+from .finished import read_losses, read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
 from .layer_rates import layer_decay
 from .own_signals import OwnSignals
@@ -46,6 +46,7 @@ from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
 from .retrained import check_start, starting_weights, trained_subnet
+from .sensitivity import search_by_sensitivity, sensitivity_start
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -107,7 +108,7 @@ def _finished(
 ) -> SearchResult:
     """Do what is still to be done in the folder that is this search's own."""
     config = prepared.config
-    subnet, weights = searched or search_supernet(prepared, report, checkpoints)
+    subnet, weights = searched or _searched(prepared, report, checkpoints)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
@@ -154,6 +155,7 @@ def _finished(
         seconds=start.seconds,
         warnings=read_warnings(config.out),
         original_cost=prepared.original,
+        **read_losses(config.out),
     )
     write_row(result)
     return result
@@ -172,6 +174,16 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 # ---- the supernet ----------------------------------------------------------------------------------------------
 
 
+def _searched(
+    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None
+) -> tuple[Subnet, dict[str, Any]]:
+    if prepared.config.rule != "sensitivity":
+        return search_supernet(prepared, report, checkpoints)
+    threads = _search_threads(prepared, begun=False)
+    with threads.used():
+        return search_by_sensitivity(prepared)
+
+
 @quiet_lightning()
 def search_supernet(
     prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None = None
@@ -188,14 +200,18 @@ def search_supernet(
     """
     config, settings, data = prepared.config, prepared.config.search, prepared.data
     checkpoints = checkpoints or find_checkpoints(prepared)
+    begun = checkpoints.latest is not None
+    threads = _search_threads(prepared, begun=begun)
+    with threads.used():
+        start = sensitivity_start(prepared, begun=begun)
     strategy = ProxylessStrategy(
-        rule=config.rule,
+        rule=config.update_rule,
         cost=prepared.cost,
         target=prepared.target,
         objective=config.objective,
         objective_options=config.objective_options,
         warmup_epochs=settings.warmup_epochs,
-        steps_per_update=settings.steps_between(config.rule),
+        steps_per_update=settings.steps_between(config.update_rule),
         estimator=settings.estimator,
         paths=settings.paths,
         samples=settings.samples,
@@ -203,8 +219,9 @@ def search_supernet(
         warmup_paths=settings.warmup_paths,
         weight_paths=settings.weight_paths,
         finalists=settings.finalists,
-        learning_rate=settings.architecture_rate(config.rule),
+        learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
+        **({} if start is None else start.options()),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD
     with isolated_seed(config.seed):
@@ -215,7 +232,6 @@ def search_supernet(
     decay = layer_decay(config, prepared.space, groups=checkpoints.groups)
     evaluator = image_evaluator(config, data, log, checkpoints, decay=decay)
     evaluator.trainer.callbacks.insert(0, OwnSignals())
-    threads = _search_threads(prepared, begun=checkpoints.latest is not None)
     with threads.used():
         if is_first_process():
             said = forecast(config, prepared.space, prepared.costs, data).sentence()
@@ -225,6 +241,7 @@ def search_supernet(
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
+    record |= {} if start is None else start.record(module)
     weights = {}
     if starting_weights(config, prepared.space) == "supernet":
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)

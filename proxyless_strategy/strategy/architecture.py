@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hardware.errors import ConfigError
+
 from . import gates
 
 
@@ -51,11 +53,22 @@ class ArchitectureParameters(nn.Module):
         edges: The decisions, parents before their children.
         seed: Seed of the initial values.
         init_std: Standard deviation of the initial values, N(0, 1e-3) as in the release.
+        start: Logits to start from instead, by label and candidate.
+
+    Raises:
+        ConfigError: `start` leaves an edge or a candidate out, knows others, or has a number that is not finite.
     """
 
     mask: Tensor
 
-    def __init__(self, edges: Sequence[Edge], *, seed: int = 0, init_std: float = 1e-3):
+    def __init__(
+        self,
+        edges: Sequence[Edge],
+        *,
+        seed: int = 0,
+        init_std: float = 1e-3,
+        start: Mapping[str, Mapping[str, float]] | None = None,
+    ):
         super().__init__()
         self.edges = tuple(edges)
         width = max((len(edge.candidates) for edge in self.edges), default=1)
@@ -64,7 +77,8 @@ class ArchitectureParameters(nn.Module):
             mask[row, : len(edge.candidates)] = True
         u = gates.uniforms(seed, gates.Phase.INITIAL, 0, tuple(mask.shape))
         normal = torch.special.ndtri(u) * init_std
-        self.alpha = nn.Parameter(torch.where(mask, normal, torch.zeros_like(normal)))
+        values = normal if start is None else _logits(self.edges, start, width)
+        self.alpha = nn.Parameter(torch.where(mask, values, torch.zeros_like(values)))
         self.register_buffer("mask", mask)
         self.host_mask = mask.clone()  # the buffer moves to the GPU with the module, sampling stays on the host
         self.nested = any(edge.parent for edge in self.edges)
@@ -141,3 +155,22 @@ class ArchitectureParameters(nn.Module):
     def expected_cost(self, p: Tensor, costs: Tensor) -> float:
         """Return `E = sum over edges of reach * p.F`, the paper's E[LAT] (section 3.3.1) without its fixed part."""
         return gates.scalar((self.reach(p) * (p * costs).sum(-1)).sum())
+
+
+def _logits(edges: Sequence[Edge], start: Mapping[str, Mapping[str, float]], width: int) -> Tensor:
+    """Return logits by label and candidate as `L x N`."""
+    known = {edge.label: [str(candidate) for candidate in edge.candidates] for edge in edges}
+    if start.keys() != known.keys():
+        odd = sorted(start.keys() ^ known.keys())[0]
+        raise ConfigError(f"start and the space differ in the edge {odd!r}; give logits for each edge, and no others")
+    found = torch.zeros(len(edges), width, dtype=torch.float64)
+    for row, (label, names) in enumerate(known.items()):
+        if start[label].keys() != set(names):
+            odd = sorted(start[label].keys() ^ set(names))[0]
+            raise ConfigError(
+                f"start and the space differ in the candidate {odd!r} of {label}; give a logit for each candidate"
+            )
+        found[row, : len(names)] = torch.tensor([float(start[label][name]) for name in names], dtype=torch.float64)
+        if not torch.isfinite(found[row]).all():
+            raise ConfigError(f"start has logits of {label} that are not finite; give others")
+    return found

@@ -76,6 +76,10 @@ class Deriver:
         self.sizes = [len(edge.candidates) for edge in self.edges]
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(int)
 
+    def of(self, choice: Sequence[int]) -> Derived:
+        """Return the subnet of one candidate index per edge."""
+        return self._finish(list(choice))
+
     def argmax(self) -> Derived:
         """Return the most probable candidate of each edge, the first on a tie."""
         return self._finish([int(self.log_p[row, :size].argmax()) for row, size in enumerate(self.sizes)])

@@ -36,6 +36,30 @@ class Finalist:
     loss: float
 
 
+@dataclass(frozen=True)
+class Contest:
+    """How a search's best finalist stands against a subnet that a cheaper way has found, under the same weights.
+
+    Attributes:
+        own: Least loss of the search's own finalists.
+        contender: Loss of the other subnet.
+    """
+
+    own: float
+    contender: float
+
+    @property
+    def is_won(self) -> bool:
+        """Whether the search's own is the better: as good, or the very same subnet, is not enough."""
+        return self.own < self.contender
+
+
+def contest(found: Sequence[Derived], losses: Sequence[float], own: int, contender: Derived) -> Contest:
+    """Hold the first `own` subnets against the contender, which is among all of them; NaN counts as infinite."""
+    finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    return Contest(min(finite[:own]), finite[[d.choice for d in found].index(contender.choice)])
+
+
 def mean_losses(found: Sequence[Derived], batches: Iterable[Any], loss: Callable[[Derived, Any, int], float]) -> Tensor:
     """Return the mean loss of each subnet, float64 on the host, one per subnet.
 

@@ -18,7 +18,7 @@ from hardware.errors import ConfigError, TrainingError
 from ..seeds import isolated_seed, mix_seed, seed_everything
 from . import finalists, gates, nonfinite, recalibration
 from .derivation import Derived, Deriver
-from .finalists import Finalist
+from .finalists import Contest, Finalist
 from .loaders import ArchitectureBatches, SeededLoader, of_one_image
 from .objectives import AccuracyOnly, TargetController
 from .options import SearchOptions
@@ -61,6 +61,7 @@ class SearchModule(EvaluatorWrapper):
     Attributes:
         counters: Steps taken: of weights, of these in the warm-up, of the architecture, and of these skipped.
         finalists: The subnets that were compared, the best first; empty before the end of a search.
+        contest: How they stand against the contender; None where there is none, and before the end.
         train_batches: The training loader, once the strategy has made it.
         architecture_batches: The validation batches of architecture steps, likewise.
     """
@@ -87,6 +88,7 @@ class SearchModule(EvaluatorWrapper):
         self.names = names
         self.told = told
         self.finalists: list[Finalist] = []
+        self.contest: Contest | None = None
         self.counters = {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0}
         self.train_batches: SeededLoader | None = None
         self.architecture_batches: ArchitectureBatches | None = None
@@ -185,6 +187,7 @@ class SearchModule(EvaluatorWrapper):
             unit="" if cost is None else cost.unit,
             objective="none" if isinstance(objective, AccuracyOnly) else self.options.objective,
             idle=any(warning.code == "idle_target" for warning in self.target_found),
+            lost_to=None if self.contest is None or self.contest.is_won else self.contest,
             names=self.names,
         )
 
@@ -201,7 +204,7 @@ class SearchModule(EvaluatorWrapper):
     # ---- both steps --------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        self.finalists = []
+        self.finalists, self.contest = [], None
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
         refuse_empty(self)
@@ -381,13 +384,19 @@ class SearchModule(EvaluatorWrapper):
             found = [self.derive()]
         else:
             found = self.deriver().finalists(options.finalists, options.target, slack=options.slack)
-        losses = self._losses_of(found) if len(found) > 1 else [math.nan]
-        if len(found) > 1 and not any(map(math.isfinite, losses)):
+        own, contender = len(found), None
+        if options.contender is not None:
+            contender = self.deriver().of(self.architecture.indices(options.contender))
+            found += [contender] if contender.choice not in [derived.choice for derived in found] else []
+        compared = len(found) > 1 or contender is not None
+        losses = self._losses_of(found) if compared else [math.nan]
+        if compared and not any(map(math.isfinite, losses)):
             raise nonfinite.stopped(
                 f"none of {len(found)} finalists has a finite loss on validation batches{self._bad_batch}, so that "
                 "there is nothing to choose by",
                 self.trainer,
             )
+        self.contest = None if contender is None else finalists.contest(found, losses, own, contender)
         self.finalists = finalists.ranked(found, losses)
         for warning in self.warnings():
             if warning not in self.planned_warnings():

@@ -71,6 +71,8 @@ class SearchOptions:
     calibration_batches: int = 10
     inputs: Callable[[Any], Any] | None = None
     seed: int = 0
+    start: Mapping[str, Mapping[str, float]] | None = None
+    contender: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _ONE_OF.items():

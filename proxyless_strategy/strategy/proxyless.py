@@ -25,7 +25,7 @@ from .module import SearchModule
 from .objectives import make_objective
 from .options import Rule, SearchOptions, renamed
 from .processes import averaged, prepare
-from .rules import Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
+from .rules import LOGIT_SPAN, Baseline, GradientPaths, GradientUpdate, Problem, ReinforceUpdate
 from .supernet.space import Supernet, check_mutables, refuse
 from .verdict import TRAINER_NAMES, Code, Names, SearchWarning, target_warnings
 
@@ -75,6 +75,9 @@ class ProxylessStrategy(OneShotStrategy):
         calibration_batches: Training batches that re-estimate BN statistics before each validation.
         inputs: From a batch to the network's input; None takes a batch's first item.
         seed: Seed of gates, alpha and data order.
+        start: Logits that alpha starts from, by label and candidate; None starts all candidates alike.
+        contender: A subnet that some cheaper way has found, by label and candidate. It joins the finalists, and the
+            result says whether the search has beaten it.
         mutation_hooks: Further NNI mutation hooks, run before this strategy's.
         latency: Former name of `cost`.
         target_ms: Former name of `target`.
@@ -121,6 +124,8 @@ class ProxylessStrategy(OneShotStrategy):
         calibration_batches: int = SearchOptions.calibration_batches,
         inputs: Callable[[Any], Any] | None = None,
         seed: int = SearchOptions.seed,
+        start: Mapping[str, Mapping[str, float]] | None = None,
+        contender: Mapping[str, str] | None = None,
         mutation_hooks: list[Any] | None = None,
         latency: CostModel | None = None,
         target_ms: float | None = None,
@@ -151,6 +156,8 @@ class ProxylessStrategy(OneShotStrategy):
             calibration_batches=calibration_batches,
             inputs=inputs,
             seed=seed,
+            start=start,
+            contender=contender,
         )
         self.target = self.options.target
         self.paths_of_space = Supernet()
@@ -205,8 +212,9 @@ class ProxylessStrategy(OneShotStrategy):
         edges = self.paths_of_space.edges
         if not edges:
             raise UnsupportedSpaceError(f"{type(model).__name__} has nothing to choose; add a LayerChoice")
-        self.architecture = ArchitectureParameters(edges, seed=self.options.seed)
+        self.architecture = ArchitectureParameters(edges, seed=self.options.seed, start=self.options.start)
         self._resolve_target(self.architecture)
+        self._check_start(self.architecture)
         return mutated
 
     def _resolve_target(self, architecture: ArchitectureParameters) -> None:
@@ -235,6 +243,28 @@ class ProxylessStrategy(OneShotStrategy):
                 f"target {self.target:.6g} {unit} is below the cheapest subnet's {cheapest.cost:.6g} "
                 f"({_described(architecture, cheapest)}); raise the target or change the space{hint}"
             )
+
+    def _check_start(self, architecture: ArchitectureParameters) -> None:
+        """Check what was found before the search: the logits that alpha starts from, and the contender."""
+        if self.options.start is not None:
+            for label, logits in self.options.start.items():
+                span = max(logits.values()) - min(logits.values())
+                if span > LOGIT_SPAN:
+                    raise ConfigError(
+                        f"start spans {span:.3g} logits at {label}; {LOGIT_SPAN:g} is the most, as an edge that is "
+                        "nearly one-hot hardly moves"
+                    )
+        contender = self.options.contender
+        if contender is None:
+            return
+        try:
+            choice = architecture.indices(contender)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"contender is no subnet of the space ({error}); name one candidate an edge") from error
+        costs, fixed = self.cost_matrix()
+        cost = Deriver(architecture.edges, torch.zeros_like(costs).numpy(), costs.numpy(), fixed).of(choice).cost
+        if self.target is not None and cost > self.target:
+            raise ConfigError(f"contender costs {cost:.6g}, more than the target {self.target:.6g}; give one within it")
 
     def cost_matrix(self) -> tuple[torch.Tensor, float]:
         """Return each candidate's own cost, `L x N` float64 in the matrix's order, and the fixed part.

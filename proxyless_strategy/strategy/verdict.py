@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .finalists import Contest
 
 Code = Literal[
     "no_steps_planned",
@@ -17,6 +20,8 @@ Code = Literal[
     "half_steps_done",
     "steps_skipped",
     "off_target",
+    "not_better",
+    "ignored_settings",
 ]
 FEW_STEPS = 50
 """Below so many architecture steps alpha has hardly moved by more than their noise (`tests/benchmarks/target.py`)."""
@@ -45,15 +50,17 @@ class Names:
         epochs: Number of epochs.
         prefix: What stands before the names of the search's other settings.
         counts_warmup: Whether `epochs` counts the warm-up's epochs, as Lightning's `max_epochs` does.
+        contender: The subnet that a search is held against.
     """
 
     epochs: str = "max_epochs"
     prefix: str = ""
     counts_warmup: bool = True
+    contender: str = "the contender"
 
 
 TRAINER_NAMES = Names()
-CONFIG_NAMES = Names("search.epochs", "search.", counts_warmup=False)
+CONFIG_NAMES = Names("search.epochs", "search.", counts_warmup=False, contender="the sensitivity knapsack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +186,7 @@ def done_warnings(
     unit: str,
     objective: str,
     idle: bool = False,
+    lost_to: Contest | None = None,
     names: Names = TRAINER_NAMES,
 ) -> list[SearchWarning]:
     """Return what a search that has ended did not do.
@@ -192,6 +200,7 @@ def done_warnings(
         unit: What both are in.
         objective: The objective's name.
         idle: Whether the target binds nothing.
+        lost_to: The losses, where a subnet that was found without this search is no worse than its own.
         names: What the settings are called.
     """
     found: list[SearchWarning] = []
@@ -227,6 +236,15 @@ def done_warnings(
                 f"the expected cost ended at {expected:.4g} {unit}, {100 * (expected / target - 1):+.1f} % off the "
                 f"target {target:.4g}: the export keeps to the target, but was chosen at another cost; "
                 f"{_nearer(objective, names)}",
+            )
+        )
+    if lost_to is not None:
+        found.append(
+            SearchWarning(
+                "not_better",
+                f"the search did not beat {names.contender}: its own subnet has an architecture loss of "
+                f"{lost_to.own:.4g}, that one {lost_to.contender:.4g}, both with the supernet's weights and batch "
+                f"statistics of their own; raise {names.epochs}, or do without a search",
             )
         )
     return found

@@ -19,11 +19,11 @@ from ..timm_space import TimmSpace
 from .blocks import NetBlock
 from .declaration import PlacedBlock, TimmDeclaration
 from .inheritance import inherited
-from .weights import load_weights
+from .weights import Loaded, load_weights
 
 
-def original_network(space: TimmDeclaration, *, num_classes: int, in_chans: int) -> tuple[Any, bool]:
-    """Build a space's original network and load its weights; also return whether it has any.
+def original_network(space: TimmDeclaration, *, num_classes: int, in_chans: int) -> tuple[Any, Loaded]:
+    """Build a space's original network and load its weights; also return what of it has any.
 
     Raises:
         SpaceError: The weights are missing or of another network.
@@ -37,20 +37,24 @@ class TimmModelSpace(TimmSpace):
     """The supernet of a timm model, with the module names of its network; see `TimmSpace`.
 
     Every candidate starts from the model's own block: see `inheritance`. Without weights each starts as timm's does.
+
+    Attributes:
+        loaded: What of it has weights.
     """
 
     declaration: TimmDeclaration
+    loaded: Loaded
 
     def __init__(self, declaration: TimmDeclaration, num_classes: int = 1000, in_chans: int = 3):
         super().__init__(declaration, num_classes, in_chans)
-        model, has_weights = original_network(declaration, num_classes=num_classes, in_chans=in_chans)
+        model, self.loaded = original_network(declaration, num_classes=num_classes, in_chans=in_chans)
         for number, placed in enumerate(declaration.placed):
             if not placed.candidates:
                 continue
             own = model.blocks[placed.stage][placed.index]
             rate = declaration.drop_path_rate * number / len(declaration.placed)
             candidates = {
-                name: self._candidate(placed, block, own, rate, inherit=has_weights)
+                name: self._candidate(placed, block, own, rate, inherit=self.loaded != "nothing")
                 for name, block in placed.candidates.items()
             }
             model.blocks[placed.stage][placed.index] = LayerChoice(candidates, label=placed.label)
@@ -58,6 +62,17 @@ class TimmModelSpace(TimmSpace):
         self._order = tuple(name for name, _ in model.named_children())
         for name, module in model.named_children():
             self.add_module(name, module)
+
+    def chain(self) -> list[nn.Module]:
+        """Return the modules in the order in which they run, from the images to the logits, each block as one.
+
+        Dropout, which stands before the last of them in training, is none of them.
+        """
+        found: list[nn.Module] = []
+        for name in self._order:
+            module = getattr(self, name)
+            found += [block for stage in module for block in stage] if name == "blocks" else [module]
+        return found
 
     def _candidate(
         self, placed: PlacedBlock, block: NetBlock | None, own: nn.Module, drop_path_rate: float, *, inherit: bool

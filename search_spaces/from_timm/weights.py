@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 FOLDER_WEIGHTS = "model.safetensors"
 STEM, CLASSIFIER = "conv_stem.weight", ("classifier.weight", "classifier.bias")
 _COUNTER = "num_batches_tracked"
+Loaded = Literal["nothing", "features", "everything"]
+"""What weights gave a network; `features`: all but the classifier, which is of another number of classes."""
 
 
-def load_weights(model: nn.Module, space: TimmDeclaration) -> bool:
+def load_weights(model: nn.Module, space: TimmDeclaration) -> Loaded:
     """Load a space's weights into its original network; other classes and image channels change it as timm does.
 
     Args:
@@ -37,13 +39,13 @@ def load_weights(model: nn.Module, space: TimmDeclaration) -> bool:
         space: The declaration.
 
     Returns:
-        Whether there are weights.
+        What of the network has weights now.
 
     Raises:
         SpaceError: The weights are missing, cannot be fetched, or are of another network.
     """
     if space.weights == NONE:
-        return False
+        return "nothing"
     if space.weights != PRETRAINED:
         source = f"the weights {space.weights}"
         found = _read(Path(space.weights), source)
@@ -54,8 +56,7 @@ def load_weights(model: nn.Module, space: TimmDeclaration) -> bool:
     else:
         source = f"timm's weights of {space.model}"
         found = _fetch(space)
-    _load(model, found, source=f"{source} of the space {space.name}")
-    return True
+    return _load(model, found, source=f"{source} of the space {space.name}")
 
 
 def _read(path: Path, source: str) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ def without_network(model: str) -> dict[str, Any]:
     return {}
 
 
-def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> None:
+def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> Loaded:
     expected = model.state_dict()
     found = dict(found)
     stem = found.get(STEM)
@@ -136,3 +137,4 @@ def _load(model: nn.Module, found: dict[str, Tensor], *, source: str) -> None:
         if not torch.isfinite(value).all():
             raise SpaceError(f"{source} have numbers in {key} that are not finite; give others")
     model.load_state_dict(found, strict=False)
+    return "features" if fresh else "everything"

@@ -40,9 +40,11 @@ from proxyless_strategy.owner import _read as read_starts
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.retraining.recipe import RECIPES, load_recipe
-from proxyless_strategy.runs.finished import read_run, read_runs, read_searched, read_warnings
+from proxyless_strategy.runs.finished import read_losses, read_run, read_runs, read_searched, read_warnings
 from proxyless_strategy.runs.result import write_search
 from proxyless_strategy.runs.same_run import check_same_run
+from proxyless_strategy.runs.sensitivity import FORMAT as SENSITIVITY
+from proxyless_strategy.runs.sensitivity import read_sensitivity
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.runs.trials import Record, Trial, note_start, read_end, read_record, read_trials
 from proxyless_strategy.sections import DrawnImages
@@ -218,6 +220,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "config.json of the same run": (in_run("config.json"), lambda p: check_same_run(SearchConfig(out=p.parent))),
     "an ended search": (in_run("search.json"), lambda p: read_searched(p.parent, get_space("small_mbconv"))),
     "an ended search's warnings": (in_run("search.json"), lambda p: read_warnings(p.parent)),
+    "an ended search's losses": (in_run("search.json"), lambda p: read_losses(p.parent)),
+    "sensitivity.json": (written("sensitivity.json", {"format": SENSITIVITY}), read_sensitivity),
     "threads.json": (written("threads.json", {"search": 1}), lambda p: read_threads(p.parent)),
     "starts.json": (written("starts.json", []), told(lambda p: read_starts(p, warn=True))),
     "search.ckpt": (
@@ -309,8 +313,20 @@ FINE = {
     "a link to nothing": {"parameters.json"},
     "a list": {"starts.json"},
     # what is not looked for, and what the next export passes on
-    "an unknown key": {"exported subnet", "row.json", "an ended search's warnings", "threads.json"},
-    "long lines": {"exported subnet", "row.json", "an ended search's warnings", "unreadable.json"},
+    "an unknown key": {
+        "exported subnet",
+        "row.json",
+        "an ended search's warnings",
+        "an ended search's losses",
+        "threads.json",
+    },
+    "long lines": {
+        "exported subnet",
+        "row.json",
+        "an ended search's warnings",
+        "an ended search's losses",
+        "unreadable.json",
+    },
 }
 """Where nothing is wrong."""
 

@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.draw": NONE,
     "search.warmup_epochs": ZERO,
     "search.warmup_learning_rate": NONE,
+    "search.start_temperature": NONE,
     "search.architecture_learning_rate": NONE,
     "search.momentum": ZERO,
     "search.weight_decay": ZERO,

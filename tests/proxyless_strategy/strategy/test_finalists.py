@@ -9,7 +9,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from hardware.errors import DataError, TrainingError
+from hardware.errors import ConfigError, DataError, TrainingError
 from proxyless_strategy.strategy.derivation import Derived
 from proxyless_strategy.strategy.finalists import BATCHES, but_last, mean_losses, ranked
 from tests.proxyless_strategy import tiny
@@ -129,6 +129,46 @@ def test_without_any_finite_loss_no_subnet_is_exported(rule):
     nothing_but_none = [[-3.0, -3.0, -3.0, 9.0]] * 2
     with pytest.raises(TrainingError, match=r"none of 3 finalists has a finite loss .*no checkpoint was written"):
         ending(nothing_but_none, rule=rule)
+
+
+HIGH = [[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]]
+"""Finalists of loss 9, 4 and 1, see above."""
+
+
+def test_a_contender_joins_the_finalists_and_is_exported_where_it_is_better():
+    strategy = ending(HIGH, contender={"first": "two", "second": "one"})
+    module = strategy.searched
+    assert [finalist.loss for finalist in module.finalists] == [0.0, 1.0, 4.0, 9.0]
+    assert strategy.export() == {"first": "two", "second": "one"}
+    assert (module.contest.own, module.contest.contender, module.contest.is_won) == (1.0, 0.0, False)
+    (warning,) = [warning for warning in module.warnings() if warning.code == "not_better"]
+    assert "did not beat the contender: its own subnet has an architecture loss of 1, that one 0," in warning.sentence
+
+
+def test_a_search_that_beats_its_contender_says_nothing():
+    module = ending(HIGH, contender={"first": "one", "second": "zero"}).searched
+    assert (module.contest.own, module.contest.contender, module.contest.is_won) == (1.0, 4.0, True)
+    assert "not_better" not in [warning.code for warning in module.warnings()]
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+def test_a_search_that_ends_at_its_contender_has_not_beaten_it(finalists):
+    """Alone or first among the finalists, it is compared once."""
+    best = [[9.0, 1.0, -3.0, -9.0], [1.0, 2.0, 3.0, -9.0]]
+    module = ending(best, contender={"first": "zero", "second": "two"}, finalists=finalists).searched
+    assert len(module.finalists) == finalists
+    assert (module.contest.own, module.contest.contender, module.contest.is_won) == (1.0, 1.0, False)
+
+
+def test_a_contender_whose_loss_is_no_number_is_beaten():
+    module = ending(HIGH, contender={"first": "none", "second": "zero"}).searched
+    assert module.contest.is_won
+    assert module.contest.contender == math.inf
+
+
+def test_a_contender_over_the_target_is_refused():
+    with pytest.raises(ConfigError, match=r"contender costs 13, more than the target 8; give one within it"):
+        tiny.searched(contender={"edge0": "k3", "edge1": "k3", "edge2": "k3"})
 
 
 def test_comparing_finalists_changes_nothing_else():

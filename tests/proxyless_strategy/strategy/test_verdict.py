@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hardware.errors import ConfigError
 from proxyless_strategy.config import load_config
+from proxyless_strategy.strategy.finalists import Contest
 from proxyless_strategy.strategy.verdict import CONFIG_NAMES, Plan, done_warnings, target_warnings
 from tests.proxyless_strategy import tiny
 
@@ -131,6 +132,7 @@ SOUND = {
         ({"expected": 7.0, "idle": True}, [], ""),
         ({"expected": 7.0, "target": None}, [], ""),
         ({"planned": None, "done": 1}, [], ""),
+        ({"lost_to": Contest(0.52, 0.5)}, ["not_better"], "did not beat the contender: .* 0.52, that one 0.5, "),
     ],
 )
 def test_the_end_of_a_search(changes, codes, words):
