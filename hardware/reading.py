@@ -32,6 +32,8 @@ YAML_BYTES = 2**22
 """Most bytes of a latency table: 40,000 operators. YAML is read at about a second per MB."""
 JSON_BYTES = 2**25
 """Most bytes of a file of JSON: 100 times a long search's record, and within a few hundred MB of memory when read."""
+SENTENCE = 560
+"""Most characters of what another reader says, to which the file's name is added."""
 ARRAY_BYTES = 2**31
 """Most bytes of arrays that are read into memory as a whole."""
 
@@ -122,7 +124,7 @@ class Kind:
             if why.missing and self.missing:
                 return self.error(self.missing.format(path=path))
             why = why.reason
-        return self.error(self.sentence.format(name=self.name, path=path, why=why, remedy=self.remedy))
+        return self.error(self.sentence.format(name=self.name, path=path, why=cut(why, SENTENCE), remedy=self.remedy))
 
 
 # ---- bytes and text ------------------------------------------------------------------------------------------------
@@ -485,9 +487,13 @@ def reading(path: str | Path, kind: Kind) -> Iterator[None]:
     try:
         yield
     except ProxylessError as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{kind.name} {path}: {error}") from error
+        # What stands in the file may be part of the sentence, and be of several lines or of any length.
+        sentence = cut(str(error), SENTENCE)
+        if str(path) in sentence:
+            if sentence == str(error):
+                raise
+            raise type(error)(sentence) from error
+        raise type(error)(f"{kind.name} {path}: {sentence}") from error
     except DAMAGE as error:
         raise kind.refusal(path, error if isinstance(error, Unreadable) else why(error)) from error
 

@@ -464,7 +464,10 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
         if isinstance(child, str) and parent in _NAMED and node is values:
             child = node[parent] = {"name": child}
         if not isinstance(child, dict):
-            raise ConfigError(f"cannot set {dotted}: {parent} is {shown(child)}, not a section of settings")
+            raise ConfigError(
+                f"cannot set {dotted} (by --set, a preset or a sweep): {parent} is {shown(child)}, not a section of "
+                "settings"
+            )
         node = child
     # A target takes the place of the file's own, of whichever kind; none takes the place of its own kind alone.
     if last in TARGETS and not parents and value is not None:

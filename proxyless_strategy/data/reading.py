@@ -23,6 +23,9 @@ GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _PREMULTIPLIED = ("La", "RGBa")
 _REASON = 200
+MOST_CONVERTED = 50_000_000
+"""Most pixels of a picture that must be converted: it is in memory several times then, and a file of a kilobyte can
+have more."""
 """Characters of a decoder's own words that a message shows."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,6 +79,12 @@ class Reader:
         if not isinstance(image, Image.Image):
             raise PictureProblem(f"it is a {type(image).__name__}, no PIL image like the others")
         check_one_frame(image)
+        pixels = image.width * image.height
+        if pixels > MOST_CONVERTED and image.mode not in ("RGB", "L"):
+            raise PictureProblem(
+                f"has {pixels} pixels of mode {image.mode}, more than the {MOST_CONVERTED} that are converted",
+                "save it smaller, or as RGB",
+            )
         try:
             image.load()  # a user's own data set may give files that are opened and not read yet
         except Exception as error:
@@ -137,7 +146,10 @@ class Reader:
         if image.mode in _PREMULTIPLIED:
             bands = np.asarray(image)
         else:
-            bands = np.asarray(image.convert("LA" if image.mode in GREY else "RGBA"))
+            try:
+                bands = np.asarray(image.convert("LA" if image.mode in GREY else "RGBA"))
+            except ValueError as error:  # a pixel of a colour that the palette lacks
+                raise PictureProblem(reason_of(error)) from error
         *colours, alpha = np.moveaxis(bands, -1, 0)
         return self._over(list(colours), alpha, premultiplied=image.mode in _PREMULTIPLIED)
 

@@ -21,6 +21,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hardware.errors import CheckpointError, ConfigError, TrainingError
+from hardware.reading import DAMAGE, shown, why
 
 from .. import signals
 from ..checkpoints import latest_checkpoint, previous_checkpoint, remove_leftovers
@@ -454,13 +455,15 @@ class _Training:
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.stopping is not None:
+                self.stopping.load_state_dict(state["stopping"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is of another network; delete it, or give another path"
             ) from error
-        self.scaler.load_state_dict(state["scaler"])
-        if self.stopping is not None:
-            self.stopping.load_state_dict(state["stopping"])
+        except DAMAGE as error:  # a text where weights, groups or settings of the optimiser should be
+            raise CheckpointError(f"the checkpoint {path}: {why(error)}; delete it to start anew") from error
         self.seconds = state["seconds"]
         self.epoch = state["epoch_under_way"] if "step" in state else state["epoch"]
         self.step, self.sums = state.get("step", 0), state.get("sums", self.sums)
@@ -474,7 +477,7 @@ def _why_not(state: Any) -> str | None:
         return "it was written by another program"
     found = state["identity"].get("format")
     if found != FORMAT:
-        return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
+        return f"it was written by another version of this project: format {shown(found)}, where this one has {FORMAT}"
     place = ("epoch_under_way", "sums", "random") if "step" in state else ("epoch",)
     stopping = ("stopping",) if state["identity"].get("early_stopping") is not None else ()
     names = (*place, "seconds", "model", "ema", "optimizer", "scaler", *stopping)

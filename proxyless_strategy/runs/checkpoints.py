@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from hardware.errors import CheckpointError
+from hardware.reading import shown
 
 from .. import signals
 from ..checkpoints import (
@@ -110,7 +111,7 @@ def _why_not(state: Any) -> str | None:
     run = state.get(_RUN_KEY)
     if run is not None and (not isinstance(run, dict) or run.get("format") != FORMAT):
         found = run.get("format") if isinstance(run, dict) else type(run).__name__
-        return f"it was written by another version of this project: format {found}, where this one has {FORMAT}"
+        return f"it was written by another version of this project: format {shown(found)}, where this one has {FORMAT}"
     missing = [name for name in ("state_dict", "loops", "optimizer_states", "lr_schedulers") if name not in state]
     return f"it lacks {', '.join(missing)}" if missing else None
 

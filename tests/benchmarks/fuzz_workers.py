@@ -22,9 +22,12 @@ from pathlib import Path
 from tests.benchmarks.fuzz_cases import Case, Fault, Judge, Target, case_of
 
 HANG_SECONDS = 10.0
+"""Of a process's own time: on a busy machine one may stand still for longer."""
+STILL_SECONDS = 90.0
+"""Of the wall clock: a process that waits for something takes no time of its own."""
 MEMORY = 2**30
 """Bytes that reading an input may take beside what the process has already."""
-_AT = struct.Struct("<qd")  # which case, and since when
+_AT = struct.Struct("<qdd")  # which case, and since when
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Worker:
         self.chunk, self.place = chunk, place
         place.mkdir(parents=True)
         self._clock = mmap.mmap(-1, _AT.size)
-        self._clock[:] = _AT.pack(chunk.start, time.monotonic())
+        self._clock[:] = _AT.pack(chunk.start, time.monotonic(), 0.0)
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
@@ -79,7 +82,7 @@ class Worker:
                 os._exit(status)
 
     def _at(self, number: int) -> None:
-        self._clock[:] = _AT.pack(number, time.monotonic())
+        self._clock[:] = _AT.pack(number, time.monotonic(), time.process_time())
 
     @property
     def number(self) -> int:
@@ -91,7 +94,8 @@ class Worker:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() - _AT.unpack(self._clock[:])[1] > HANG_SECONDS:
+        _, began, spent = _AT.unpack(self._clock[:])
+        if time.monotonic() - began > STILL_SECONDS or _processor_seconds(self.pid) - spent > HANG_SECONDS:
             return self.kill()
         return None
 
@@ -102,6 +106,15 @@ class Worker:
             os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         return -signal.SIGALRM  # tells a hang from another death
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has taken."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended meanwhile
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _limit_memory() -> None:

@@ -91,6 +91,11 @@ def refuse_for_memory(folder: Path, values: Any) -> None:
         raise DataError("file.json is too large") from error
 
 
+def spin() -> None:
+    while True:
+        pass
+
+
 BAD: dict[str, tuple[Callable[[Path, Any], Any], str]] = {
     "raises": (lambda folder, values: values["no such key"], "KeyError"),
     "exits": (lambda folder, values: exit(3), "SystemExit"),
@@ -103,15 +108,17 @@ BAD: dict[str, tuple[Callable[[Path, Any], Any], str]] = {
     "dies": (lambda folder, values: os.kill(os.getpid(), signal.SIGSEGV), "status -11"),
     "fills memory": (fill_memory, "more than 1 GB"),
     "asks for memory, and refuses": (refuse_for_memory, "more than 1 GB"),
-    "hangs": (lambda folder, values: time.sleep(100), "more than 10 s"),
+    "computes without end": (lambda folder, values: spin(), "more than 10 s"),
+    "waits without end": (lambda folder, values: time.sleep(100), "more than 10 s"),
 }
-HANGING = ("fills memory", "asks for memory, and refuses", "hangs")
+HANGING = ("fills memory", "asks for memory, and refuses", "computes without end", "waits without end")
 
 
 @pytest.fixture
 def told(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Fuzz planted readers; return the exit status, the last line and the lines before."""
     monkeypatch.setattr(fuzz_workers, "HANG_SECONDS", 0.3)
+    monkeypatch.setattr(fuzz_workers, "STILL_SECONDS", 1.5)
 
     def run(target: Target, *arguments: str) -> tuple[int, dict[str, Any], str]:
         status = fuzz.main(["--engine", "plain", "--jobs", "1", *arguments], targets=[target])

@@ -7,7 +7,20 @@ import os
 
 import pytest
 
-from hardware.reading import JSON_BYTES, Unreadable, bytes_of, cut, json_of, opened, parse_json, shown, text_of
+from hardware.errors import ConfigError
+from hardware.reading import (
+    JSON_BYTES,
+    Kind,
+    Unreadable,
+    bytes_of,
+    cut,
+    json_of,
+    opened,
+    parse_json,
+    reading,
+    shown,
+    text_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +67,16 @@ def test_a_value_in_a_message_is_a_line():
     assert shown("a\nb") == r"'a\nb'"
     assert (cut("a\nb"), cut("a b"), cut("\udc80")) == (r"a\nb", "a b", r"\udc80")
     assert shown(10**5000) == shown([10**5000]) == "a number of thousands of digits"
+
+
+@pytest.mark.parametrize("inner", ["an unexpected argument '\n'", "x" * 5000])
+def test_what_another_reader_says_of_a_file_is_a_line_that_names_it(inner, tmp_path):
+    kind = Kind("the thing", "mend it", ConfigError)
+    for said in (f"{tmp_path / 'file'}: {inner}", inner):
+        with pytest.raises(ConfigError) as caught, reading(tmp_path / "file", kind):
+            raise ConfigError(said)
+        message = str(caught.value)
+        assert str(tmp_path / "file") in message
+        assert "\n" not in message
+        assert len(message) <= 700
+    assert "\n" not in str(kind.refusal(tmp_path / "file", inner))

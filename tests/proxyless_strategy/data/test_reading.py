@@ -15,6 +15,7 @@ from PIL import Image, features
 
 from hardware.errors import DataError, PictureError
 from proxyless_strategy.config import DataConfig
+from proxyless_strategy.data import reading
 from proxyless_strategy.data.datasets import ItemImages
 from proxyless_strategy.data.pictures import channels_of_all
 from proxyless_strategy.data.reading import GREY, PictureProblem, Reader, channels_of, open_picture
@@ -320,6 +321,21 @@ def test_one_picture_in_colour_makes_a_users_data_set_coloured(part: int, monkey
 
 
 # ---- in a data set ---------------------------------------------------------------------------------------------
+
+
+def test_a_colour_that_the_palette_lacks_is_refused() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([1, 2, 3])
+    image.info["transparency"] = 300
+    with pytest.raises(PictureProblem, match="palette index out of range"):
+        Reader(3, background=(0, 0, 0))(image)
+
+
+def test_a_picture_that_takes_gigabytes_to_convert_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_CONVERTED", 99)
+    with pytest.raises(PictureProblem, match="has 100 pixels of mode CMYK, more than the 99 that are converted"):
+        Reader(3)(Image.new("CMYK", (10, 10)))
+    Reader(3)(Image.new("RGB", (10, 10)))
 
 
 def folder_of(root: Path, image: Image.Image) -> Path:

@@ -414,6 +414,29 @@ def test_a_checkpoint_of_another_training(tmp_path: Path, arguments: dict[str, A
         trained(checkpoint=path, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", None),
+        ("model", {0.5: 1}),
+        ("ema", "text"),
+        ("optimizer", "text"),
+        ("optimizer", {"state": {}, "param_groups": [[]]}),
+        ("optimizer", {"state": [], "param_groups": 3}),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        trained(checkpoint=path, on_epoch=stop_after(1), settings=settings(ema_decay=0.5))
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, name: value}, path)
+    for left in tmp_path.glob("*previous*"):
+        left.unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*(delete it|is of another network)"):
+        trained(checkpoint=path, settings=settings(ema_decay=0.5))
+
+
 def test_other_images_of_the_same_number_are_another_training(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Stop):
