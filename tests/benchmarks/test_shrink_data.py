@@ -1,4 +1,4 @@
-"""The image folder that shrinkings are tried on: balanced, the same for a seed, with every test image."""
+"""The image folder that shrinkings are tried on: balanced, and the same for a seed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_classes_are_equally_many_and_follow_from_the_seed() -> None:
 
 def test_pictures_are_written_as_they_are(tmp_path: Path) -> None:
     root = write_idx(tmp_path / "idx", packed=True)
-    write_folder(root, tmp_path / "a", train=20, seed=0)
-    write_folder(root, tmp_path / "b", train=20, seed=0)
+    write_folder(root, tmp_path / "a", train=20, test=20, seed=0)
+    write_folder(root, tmp_path / "b", train=20, test=20, seed=0)
     assert names(tmp_path / "a") == names(tmp_path / "b")
     assert len(names(tmp_path / "a" / "train")) == len(names(tmp_path / "a" / "val")) == 20
     pixels = read_idx(root, "t10k-images-idx3-ubyte")

@@ -62,6 +62,20 @@ def test_weights_that_are_not_finite_are_no_parity(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_the_tolerance_is_a_share_of_large_outputs(tmp_path: Path, scale: float) -> None:
+    model = a_model(a_subnet())
+    with torch.no_grad():
+        model.classifier.weight *= scale
+        model.classifier.bias *= scale
+    export = export_onnx(model, tmp_path / "net.onnx", input_shape=(1, 32, 32))
+    assert export.max_abs_difference < 1e-4 * scale
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    with pytest.raises(ExportError, match="differs by"):
+        export_onnx(model, tmp_path / "other.onnx", input_shape=(1, 32, 32))
+
+
 class Unexportable(nn.Module):
     """Decides by a value, which no graph can hold."""
 
