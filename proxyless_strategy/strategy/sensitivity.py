@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hardware.errors import TrainingError
-from hardware.reading import expect
+from hardware.reading import Unreadable, cut, expect
 
 from ..seeds import mix_seed
 from .architecture import Edge
@@ -44,10 +44,14 @@ STREAM = 5
 START_SPAN = 3.0
 """Largest distance in logits between two candidates of an edge at the start of a search: a ratio of about 20. Below
 `rules.LOGIT_SPAN`, as the search must be able to move an edge either way."""
+MOST_CELLS = 1_000_000
+"""Of a table in a file: far above every space."""
 PROBE_EPOCHS = 20
+PROBE_STEPS = 300
+"""At least so many of a new classifier, however few images there are."""
 PROBE_BATCH = 64
-PROBE_RATE = 2e-3
-"""Adam's, for a classifier on features that do not change."""
+PROBE_RATE = 1e-3
+"""Adam's, for features of a mean square of 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +141,15 @@ class Sensitivity:
         Raises:
             Unreadable, KeyError, ValueError: It is no such thing.
         """
-        table = {label: expect(row, dict, label) for label, row in expect(values["differences"], dict, "it").items()}
+        rows = expect(values["differences"], dict, "differences")
+        table = {label: expect(row, dict, f"differences.{cut(label)}") for label, row in rows.items()}
         edges = tuple(Edge(label, tuple(row)) for label, row in table.items())
-        found = np.full((len(edges), max(len(row) for row in table.values())), math.nan)
+        width = max(len(row) for row in table.values())
+        if len(edges) * width > MOST_CELLS:
+            raise Unreadable(f"it has {len(edges)} edges of up to {width} candidates, more than any space")
+        found = np.full((len(edges), width), math.nan)
         for number, (label, row) in enumerate(table.items()):
-            numbers = [expect(value, float, label, none=True) for value in row.values()]
+            numbers = [expect(value, float, f"differences.{cut(label)}", none=True) for value in row.values()]
             found[number, : len(row)] = [math.inf if value is None else value for value in numbers]
         original = tuple(edge.candidates.index(values["original"][edge.label]) for edge in edges)
         loss, images = expect(values["loss"], float, "loss"), expect(values["images"], int, "images")
@@ -264,11 +272,17 @@ def fit_classifier(
         _estimate(body, calibration, seed=seed)
         features = torch.cat([_run(body, x) for x, _ in batches])
     labels = torch.cat([y for _, y in batches])
+    # One rate then fits every network; the classifier is divided by the same number afterwards.
+    scale = float(features.double().square().mean().sqrt()) or 1.0
+    features = features / scale
+    for parameter in classifier.parameters():
+        nn.init.zeros_(parameter)
     generator = torch.Generator().manual_seed(mix_seed(seed, STREAM))
+    epochs = max(PROBE_EPOCHS, math.ceil(PROBE_STEPS * min(PROBE_BATCH, len(labels)) / len(labels)))
     optimizer = torch.optim.Adam(classifier.parameters(), lr=PROBE_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROBE_EPOCHS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     total = 0.0
-    for _ in range(PROBE_EPOCHS):
+    for _ in range(epochs):
         total = 0.0
         for chosen in torch.randperm(len(labels), generator=generator).to(labels.device).split(PROBE_BATCH):
             loss = functional.cross_entropy(classifier(features[chosen]), labels[chosen])
@@ -278,6 +292,8 @@ def fit_classifier(
             total += float(loss.detach()) * len(chosen)
         schedule.step()
     classifier.zero_grad()
+    with torch.no_grad():
+        cast(nn.Linear, classifier).weight /= scale
     return total / len(labels)
 
 

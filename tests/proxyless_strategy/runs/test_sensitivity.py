@@ -46,7 +46,7 @@ def settings(weights: Path | str, out: Path, **changes: Any) -> dict[str, Any]:
     return {
         "space": {"name": f"timm:{NAME}", "options": options},
         "data": "digits",
-        "hardware": {"cost": "macs"},
+        "hardware": {"cost": "macs", "device": "other"},
         "target": 0.5,
         "rule": "sensitivity",
         "search": {"batch_size": 32},
@@ -237,6 +237,14 @@ def test_a_classifier_of_other_classes_is_said_and_one_of_the_same_is_left(
     inherited.table()
     assert "a new classifier" not in capsys.readouterr().out
     assert torch.equal(inherited.network.classifier.weight, known)
+
+
+@pytest.mark.slow
+def test_the_subnet_is_retrained_as_after_a_search(weights: Path, tmp_path: Path) -> None:
+    result = run_search(config_of(weights, tmp_path / "run", retrain={"epochs": 1, "batch_size": 128}))
+    assert result.accuracy is not None
+    again = run_search(result.config)
+    assert (again.subnet, again.accuracy) == (result.subnet, result.accuracy)
 
 
 # ---- as a start -----------------------------------------------------------------------------------------------------
