@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hardware.errors import TrainingError
-from hardware.reading import expect
+from hardware.reading import Unreadable, cut, expect
 
-from ..seeds import mix_seed
 from .architecture import Edge
 from .derivation import Derived, Deriver
 from .recalibration import recalibrate
@@ -44,10 +43,12 @@ STREAM = 5
 START_SPAN = 3.0
 """Largest distance in logits between two candidates of an edge at the start of a search: a ratio of about 20. Below
 `rules.LOGIT_SPAN`, as the search must be able to move an edge either way."""
-PROBE_EPOCHS = 20
-PROBE_BATCH = 64
-PROBE_RATE = 2e-3
-"""Adam's, for a classifier on features that do not change."""
+MOST_CELLS = 1_000_000
+"""Of a table in a file: far above every space."""
+PROBE_DECAY = 1e-3
+"""Weight of `|W|^2 / 2` where a classifier is fitted to features of unit length: bounds its logits, so that few images
+make no classifier that is sure of everything."""
+PROBE_STEPS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +138,15 @@ class Sensitivity:
         Raises:
             Unreadable, KeyError, ValueError: It is no such thing.
         """
-        table = {label: expect(row, dict, label) for label, row in expect(values["differences"], dict, "it").items()}
+        rows = expect(values["differences"], dict, "differences")
+        table = {label: expect(row, dict, f"differences.{cut(label)}") for label, row in rows.items()}
         edges = tuple(Edge(label, tuple(row)) for label, row in table.items())
-        found = np.full((len(edges), max(len(row) for row in table.values())), math.nan)
+        width = max(len(row) for row in table.values())
+        if len(edges) * width > MOST_CELLS:
+            raise Unreadable(f"it has {len(edges)} edges of up to {width} candidates, more than any space")
+        found = np.full((len(edges), width), math.nan)
         for number, (label, row) in enumerate(table.items()):
-            numbers = [expect(value, float, label, none=True) for value in row.values()]
+            numbers = [expect(value, float, f"differences.{cut(label)}", none=True) for value in row.values()]
             found[number, : len(row)] = [math.inf if value is None else value for value in numbers]
         original = tuple(edge.candidates.index(values["original"][edge.label]) for edge in edges)
         loss, images = expect(values["loss"], float, "loss"), expect(values["images"], int, "images")
@@ -253,32 +258,39 @@ def fit_classifier(
         original: See `measure`.
         calibration: See `measure`.
         batches: Training images and their classes.
-        seed: Seed of the order of the images.
+        seed: See `measure`.
 
     Returns:
-        The mean loss over the last epoch.
+        The mean loss on these images.
     """
-    body, classifier = nn.Sequential(*chain[:-1]), chain[-1]
+    body, classifier = nn.Sequential(*chain[:-1]), cast(nn.Linear, chain[-1])
     own = [[str(name) for name in edge.candidates].index(original[edge.label]) for edge in supernet.edges]
     with supernet.running(own):
         _estimate(body, calibration, seed=seed)
-        features = torch.cat([_run(body, x) for x, _ in batches])
+        features = torch.cat([_run(body, x) for x, _ in batches]).double()
     labels = torch.cat([y for _, y in batches])
-    generator = torch.Generator().manual_seed(mix_seed(seed, STREAM))
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=PROBE_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROBE_EPOCHS)
-    total = 0.0
-    for _ in range(PROBE_EPOCHS):
-        total = 0.0
-        for chosen in torch.randperm(len(labels), generator=generator).to(labels.device).split(PROBE_BATCH):
-            loss = functional.cross_entropy(classifier(features[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(chosen)
-        schedule.step()
-    classifier.zero_grad()
-    return total / len(labels)
+    # Centred and of unit length on average: one decay then fits every network.
+    middle = features.mean(0)
+    scale = float((features - middle).square().sum(1).mean().sqrt()) or 1.0
+    inputs = (features - middle) / scale
+    weight = torch.zeros(classifier.weight.shape, dtype=torch.float64, device=inputs.device, requires_grad=True)
+    bias = torch.zeros(len(weight), dtype=torch.float64, device=inputs.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        return functional.cross_entropy(functional.linear(inputs, weight, bias), labels)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        total = loss() + PROBE_DECAY / 2 * weight.square().sum()
+        total.backward()
+        return float(total.detach())
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        classifier.weight.copy_(weight / scale)
+        classifier.bias.copy_(bias - weight @ middle / scale)
+        return float(loss())
 
 
 def _estimate(module: nn.Module, batches: Sequence[Tensor], *, seed: int) -> list[Tensor]:

@@ -32,6 +32,7 @@ from proxyless_strategy.retraining.recipe import RECIPES, load_recipe
 from proxyless_strategy.runs.experiment import read_record
 from proxyless_strategy.runs.finished import read_run, read_runs, read_searched
 from proxyless_strategy.runs.same_run import check_same_run
+from proxyless_strategy.runs.sensitivity import FORMAT, read_sensitivity
 from proxyless_strategy.runs.space_table import costs_of_table, latency_model
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.runs.trials import Trial, note_failure, note_start, read_end, read_trials
@@ -267,6 +268,17 @@ def _threads_files(folder: Path) -> None:
     keep_threads(folder, {"search": 2, "retrain": 1})
 
 
+def _sensitivity_files(folder: Path) -> None:
+    table = {"stage1_block0": {"3x3_e3": 0.0, "5x5_e6": 0.5}, "stage1_block1": {"3x3_e3": 0.0, "skip": None}}
+    own = dict.fromkeys(table, "3x3_e3")
+    values = {"format": FORMAT, "identity": {}, "loss": 1.0, "images": 8, "original": own, "differences": table}
+    (folder / "sensitivity.json").write_text(json.dumps(values))
+
+
+def _sensitivity(folder: Path) -> None:
+    read_sensitivity(folder / "sensitivity.json")
+
+
 def _trial_files(folder: Path) -> None:
     trial = Trial("abc", {"rule": "gradient", "target": 0.3}, 0, 1)
     (folder / "abc").mkdir()
@@ -398,6 +410,7 @@ def targets() -> tuple[Target, ...]:
         Target("row.json of a report", _run_files, "run/row.json", _runs, json_text, share=0.01),
         Target("subnet.json", copying(RUN / "derived", "."), "subnet.json", _subnet, json_text),
         Target("threads.json", _threads_files, "threads.json", read_threads, json_text, share=0.5),
+        Target("sensitivity.json", _sensitivity_files, "sensitivity.json", _sensitivity, json_text, share=0.5),
         Target("starts.json", _starts_files, "run/starts.json", _starts, json_text, share=0.5),
         Target("experiment.json", _trial_files, "experiment.json", read_record, json_text, share=0.5),
         Target(

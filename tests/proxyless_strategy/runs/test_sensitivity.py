@@ -46,7 +46,7 @@ def settings(weights: Path | str, out: Path, **changes: Any) -> dict[str, Any]:
     return {
         "space": {"name": f"timm:{NAME}", "options": options},
         "data": "digits",
-        "hardware": {"cost": "macs"},
+        "hardware": {"cost": "macs", "device": "other"},
         "target": 0.5,
         "rule": "sensitivity",
         "search": {"batch_size": 32},
@@ -222,21 +222,31 @@ def test_without_a_target_the_least_loss_is_taken_and_that_is_said(weights: Path
 
 
 def test_a_classifier_of_other_classes_is_said_and_one_of_the_same_is_left(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sensitivity, "PROBE_IMAGES", 960)
+    monkeypatch.setattr(sensitivity, "CALIBRATION_IMAGES", 256)
     inherited = Inherited(prepare(config_of(weights, tmp_path), quiet=True))
     fresh = inherited.network.classifier.weight.clone()
     table = inherited.table()
     assert "a new classifier was fitted" in capsys.readouterr().out
     assert not torch.equal(inherited.network.classifier.weight, fresh)
     # The digits' loss of a classifier that knows nothing is log 10.
-    assert table.loss < 0.8 * np.log(10)
+    assert table.loss < 0.95 * np.log(10)
     own = with_weights(NAME, tmp_path, num_classes=10)[1]
     inherited = Inherited(prepare(config_of(own, tmp_path / "own"), quiet=True))
     known = inherited.network.classifier.weight.clone()
     inherited.table()
     assert "a new classifier" not in capsys.readouterr().out
     assert torch.equal(inherited.network.classifier.weight, known)
+
+
+@pytest.mark.slow
+def test_the_subnet_is_retrained_as_after_a_search(weights: Path, tmp_path: Path) -> None:
+    result = run_search(config_of(weights, tmp_path / "run", retrain={"epochs": 1, "batch_size": 128}))
+    assert result.accuracy is not None
+    again = run_search(result.config)
+    assert (again.subnet, again.accuracy) == (result.subnet, result.accuracy)
 
 
 # ---- as a start -----------------------------------------------------------------------------------------------------
@@ -300,7 +310,7 @@ def test_alpha_starts_from_the_table_that_lies_in_the_folder(
     logits = first.options()["start"]
     assert all(-START_SPAN <= value <= 0 for row in logits.values() for value in row.values())
     assert all(max(row.values()) == 0 for row in logits.values())
-    assert len({round(value, 3) for row in logits.values() for value in row.values()}) > 10
+    assert len({round(value, 3) for row in logits.values() for value in row.values()}) > 5
     asked = prepare(starting(weights, tmp_path / "run", start_temperature=0.5), quiet=True)
 
     def never(*_: Any, **__: Any) -> None:
