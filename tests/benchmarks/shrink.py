@@ -570,7 +570,7 @@ def main() -> None:
     setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
     began = time.monotonic()
     if not (out / "pictures").exists():
-        write_folder(arguments.fashion_mnist, out / "pictures", train=setting.images, seed=0)
+        write_folder(arguments.fashion_mnist, out / "pictures", train=setting.images, test=10_000, seed=0)
     jobs = jobs_of(setting)
     first = [Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)]
     # the table is measured here, before anything trains
