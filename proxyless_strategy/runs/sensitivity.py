@@ -117,7 +117,7 @@ class Inherited:
         # A last batch of one image has no statistics.
         loader = data.loader(part, batch_size=size, shuffle=True, drop_last=part == "weights", seed=seed)
         with isolated_seed(seed):
-            batches = list(itertools.islice(loader, max(1, count // size)))
+            batches = list(itertools.islice(loader, -(-count // size)))
         return [
             (x.to(self.device).contiguous(memory_format=torch.channels_last), y.to(self.device)) for x, y in batches
         ]

@@ -45,7 +45,7 @@ START_SPAN = 3.0
 `rules.LOGIT_SPAN`, as the search must be able to move an edge either way."""
 MOST_CELLS = 1_000_000
 """Of a table in a file: far above every space."""
-PROBE_DECAY = 1e-3
+PROBE_DECAY = 1e-4
 """Weight of `|W|^2 / 2` where a classifier is fitted to features of unit length: bounds its logits, so that few images
 make no classifier that is sure of everything."""
 PROBE_STEPS = 200
