@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..export.folder import CONFIG, check_replaceable, export_folder, read_choic
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
+from ..progress import Phase, Told
 from ..strategy.loopback import join, stay_on_loopback
 from ..strategy.processes import lost_process_named
 from .recipe import Recipe
@@ -219,13 +219,6 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     drop: dict[str, Any] = {"drop_rate": recipe.dropout, "drop_path_rate": recipe.drop_path}
     first = os.environ.get("RANK", "0") == "0"
 
-    def say(report: dict[str, Any]) -> None:
-        print(
-            f"epoch {report['epoch']} of {report['epochs']}: loss {report['loss']:.4f}, "
-            f"accuracy {report['accuracy']:.4f}, {report['seconds']:.0f} s",
-            flush=True,
-        )
-
     def build() -> Any:
         try:
             return timm.create_model(config["architecture"], **arguments, **drop)
@@ -243,15 +236,16 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     threads = retraining_threads(
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
-    with threads.used(), noting_unreadable(out, images):
+    told = Told([Phase("retrain", recipe.settings.epochs)], shown=first)
+    with threads.used(), noting_unreadable(out, images), told:
         trained = train(
             build,
             images,
             recipe.settings,
             seed=recipe.seed,
             checkpoint=out / CHECKPOINT,
-            on_epoch=say,
-            progress=sys.stderr.isatty(),
+            on_epoch=lambda metrics: told.epoch({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
+            on_place=lambda place: told.at("retrain", place),
             device=device,
             identity={
                 "source": source,
