@@ -407,7 +407,7 @@ def test_a_target_above_the_slowest_subnet_says_that_it_is_idle(table, tmp_path,
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("serach: {}", "unknown key 'serach' .*known keys: .*search"),
+        ("serach: {}", "unknown key 'serach'; did you mean search .*known keys: .*search"),
         ("search: {epoch: 1}", "unknown key 'search.epoch'"),
         ("rule: darts", "rule = 'darts'"),
         ("target: 0.3\ntarget_ms: 4", "both given"),
