@@ -106,6 +106,16 @@ def retrain(
     return out / MODEL
 
 
+def test_part(source: str, root: Path) -> str:
+    """Say which images a retrained network's accuracy is of.
+
+    Args:
+        source: See `retrain`.
+        root: Root of the images.
+    """
+    return f"the test images in {root / 'val'}" if source == "imagefolder" else f"the test part of {source}"
+
+
 def free_port() -> int:
     """Find a port of this machine that nothing listens on."""
     with socket.socket() as probe:

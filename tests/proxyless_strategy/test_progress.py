@@ -92,7 +92,14 @@ def test_a_phase_that_nobody_planned_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (3599, "1 h 0 min"), (23 * 3600 + 3599, "1 d 0 h"), (90_000, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (3599, "1 h 0 min"),
+        (23 * 3600 + 3599, "1 d 0 h"),
+        (90_000, "1 d 1 h"),
+    ],
 )
 def test_a_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -175,14 +182,19 @@ def test_in_a_terminal_one_bar_stays_below_the_lines_and_goes(monkeypatch: pytes
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setattr("sys.stdout", output)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(KeyboardInterrupt), Told(SEARCH, clock=clock) as run:
-        run.at("warmup", 0)
-        clock.now += 1
-        run.at("warmup", 0.5)
-        run.epoch({"phase": "warmup", "epoch": 1, "loss": 2.0})
-        print("a row")
-        run.stage("export")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Told(SEARCH, clock=clock) as run:
+            run.at("warmup", 0)
+            clock.now += 1
+            run.at("warmup", 0.5)
+            run.epoch({"phase": "warmup", "epoch": 1, "loss": 2.0})
+            print("a row")
+            run.stage("export")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     shown = screen.getvalue()
     assert shown.count("warmup 1/10: loss 2.0000") == 1
     assert "%" in shown
