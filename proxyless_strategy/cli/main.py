@@ -24,6 +24,8 @@ from ..config import key_values
 from . import data as data_cli
 from . import latency as latency_cli
 from .answers import answers
+from .doctor import doctor
+from .lists import list_command
 from .options import Config, Force, Preset, Settings, SpreadOptions, Threads, check_unused, say_version
 
 app = typer.Typer(
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(latency_cli.app, name="latency")
 app.add_typer(data_cli.app, name="data")
+app.command("list")(list_command)
+app.command()(doctor)
 
 
 @app.callback()
