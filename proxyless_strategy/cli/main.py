@@ -25,6 +25,7 @@ from . import data as data_cli
 from . import latency as latency_cli
 from .answers import answers
 from .doctor import doctor
+from .init import init
 from .lists import list_command
 from .options import Config, Force, Preset, Settings, SpreadOptions, Threads, check_unused, say_version
 
@@ -38,6 +39,7 @@ app.add_typer(latency_cli.app, name="latency")
 app.add_typer(data_cli.app, name="data")
 app.command("list")(list_command)
 app.command()(doctor)
+app.command()(init)
 
 
 @app.callback()
