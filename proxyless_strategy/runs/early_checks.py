@@ -17,14 +17,16 @@ from ..data.images import ImageData
 from ..retraining.setup import check_training
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
+from .logs import check_loggers
 
 
 def check_trainer(config: SearchConfig) -> None:
     """Let Lightning say whether this machine has the accelerator and the devices, and computes in that precision.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It does not, or a logger's package is missing.
     """
+    check_loggers(config.loggers)
     from pytorch_lightning import Trainer
 
     from .quiet import quiet_lightning

@@ -44,6 +44,7 @@ from .ended import finished_result
 from .epoch_log import EpochLog
 from .finished import read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
+from .logs import Logs
 from .own_signals import OwnSignals
 from .places import EXPORT_SECONDS, NOT_RETRAINED, RETRAINED, Places, phases
 from .prepare import TOLD, Prepared, named, prepare
@@ -80,6 +81,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     prepared = prepare(config, quiet=not first)
     prepared = replace(prepared, data=as_begun(prepared.data, config.out))
     told = Told(unit=prepared.cost.unit, target=prepared.target, shown=first)
+    logs = Logs(config, shown=first)
     found: dict[str, Any] = {"searched": None, "checkpoints": None}
 
     def look() -> None:
@@ -91,16 +93,17 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     if not first:
         look()
         with lost_process_named(), noting_unreadable(config.out, prepared.data):
-            return _finished(prepared, report, Start(config.out, {}), told, **found)
+            return _finished(prepared, report, Start(config.out, {}), told, logs, **found)
     noting = noting_unreadable(config.out, prepared.data)
     with claim_out(prepared, look=look, began=began) as start, lost_process_named(), noting, told:
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()
             told.epoch(metrics)
+            logs.epoch(metrics)
             report(metrics)
 
-        return _finished(prepared, noted, start, told, **found)
+        return _finished(prepared, noted, start, told, logs, **found)
 
 
 def _finished(
@@ -108,6 +111,7 @@ def _finished(
     report: OnEpoch,
     start: Start,
     told: Told,
+    logs: Logs,
     searched: tuple[Subnet, dict[str, Any]] | None,
     checkpoints: SearchCheckpoints | None,
 ) -> SearchResult:
@@ -115,7 +119,7 @@ def _finished(
     config = prepared.config
     if searched is not None:
         told.plan(phases(config, searched=True), afterwards=EXPORT_SECONDS)
-    subnet, weights = searched or search_supernet(prepared, report, checkpoints, told=told)
+    subnet, weights = searched or search_supernet(prepared, report, checkpoints, told=told, logs=logs)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
@@ -164,6 +168,7 @@ def _finished(
         warnings=read_warnings(config.out),
     )
     write_row(result)
+    logs.result(result.row())
     return result
 
 
@@ -182,7 +187,12 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 
 @quiet_lightning()
 def search_supernet(
-    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None = None, *, told: Told | None = None
+    prepared: Prepared,
+    report: OnEpoch,
+    checkpoints: SearchCheckpoints | None = None,
+    *,
+    told: Told | None = None,
+    logs: Logs | None = None,
 ) -> tuple[Subnet, dict[str, Any]]:
     """Train the supernet and its architecture parameters, and derive a subnet.
 
@@ -191,6 +201,7 @@ def search_supernet(
         report: Called once per epoch.
         checkpoints: Where it continues from; None: look for it.
         told: Tells the user how it goes; None: nobody is told.
+        logs: Logs it; None: nothing is logged.
 
     Returns:
         The subnet and, where it is not retrained, its weights in the supernet under timm's names.
@@ -223,7 +234,8 @@ def search_supernet(
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     evaluator = image_evaluator(config, data, log, checkpoints)
     told = told or Told(shown=False)
-    evaluator.trainer.callbacks[:0] = [OwnSignals(), Places(told, warmup_epochs=settings.warmup_epochs)]
+    places = Places(told, warmup_epochs=settings.warmup_epochs)
+    evaluator.trainer.callbacks[:0] = [OwnSignals(), places, *([logs] if logs else [])]
     threads = _search_threads(prepared, begun=checkpoints.latest is not None)
     with threads.used():
         if is_first_process():
