@@ -24,7 +24,7 @@ def next_commands(config: SearchConfig) -> list[str]:
     beside = near.parent / near.name
     space = ["--space", config.space.name] if ":" in config.space.name and not _is_of_timm(config.space.name) else []
     source = [] if data.name == "imagefolder" else ["--source", data.name]
-    commands = [
+    commands: list[list[object]] = [
         ["report", near],
         ["derive", near, "--curve", "--out", f"{beside}-curve", *space],
         ["retrain", near / "model", "--data", data.root or ".", *source, "--out", f"{beside}-retrained"],
