@@ -171,7 +171,7 @@ class Told:
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),
             )
-            self._task = self._bar.add_task("", total=1.0, left="")
+            self._task = self._bar.add_task("starting", total=1.0, left="")
             self._bar.start()
         return self
 
@@ -210,10 +210,10 @@ class Told:
         self.say(epoch_line(row, total=phase.total if phase else None, target=self.target, left=left))
 
     def stage(self, title: str) -> None:
-        """Say what is done after the last epoch."""
+        """Say what is done after the last epoch; the bar shows what stands before a colon."""
         self.say(title)
         if self._bar is not None:
-            self._bar.update(self._task, description=title, left="")
+            self._bar.update(self._task, description=title.partition(":")[0], left="")
             self._bar.refresh()
 
     def _enter(self, name: str, place: float) -> None:

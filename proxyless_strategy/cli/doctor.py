@@ -93,7 +93,7 @@ def python() -> Iterator[Finding]:
     tested = metadata.metadata(PROJECT)["Requires-Python"]
     here = platform.python_version()
     if SpecifierSet(tested).contains(here, prereleases=True):
-        yield Finding("ok", "python", f"{here} on {platform.system()} {platform.machine()}")
+        yield Finding("ok", "python", f"{here} on {sys.platform}, {platform.machine()}")
     else:
         yield Finding("bad", "python", f"{here} is not {tested}", "make the environment with such a Python")
 

@@ -101,11 +101,11 @@ def _tables() -> tuple[list[Row], str]:
 
 
 def _models() -> tuple[list[Row], str]:
-    from search_spaces import timm_models
+    import timm
 
     rows = []
-    for name in timm_models.__all__:
-        about = (getattr(timm_models, name).__doc__ or "").strip().partition("\n")[0]
+    for name in timm.list_models(module="timm_models"):  # of this project, which are registered with timm's import
+        about = (timm.model_entrypoint(name).__doc__ or "").strip().partition("\n")[0]
         rows.append({"name": name, "about": about})
     return rows, "and local-dir:FOLDER, an export folder"
 

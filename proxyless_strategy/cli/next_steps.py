@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..config import SearchConfig
 
 
@@ -43,12 +45,23 @@ def echo_result(row: Mapping[str, Any], commands: Sequence[str]) -> None:
 
     from ..runs.rows import results_table, short_path
 
-    console = Console()
-    # In a file a table as narrow as a terminal would be folded, and grepped in vain.
-    Console(width=max(console.width, 160) if not console.is_terminal else None).print(results_table([row]))
+    console, table = Console(), results_table([row])
+    # Nobody sees how wide a file is, and in a terminal a table that is cut says nothing.
+    if not console.is_terminal or _needed(table) <= console.width:
+        Console(width=None if console.is_terminal else max(console.width, 160)).print(table)
+    else:
+        for column in table.columns:
+            typer.echo(f"{column.header!s:14}{next(iter(column.cells))}")
     for sentence in row["warnings"]:
         typer.echo(f"warning: {sentence}")
     typer.echo(f"ONNX file: {short_path(Path(row['onnx']))}")
     typer.echo("next:")
     for command in commands:
         typer.echo(f"  {command}")
+
+
+def _needed(table: Table) -> int:
+    """Return the columns of a terminal in which no figure is cut, and the folder is not folded to single letters."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(table).minimum + 20

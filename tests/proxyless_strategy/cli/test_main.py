@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typer.core import TyperCommand
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
+from proxyless_strategy.cli.next_steps import echo_result
 from proxyless_strategy.config import key_values
 
 ROW = {
@@ -195,6 +197,22 @@ def test_a_search_ends_in_a_table_and_in_what_to_type_next(
             patch.setattr(base, "invoke", lambda command, ctx, reached=reached: reached.append(command.name))
             assert status_of(*shlex.split(command)[1:]) == 0
         assert reached[-1] == command.split()[1]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_table_is_never_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    echo_result({**ROW, "macs": 123_456_789}, [])
+    for words in ("gradient", "98.50%", "123,456,789", "measured ms", "2.95", "accuracy"):
+        assert words in screen.getvalue()
+    assert "…" not in screen.getvalue()
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
