@@ -279,7 +279,7 @@ def test_rand_augment_reaches_the_training_images() -> None:
     assert not same_weights(plain.model, augmented.model)
 
 
-def test_the_place_goes_from_epoch_to_epoch_in_parts(capfd: pytest.CaptureFixture, tmp_path) -> None:
+def test_the_place_goes_from_epoch_to_epoch_in_parts(capfd: pytest.CaptureFixture) -> None:
     places: list[float] = []
     train(build, image_data(), settings(epochs=2), seed=0, on_place=places.append)
     updates = len(places) // 2

@@ -150,7 +150,7 @@ def test_two_searches_in_one_process_are_those_of_two_processes(table, tmp_path)
     assert read_run(tmp_path / "0")._repr_html_().count("<rect") == len(found[0].subnet.choices)
 
 
-def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path):
+def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path, capsys):
     class Stop(Exception):
         pass
 
@@ -166,7 +166,12 @@ def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path):
         with pytest.raises(Stop):
             search.run_search(settings(table, out), on_epoch=stopping)
         seen.clear()
+        assert "continuing" not in capsys.readouterr().err
         resumed = search.run_search(settings(table, out), on_epoch=seen.append)
+        what, total = ("the retraining ", 2) if seen[0]["phase"] == "retrain" else ("", 4)
+        said = capsys.readouterr().err
+        assert said.count("continuing ") == 1
+        assert f"continuing {what}at epoch {seen[0]['epoch']} of {total}\n" in said
         assert len(seen) < 6
         assert resumed.subnet == whole.subnet
         assert resumed.accuracy == whole.accuracy
