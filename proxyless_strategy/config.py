@@ -69,6 +69,7 @@ Rule = Literal["gradient", "reinforce"]
 """Rules that move architecture parameters."""
 Change = Literal["table", "data", "target"]
 """What a search that is continued may have another one of, if it is told so."""
+LoggerName = Literal["tensorboard", "csv", "wandb"]
 
 
 MOST_EPOCHS = 100_000
@@ -267,6 +268,8 @@ class SearchConfig(Section):
     shrink: ShrinkSettings | None = None
     """With it the file is one for `proxyless shrink`, which compares the subnet with its fine-tuned original."""
     seed: int = Field(0, ge=0, le=MOST_SEED)
+    loggers: tuple[LoggerName, ...] = ()
+    """What gets each epoch's figures, in a folder of its name in `out`; `wandb` is offline unless WANDB_MODE=online."""
     out: Path = Path("runs/search")
 
     @model_validator(mode="before")
@@ -331,10 +334,11 @@ class SearchConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return the settings that make two searches the same, as plain values.
 
-        They are all but `out`, when checkpoints are written, and what may differ in them. A run folder keeps them in
-        `config.json`, and only a search with equal ones continues there.
+        They are all but `out`, the loggers, when checkpoints are written, and what may differ in them. A run folder
+        keeps them in `config.json`, and only a search with equal ones continues there.
         """
-        excluded: Any = {"out": True, "search": {"checkpoint_every", "resume_anyway"}, "retrain": {"checkpoint_every"}}
+        excluded: Any = {"out": True, "loggers": True}
+        excluded |= {"search": {"checkpoint_every", "resume_anyway"}, "retrain": {"checkpoint_every"}}
         settings = json.loads(self.model_dump_json(exclude=excluded))
         # Folders of earlier versions lack the key, and go on all the same.
         for section in filter(None, (settings["search"], settings["retrain"])):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -68,7 +70,9 @@ def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
         message = cut(item["msg"].removeprefix("Value error, "), 400)
         if item["type"] == "extra_forbidden":
             known = _known_keys(item["loc"], schema)
-            parts.append(f"unknown key {where!r}" + (f" ({known})" if item["loc"][:-1] not in listed else ""))
+            near = nearest_key(keys, schema)
+            meant = f"; did you mean {near}" if near else ""
+            parts.append(f"unknown key {where!r}{meant}" + (f" ({known})" if item["loc"][:-1] not in listed else ""))
             listed.add(item["loc"][:-1])
         else:
             parts.append(f"{where} = {shown(item['input'])}: {message}" if where else message)
@@ -79,6 +83,39 @@ def validation_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
         told.append(part)
     more = [f"and {len(parts) - len(told)} more"] if len(parts) > len(told) else []
     return "; ".join([*told, *more])
+
+
+def nearest_key(keys: Sequence[str], schema: type[BaseModel]) -> str | None:
+    """Return the dotted key that an unknown one was meant as, by a slip of the hand or in another section; else None.
+
+    Args:
+        keys: The unknown key, section by section.
+        schema: What it is none of.
+    """
+    *sections, last = ["hardware", *keys[2:]] if keys[0] == "platforms" and len(keys) > 2 else keys
+    known = list(_all_keys(schema))
+    shown_parents = keys[: len(keys) - 1]
+    beside = {key.rpartition(".")[2]: key for key in known if key.split(".")[:-1] == list(sections)}
+    close = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
+    if close:
+        return ".".join([*shown_parents, close[0]])
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}
+    close = difflib.get_close_matches(last, elsewhere, n=1, cutoff=0.8)
+    return elsewhere[close[0]] if close else None
+
+
+def _all_keys(schema: type[BaseModel], *parents: str) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield ".".join((*parents, name))
+        candidates = get_args(field.annotation) or (field.annotation,)
+        for section in candidates:
+            if (
+                isinstance(section, type)
+                and issubclass(section, BaseModel)
+                and len(parents) < 2
+                and name != "platforms"
+            ):
+                yield from _all_keys(section, *parents, name)
 
 
 def _known_keys(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hardware.files import write_atomically
 from hardware.reading import Kind, read_json, reading, shown
 
 from .blocks import SKIP
+from .boxes import boxes_svg
 from .costs import check_choices
 from .declaration import SpaceDeclaration
 from .from_timm.declaration import TimmDeclaration
@@ -90,6 +92,10 @@ class Subnet:
                 f"the closest one is {subnet.arch_def()}"
             )
         return subnet
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self.choices)} edges of {self.declaration.name}"
+        return f"<figure>{boxes_svg(self.choices)}<figcaption>{escape(title)}</figcaption></figure>"
 
     @property
     def timm_name(self) -> str:

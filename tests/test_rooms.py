@@ -25,6 +25,7 @@ STOREYS: tuple[set[str], ...] = (
     {
         "proxyless_strategy.checkpoints",
         "proxyless_strategy.layout",
+        "proxyless_strategy.progress",
         "proxyless_strategy.seeds",
         "proxyless_strategy.signals",
         "proxyless_strategy.validation",

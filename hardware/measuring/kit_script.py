@@ -56,7 +56,7 @@ def main():
         single = min(timed(calls[name], clock, 1) for _ in range(4))
         repeats[name] = max(1, round(5e-4 / max(single, 5e-7)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    order, rng, start = list(calls), random.Random(0), time.monotonic()
+    order, rng, start, said = list(calls), random.Random(0), time.monotonic(), -1
     for done in range(options.rounds):
         elapsed = time.monotonic() - start
         # a least number of rounds, as a low quantile of a handful of samples says little
@@ -65,7 +65,7 @@ def main():
         rng.shuffle(order)
         for name in order:
             samples[name].append(1e3 * timed(calls[name], clock, repeats[name]))
-        show(done + 1, options.rounds, elapsed, options.seconds)
+        said = show(done + 1, options.rounds, elapsed, options.seconds, said)
     results = {
         "format": "proxyless-latency-results",
         "version": 1,
@@ -92,7 +92,9 @@ def main():
     beside = options.out + ".part"
     Path(beside).write_text(json.dumps(results, indent=1))
     os.replace(beside, options.out)
-    print(f"\nwrote {options.out} ({len(samples)} graphs)")
+    if sys.stdout.isatty():
+        print()
+    print(f"wrote {options.out} ({len(samples)} graphs)")
 
 
 def read_manifest(folder):
@@ -199,11 +201,18 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def show(done, rounds, elapsed, seconds):
+def show(done, rounds, elapsed, seconds, said):
+    """Say how far it is: in a terminal in one line that changes, else in a line for each tenth; return the last one."""
     share = min(1.0, max(done / rounds, elapsed / max(seconds, 1e-9)))
     left = elapsed * (1 - share) / share if share else 0.0
-    sys.stdout.write(f"\rmeasuring: {100 * share:3.0f} %, about {left:.0f} s left   ")
+    text = f"measuring: {100 * share:3.0f} %, about {left:.0f} s left"
+    if sys.stdout.isatty():
+        sys.stdout.write(f"\r{text}   ")
+    elif int(10 * share) > said:
+        said = int(10 * share)
+        sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+    return said
 
 
 if __name__ == "__main__":

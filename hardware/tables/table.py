@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import notebook
 from ..errors import MissingOperatorError, TableError
 from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec, executed
@@ -34,6 +35,8 @@ FILE = Kind(
     holds="",
     missing="there is no latency table at {path}; build one with `proxyless latency build`",
 )
+SHOWN = 10
+"""Operators that a notebook shows."""
 _CONTEXT = ("per_operator_ms", "per_mparam_ms")
 
 
@@ -68,6 +71,20 @@ class LatencyTable:
                 raise TableError(
                     f"the count of {cut(key)} in the latency table is {entry.count}; it must not be negative"
                 )
+
+    def _repr_html_(self) -> str:
+        header, calibration = self.header, self.header.calibration
+        about = {
+            "device": header.device,
+            "runtime": f"{header.backend}, {header.threads} threads, batch {header.batch}",
+            "space": header.space,
+            "input size": header.input_size,
+            "operators": len(self.entries),
+            "calibrated on": "nothing" if calibration is None else f"{calibration.nets} whole nets",
+        }
+        slowest = sorted(((key, entry.ms) for key, entry in self.entries.items()), key=lambda row: -row[1])[:SHOWN]
+        slow = notebook.table(slowest, titles=("operator", "ms"), caption=f"the slowest {len(slowest)}")
+        return notebook.pairs(about, caption="latency table") + slow
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:

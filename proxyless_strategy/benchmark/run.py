@@ -134,6 +134,10 @@ def run_benchmark(
     return Benchmark(tuple(rows), header, tuple(backends), tuple(batches))
 
 
+FILES = ("benchmark.json", "benchmark.csv", "benchmark.png")
+"""What `save_benchmark` writes."""
+
+
 def check_out(out: Path) -> None:
     """Make the folder and try whether it can be written to, before anything is measured.
 

@@ -10,6 +10,7 @@ import typer
 from hardware.errors import ConfigError, DataError
 
 from ..config import DataConfig, key_values
+from .answers import Answer, answers
 from .options import Preset, Settings
 
 app = typer.Typer(help="Pictures of a search.", no_args_is_help=True, rich_markup_mode=None)
@@ -21,13 +22,14 @@ def commands() -> None:
 
 
 @app.command()
+@answers
 def check(
     what: Annotated[
         Path, typer.Argument(metavar="FOLDER_OR_CONFIG", help="A folder of pictures, or a search's YAML file.")
     ],
     settings: Settings = None,
     preset: Preset = None,
-) -> None:
+) -> Answer:
     """Read every picture once and list all that cannot be used; for a FOLDER, --set takes keys of `data`."""
     from ..data.checking import check_any, check_folder
 
@@ -45,11 +47,13 @@ def check(
         typer.echo(line.encode("utf-8", "backslashreplace").decode())
     for line in checked.remarks:
         typer.echo(line)
+    error = None
     if checked.problems:
-        raise DataError(
+        error = DataError(
             f"{len(checked.problems)} problems with the {checked.pictures} pictures of {what}: mend what is listed, or "
             "let a search leave out what cannot be read, by data.skip_unreadable: true"
         )
+    return Answer({"pictures": checked.pictures, "problems": checked.problems, "remarks": checked.remarks}, error)
 
 
 def _folder_config(folder: Path, given: dict[str, object]) -> DataConfig:

@@ -6,10 +6,11 @@ second rather than four.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,37 +24,57 @@ from ..config import key_values
 from . import data as data_cli
 from . import latency as latency_cli
 from . import shrink as shrink_cli
-from .options import Config, Preset, Settings, SpreadOptions, Threads
+from .answers import answers
+from .doctor import doctor
+from .init import init
+from .lists import list_command
+from .options import Config, Force, Preset, Settings, SpreadOptions, Threads, check_unused, say_version
 
 app = typer.Typer(
     help="Hardware-aware neural architecture search that ends in a timm model.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(latency_cli.app, name="latency")
 app.add_typer(data_cli.app, name="data")
 app.command()(shrink_cli.shrink)
+app.command("list")(list_command)
+app.command()(doctor)
+app.command()(init)
+
+
+@app.callback()
+def commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=say_version, help="Say which version this is."),
+    ] = False,
+) -> None:
+    """Hardware-aware neural architecture search that ends in a timm model."""
 
 
 @app.command()
+@answers
 @signals.stopped_in_order()
-def search(config: Config, settings: Settings = None, preset: Preset = None) -> None:
+def search(config: Config, settings: Settings = None, preset: Preset = None) -> dict[str, Any]:
     """Search once: supernet, subnet, retraining, export, measured latency; with a section `shrink` as `shrink` does."""
     from ..config import load_config
 
     loaded = load_config(config, key_values(settings or []), preset=preset)
     if loaded.shrink is not None:
-        shrink_cli.run(loaded)
-        return
+        return shrink_cli.run(loaded)
     from ..runs.search import run_search
+    from .next_steps import echo_result, next_commands
 
-    for name, value in run_search(loaded).row().items():
-        typer.echo(f"{name}: {value}")
+    row = run_search(loaded).row()
+    commands = next_commands(loaded)
+    echo_result(row, commands)
+    return {**row, "next": commands}
 
 
 @app.command()
+@answers
 def experiment(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The nnictl config.")],
     port: Annotated[
@@ -75,28 +96,32 @@ def experiment(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the experiment in the folder, whatever ended it.")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Run an NNI experiment to its end, on loopback, and gather its models."""
     from ..runs.experiment import run_experiment
 
     narrowed = key_values(only or [], option="--only")
-    run_experiment(config, port=port, out=out, preset=preset, only=narrowed, retries=retries, resume=resume)
+    rows = run_experiment(config, port=port, out=out, preset=preset, only=narrowed, retries=retries, resume=resume)
+    return {"rows": rows}
 
 
 @app.command()
+@answers
 def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that timm loads as local-dir:FOLDER.")],
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
     batch: Annotated[int, typer.Option(min=1, help="Images in the file's fixed batch.")] = 1,
-) -> None:
+) -> dict[str, Any]:
     """Write an exported model as one ONNX file, compared with PyTorch."""
     from ..export.onnx import export_onnx
 
     written = export_onnx(folder, onnx, batch=batch)
     typer.echo(f"{written.path}: outputs differ from PyTorch's by {written.max_abs_difference:.1e} at most")
+    return {"onnx": written.path, "max_abs_difference": written.max_abs_difference}
 
 
 @app.command()
+@answers
 @signals.stopped_in_order()
 def retrain(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An export folder.")],
@@ -116,13 +141,14 @@ def retrain(
         str | None,
         typer.Option(metavar="NAME_OR_FOLDER", help="Learn from a model of timm, or from an export folder (./DIR)."),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Train an exported network by a recipe; a run that was killed continues.
 
     With --recipe finetune, or weights=inherited, it starts from the folder's weights; else these are not read.
     """
     from ..export.folder import METRICS
     from ..retraining.folder import retrain as retrain_folder
+    from ..retraining.folder import test_part
     from ..retraining.recipe import load_recipe
 
     given = key_values(settings or [])
@@ -133,10 +159,13 @@ def retrain(
     loaded = load_recipe(recipe, given)
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
     metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
-    typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f}")
+    part = test_part(source, data)
+    typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f} on {part}")
+    return {"folder": written, "part": part, **metrics}
 
 
 @app.command()
+@answers
 @signals.stopped_in_order("nothing is half written; repeat the command")
 def derive(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a finished search.")],
@@ -149,20 +178,24 @@ def derive(
     space: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="The search's space, where it is your own function.")
     ] = None,
-) -> None:
+    force: Force = False,
+) -> dict[str, Any]:
     """Derive another subnet, or the whole trade-off, from a search that is finished."""
+    from ..runs.derive import CURVE_FILES, save_curve
     from ..runs.derive import derive as derive_into
-    from ..runs.derive import save_curve
 
     if curve == (target is not None):
         raise ConfigError("give either --target or --curve")
+    check_unused(out, CURVE_FILES if curve else (), force=force)
     if target is not None:
         derived = derive_into(folder, target=target, out=out, space=space)
         typer.echo(f"{derived.folder}: {' '.join(derived.choices.values())}, {derived.cost:.4g} {derived.unit}")
-        return
-    for row in save_curve(folder, out=out, points=points, space=space):
+        return dataclasses.asdict(derived)
+    rows = save_curve(folder, out=out, points=points, space=space)
+    for row in rows:
         typer.echo(f"{row['cost']:.5g} {row['unit']}  log p {row['log_probability']:8.2f}  {row['subnet']}")
-    typer.echo(f"{out / 'curve.png'}")
+    typer.echo(f"{out / 'curve.png'}: {len(rows)} distinct subnets for {points} budgets")
+    return {"rows": rows, "budgets": points, "picture": out / "curve.png"}
 
 
 @app.command("import-released")
@@ -185,6 +218,7 @@ def import_released_command(
 
 
 @app.command(cls=SpreadOptions)
+@answers
 def benchmark(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the table, JSON and picture.")],
     models: Annotated[
@@ -198,7 +232,8 @@ def benchmark(
     batch: Annotated[list[int] | None, typer.Option(min=1, metavar="N...", help="Images (default: 1 and 8).")] = None,
     threads: Threads = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure on each backend.")] = 25.0,
-) -> None:
+    force: Force = False,
+) -> dict[str, Any]:
     """Compare networks: latency, size, activation memory and published accuracy."""
     from rich.console import Console
 
@@ -208,6 +243,7 @@ def benchmark(
     from ..benchmark.models import DEFAULT_MODELS
     from ..benchmark.result import TABLE_WIDTH
 
+    check_unused(out, bench.FILES, force=force)
     bench.check_out(out)
     measured = bench.run_benchmark(
         models or DEFAULT_MODELS,
@@ -221,6 +257,7 @@ def benchmark(
     console = Console()
     Console(width=max(console.width, TABLE_WIDTH)).print(measured.table())
     typer.echo("\n".join(str(path) for path in bench.save_benchmark(measured, out)))
+    return measured.to_dict()
 
 
 @app.command()

@@ -15,9 +15,11 @@ from search_spaces.from_timm.paths import FOLDER, PREFIX
 
 from .. import signals
 from ..config import SearchConfig, config_of, key_values
+from .answers import answers
 from .options import Settings
 
 
+@answers
 @signals.stopped_in_order()
 def shrink(
     model: Annotated[
@@ -52,7 +54,7 @@ def shrink(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that one inference may use (default: 1).")] = None,
     settings: Settings = None,
-) -> None:
+) -> dict[str, Any]:
     """Make a pretrained timm model smaller on your images and device, and compare it with itself, fine-tuned alike."""
     given: dict[str, Any] = {
         "space.name": space_name(model),
@@ -69,11 +71,13 @@ def shrink(
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     values: dict[str, Any] = {"shrink": {}}
-    run(config_of(values, {**chosen, **key_values(settings or [])}, folder=Path.cwd(), source="the command line"))
+    return run(
+        config_of(values, {**chosen, **key_values(settings or [])}, folder=Path.cwd(), source="the command line")
+    )
 
 
-def run(config: SearchConfig) -> None:
-    """Shrink, and print the comparison as the last thing."""
+def run(config: SearchConfig) -> dict[str, Any]:
+    """Shrink, print the comparison as the last thing, and return it."""
     from rich.console import Console
 
     from ..shrinking.comparison import TABLE_WIDTH
@@ -83,6 +87,7 @@ def run(config: SearchConfig) -> None:
     typer.echo("\n".join(comparison.sentences()))
     console = Console()
     Console(width=max(console.width, TABLE_WIDTH)).print(comparison.table())
+    return comparison.to_dict()
 
 
 def space_name(model: str) -> str:

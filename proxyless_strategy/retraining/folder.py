@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..export.folder import (
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
+from ..progress import Phase, Told
 from ..strategy.loopback import join, stay_on_loopback
 from ..strategy.processes import lost_process_named
 from .recipe import Recipe
@@ -121,6 +121,16 @@ def retrain(
         kind, sentence = refusals.get()
         raise kind(sentence) from error
     return out / MODEL
+
+
+def test_part(source: str, root: Path) -> str:
+    """Say which images a retrained network's accuracy is of.
+
+    Args:
+        source: See `retrain`.
+        root: Root of the images.
+    """
+    return f"the test images in {root / 'val'}" if source == "imagefolder" else f"the test part of {source}"
 
 
 def free_port() -> int:
@@ -236,13 +246,6 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     drop: dict[str, Any] = {"drop_rate": recipe.dropout, "drop_path_rate": recipe.drop_path}
     first = os.environ.get("RANK", "0") == "0"
 
-    def say(report: dict[str, Any]) -> None:
-        print(
-            f"epoch {report['epoch']} of {report['epochs']}: loss {report['loss']:.4f}, "
-            f"accuracy {report['accuracy']:.4f}, {report['seconds']:.0f} s",
-            flush=True,
-        )
-
     keeps_head = not other_classes(config, images)
     if first and recipe.weights == INHERITED:
         print(f"starting from the weights of {folder}{'' if keeps_head else ', with a fresh classifier'}", flush=True)
@@ -272,15 +275,16 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")
     )
     own = weights_digest(load_exported(folder).state_dict()) if recipe.weights == INHERITED else None
-    with threads.used(), noting_unreadable(out, images):
+    told = Told([Phase("retrain", recipe.settings.epochs)], shown=first)
+    with threads.used(), noting_unreadable(out, images), told:
         trained = train(
             build,
             images,
             recipe.settings,
             seed=recipe.seed,
             checkpoint=out / CHECKPOINT,
-            on_epoch=say,
-            progress=sys.stderr.isatty(),
+            on_epoch=lambda metrics: told.epoch({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
+            on_place=lambda place: told.at("retrain", place),
             device=device,
             identity={
                 "source": source,

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
@@ -77,7 +75,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    progress: bool = True,
+    on_place: Callable[[float], None] | None = None,
     device: torch.device | str | None = None,
     identity: Mapping[str, str] | None = None,
     teacher: nn.Module | None = None,
@@ -105,7 +103,7 @@ def train(
             from if it exists; until the end the one before is kept too, see `proxyless_strategy.checkpoints`.
         on_epoch: Called after each epoch with epoch (1, 2, ...), epochs, loss, accuracy (of the training images as
             they were augmented), learning_rate and seconds.
-        progress: Show a progress bar on standard error.
+        on_place: Called with the epochs that are done, one under way in parts: before each update.
         device: Where to train; None: a GPU if there is one.
         identity: What else tells this training from others, beside its settings, seed and number of images: a
             checkpoint with other values is refused.
@@ -138,15 +136,24 @@ def train(
         if not begun:
             # Before the first epoch: a path that cannot be written shows now, and not after hours.
             saved.write()
+
+    def moved() -> None:
+        if on_place is not None and training.rank == 0:
+            on_place(training.epoch + training.step / len(training.loader))
+
+    def after_update() -> None:
+        if saved is not None:
+            saved.after_update()
+        moved()
+
     # An update that a signal cuts in two cannot be gone on with.
     holding = alone and saved is not None
-    with _progress_bar(shown=progress and training.rank == 0) as bar, signals.held() if holding else nullcontext():
-        task = bar.add_task("retrain", total=settings.epochs, completed=training.epoch, loss="")
+    with signals.held() if holding else nullcontext():
         while not training.over:
-            report = training.run_epoch(None if saved is None else saved.after_update)
+            moved()
+            report = training.run_epoch(after_update)
             if saved is not None:
                 saved.write()
-            bar.update(task, advance=1, loss=f"loss {report['loss']:.3f}")
             if on_epoch is not None and training.rank == 0:
                 on_epoch(report)
             if holding:
@@ -490,14 +497,3 @@ def _place() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
-
-
-def _progress_bar(*, shown: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ def image_evaluator(
         callbacks=[log, checkpoints],
         plugins=[checkpoints.files],
         logger=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,  # of an epoch; `progress.Told` shows the whole run
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )

@@ -22,6 +22,9 @@ from ..seeds import isolated_seed
 from ..strategy.derivation import SLACK
 from .finished import FinishedRun, read_run
 
+CURVE_FILES = ("curve.csv", "curve.json", "curve.png")
+"""What `save_curve` writes."""
+
 
 @dataclass(frozen=True)
 class DerivedFolder:

@@ -25,14 +25,16 @@ from .retrained import starting_weights, teacher_of
 
 USED_BY_SENSITIVITY = {"batch_size", "accelerator", "threads", "checkpoint_every", "resume_anyway"}
 """Settings of a search that the rule `sensitivity` goes by, or that say what may be otherwise when it is repeated."""
+from .logs import check_loggers
 
 
 def check_trainer(config: SearchConfig) -> None:
     """Let Lightning say whether this machine has the accelerator and the devices, and computes in that precision.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It does not, or a logger's package is missing.
     """
+    check_loggers(config.loggers)
     from pytorch_lightning import Trainer
 
     from .quiet import quiet_lightning

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import check_writable, write_atomically, writing
@@ -36,6 +35,7 @@ from .nni_server import (
     termination_as_exit,
 )
 from .restarts import again_of, new_name, run_trials, trial_title
+from .rows import results_table, short_path
 from .sweep import Sweep, read_sweep
 from .trials import (
     Record,
@@ -97,10 +97,10 @@ def run_experiment(
             # However it ends: by a failure of NNI's, an exception of ours, Ctrl-C or SIGTERM.
             with deaf():
                 trials, rows = _gathered(sweep, record, console)
-        console.print(_table(rows))
+        console.print(results_table(rows))
         _refuse_failures(sweep, trials)
         build_back([row["folder"] for row in rows])
-    console.print(f"timm built back all {len(rows)} exported models; the rows are in {_short(sweep.out / SUMMARY)}")
+    console.print(f"timm built back all {len(rows)} exported models; the rows are in {short_path(sweep.out / SUMMARY)}")
     return rows
 
 
@@ -236,7 +236,7 @@ def _standing(sweep: Sweep, record: Record, trials: Sequence[Trial]) -> str:
     rows = sum(trial.row is not None for trial in trials)
     total = max(len(trials), _planned(sweep, record))
     lines = [
-        f"{rows} of {total} trials have finished, and their rows are in {_short(sweep.out / SUMMARY)}; repeat the "
+        f"{rows} of {total} trials have finished, and their rows are in {short_path(sweep.out / SUMMARY)}; repeat the "
         "command with --resume to go on"
     ]
     lines += [f"  {trial_title(trial)}: {trial.failure}" for trial in trials if trial.row is None]
@@ -280,46 +280,13 @@ def _refuse_failures(sweep: Sweep, trials: Sequence[Trial]) -> None:
     failed = [trial for trial in trials if trial.row is None]
     if failed:
         names = ", ".join(
-            f"{trial.name} ({trial.failure}; starts: {trial.restarts + 1}; see {_short(sweep.out / trial.name)})"
+            f"{trial.name} ({trial.failure}; starts: {trial.restarts + 1}; see {short_path(sweep.out / trial.name)})"
             for trial in failed
         )
         raise ExperimentError(
             f"{len(failed)} of {len(trials)} trials have no result: {names}; mend what they name and repeat the "
             "command with --resume"
         )
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table()
-    named = any(row.get("hardware") for row in rows)
-    for title in (*(("hardware",) if named else ()), "rule"):
-        table.add_column(title, no_wrap=True)
-    counted = any(row["cost"] != "latency" for row in rows)
-    others = ("cost", "target", "subnet") if counted else ()
-    for title in (*others, "target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("folder", overflow="fold")
-    for row in rows:
-        costs = (row["unit"], *(_number(row[key], ".4g") for key in ("target_cost", "subnet_cost")))
-        table.add_row(
-            *((str(row["hardware"]),) if named else ()),
-            str(row["rule"]),
-            *(costs if counted else ()),
-            *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
-            _number(row["accuracy"], ".2%"),
-            *(_number(row[key], ",") for key in ("params", "macs")),
-            _short(Path(row["folder"])),
-        )
-    return table
-
-
-def _number(value: Any, spec: str) -> str:
-    return "none" if value is None else format(value, spec)
-
-
-def _short(path: Path) -> str:
-    """Return the path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _title(trial: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardware import notebook
 from hardware.errors import ConfigError, SpaceError, TableError
 from hardware.reading import (
     ARRAY_BYTES,
@@ -89,6 +90,13 @@ class FinishedRun:
     def subnet_cost(self) -> float | None:
         """What the exported subnet costs: measured where `is_measured`, else as counted or by the table."""
         return self.row["latency_ms"] if self.is_measured else self.row.get("subnet_cost")
+
+    def _repr_html_(self) -> str:
+        from search_spaces.boxes import boxes_svg  # timm
+
+        shown = ("target_cost", "subnet_cost", "latency_ms", "accuracy", "params", "macs")
+        about = {"search": self.name, "unit": self.unit, **{name: self.row.get(name) for name in shown}}
+        return f"<figure>{boxes_svg(self.choices)}</figure>{notebook.pairs(about)}"
 
     # ---- what needs the space or the table, read when it is first asked for ------------------------------------
 

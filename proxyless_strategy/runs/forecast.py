@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -78,6 +78,7 @@ class Forecast:
         loader_images: Images a second of the loader alone in one process.
         workers: Processes of that loader.
         place: Where a step was timed.
+        epoch_seconds: Of an epoch of `warmup`, `search` and, where there is one, `retrain`.
     """
 
     seconds: float
@@ -86,6 +87,7 @@ class Forecast:
     loader_images: float
     workers: int
     place: str
+    epoch_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Return the forecast in words."""
@@ -126,8 +128,11 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
     if config.rule == "reinforce":
         architecture = settings.samples * step.forward_seconds
     seconds = batch * (steps.weights * per_image + steps.architecture * architecture)
+    weights = batch * per_epoch * per_image
+    epochs = {"warmup": weights, "search": weights + batch * architecture * steps.architecture / settings.epochs}
     if config.retrain is not None:
-        seconds += config.retrain.epochs * len(data.training) * per_image  # type: ignore[arg-type]
+        epochs["retrain"] = len(data.training) * per_image  # type: ignore[arg-type]
+        seconds += config.retrain.epochs * epochs["retrain"]
     network = space.build(num_classes=data.num_classes, in_chans=data.channels)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Forecast(
@@ -137,6 +142,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
         loader_images=loader_images,
         workers=data.workers,
         place=place,
+        epoch_seconds=epochs,
     )
 
 

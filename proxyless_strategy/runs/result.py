@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardware import notebook
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from search_spaces import Subnet
@@ -97,6 +99,12 @@ class SearchResult:
             "search_loss": self.search_loss,
             "knapsack_loss": self.knapsack_loss,
         }
+
+    def _repr_html_(self) -> str:
+        shown = ("unit", "target_cost", "subnet_cost", "table_ms", "latency_ms", "accuracy", "params", "macs", "folder")
+        row = self.row()
+        warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.warnings)
+        return self.subnet._repr_html_() + notebook.pairs({name: row[name] for name in shown}) + warned
 
 
 @contextmanager

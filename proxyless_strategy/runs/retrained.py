@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +19,7 @@ from ..config import SearchConfig
 from ..data.images import ImageData
 from ..export.folder import has_random_weights, read_export
 from ..layout import CHECKPOINT, SEARCH_FILE
+from ..progress import Told
 from ..retraining.teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
 from ..retraining.trainer import begun_with, retraining_threads, train
 from ..seeds import isolated_seed
@@ -98,7 +98,11 @@ def teacher_of(config: SearchConfig, space: SpaceDeclaration, data: ImageData) -
 
 
 def trained_subnet(
-    prepared: Prepared, subnet: Subnet, weights: Mapping[str, Tensor], report: Callable[[dict[str, Any]], None]
+    prepared: Prepared,
+    subnet: Subnet,
+    weights: Mapping[str, Tensor],
+    report: Callable[[dict[str, Any]], None],
+    told: Told,
 ) -> tuple[nn.Module, float | None]:
     """Return the subnet's network and its test accuracy: retrained, or as the supernet left it.
 
@@ -107,6 +111,7 @@ def trained_subnet(
         subnet: What it has derived.
         weights: The subnet's in the supernet, where they were kept.
         report: Called once per epoch.
+        told: Tells the user how far it is.
     """
     config, data, settings = prepared.config, prepared.data, prepared.config.retrain
     model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
@@ -141,7 +146,7 @@ def trained_subnet(
             seed=config.seed,
             checkpoint=checkpoint,
             on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
-            progress=sys.stderr.isatty(),
+            on_place=lambda place: told.at("retrain", place),
             identity={
                 # The weights do not tell: networks that differ in a stride alone have tensors of the same names and
                 # shapes.

@@ -30,6 +30,7 @@ from ..export.onnx import export_onnx
 from ..export.summary import model_summary
 from ..layout import MODEL, ONNX_FILE
 from ..owner import Start
+from ..progress import Told
 from ..seeds import isolated_seed
 from ..strategy.processes import end_processes, is_first_process, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
@@ -37,11 +38,14 @@ from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
+from .ended import finished_result
 from .epoch_log import EpochLog
 from .finished import read_losses, read_searched, read_warnings
 from .forecast import forecast, trains_on_gpu
 from .layer_rates import layer_decay
+from .logs import Logs
 from .own_signals import OwnSignals
+from .places import EXPORT_SECONDS, NOT_RETRAINED, RETRAINED, Places, phases
 from .prepare import TOLD, Prepared, named, prepare
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
@@ -68,13 +72,19 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     if config.shrink is not None:
         raise ConfigError("the section shrink is for `proxyless shrink` alone; remove it, or search without a sweep")
     began = time.monotonic()
-    report = on_epoch or (lambda metrics: None)
     _refuse_second_launch(config)
     first = is_first_process()
+    if (ended := finished_result(config)) is not None:
+        if first:
+            print(f"{config.out} holds this search, which has ended: nothing is done; for another, choose another out")
+        return ended
+    report = on_epoch or (lambda metrics: None)
     if first:
         say_if_busy()
     prepared = prepare(config, quiet=not first)
     prepared = replace(prepared, data=as_begun(prepared.data, config.out))
+    told = Told(unit=prepared.cost.unit, target=prepared.target, shown=first)
+    logs = Logs(config, shown=first)
     found: dict[str, Any] = {"searched": None, "checkpoints": None}
 
     def look() -> None:
@@ -88,32 +98,39 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
     if not first:
         look()
         with lost_process_named(), noting_unreadable(config.out, prepared.data):
-            return _finished(prepared, report, Start(config.out, {}), **found)
+            return _finished(prepared, report, Start(config.out, {}), told, logs, **found)
     noting = noting_unreadable(config.out, prepared.data)
-    with claim_out(prepared, look=look, began=began) as start, lost_process_named(), noting:
+    with claim_out(prepared, look=look, began=began) as start, lost_process_named(), noting, told:
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()
+            told.epoch(metrics)
+            logs.epoch(metrics)
             report(metrics)
 
-        return _finished(prepared, noted, start, **found)
+        return _finished(prepared, noted, start, told, logs, **found)
 
 
 def _finished(
     prepared: Prepared,
     report: OnEpoch,
     start: Start,
+    told: Told,
+    logs: Logs,
     searched: tuple[Subnet, dict[str, Any]] | None,
     checkpoints: SearchCheckpoints | None,
 ) -> SearchResult:
     """Do what is still to be done in the folder that is this search's own."""
     config = prepared.config
-    subnet, weights = searched or _searched(prepared, report, checkpoints)
+    if searched is not None:
+        told.plan(phases(config, searched=True), afterwards=EXPORT_SECONDS)
+    subnet, weights = searched or _searched(prepared, report, checkpoints, told=told, logs=logs)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
     by = " by the table" if prepared.cost is prepared.latency else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
 
-    model, accuracy = trained_subnet(prepared, subnet, weights, report)
+    model, accuracy = trained_subnet(prepared, subnet, weights, report, told)
+    told.stage("export: timm folder, ONNX file and its latency")
 
     data = prepared.data
     size = (data.channels, config.latency_input_size, config.latency_input_size)
@@ -158,6 +175,7 @@ def _finished(
         **read_losses(config.out),
     )
     write_row(result)
+    logs.result(result.row())
     return result
 
 
@@ -175,18 +193,24 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 
 
 def _searched(
-    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None
+    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None, *, told: Told, logs: Logs
 ) -> tuple[Subnet, dict[str, Any]]:
     if prepared.config.rule != "sensitivity":
-        return search_supernet(prepared, report, checkpoints)
+        return search_supernet(prepared, report, checkpoints, told=told, logs=logs)
     threads = _search_threads(prepared, begun=False)
+    told.plan(phases(prepared.config, searched=True), afterwards=EXPORT_SECONDS)
     with threads.used():
         return search_by_sensitivity(prepared)
 
 
 @quiet_lightning()
 def search_supernet(
-    prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None = None
+    prepared: Prepared,
+    report: OnEpoch,
+    checkpoints: SearchCheckpoints | None = None,
+    *,
+    told: Told | None = None,
+    logs: Logs | None = None,
 ) -> tuple[Subnet, dict[str, Any]]:
     """Train the supernet and its architecture parameters, and derive a subnet.
 
@@ -194,6 +218,8 @@ def search_supernet(
         prepared: What the search stands on.
         report: Called once per epoch.
         checkpoints: Where it continues from; None: look for it.
+        told: Tells the user how it goes; None: nobody is told.
+        logs: Logs it; None: nothing is logged.
 
     Returns:
         The subnet and, where it is exported or retrained with them, its weights in the supernet under timm's names.
@@ -231,11 +257,15 @@ def search_supernet(
     log = EpochLog(settings.warmup_epochs, report, unit=prepared.cost.unit)
     decay = layer_decay(config, prepared.space, groups=checkpoints.groups)
     evaluator = image_evaluator(config, data, log, checkpoints, decay=decay)
-    evaluator.trainer.callbacks.insert(0, OwnSignals())
+    told = told or Told(shown=False)
+    places = Places(told, warmup_epochs=settings.warmup_epochs)
+    evaluator.trainer.callbacks[:0] = [OwnSignals(), places, *([logs] if logs else [])]
     with threads.used():
         if is_first_process():
-            said = forecast(config, prepared.space, prepared.costs, data).sentence()
-            print(f"{said}; {threads.sentence()}", flush=True)
+            predicted = forecast(config, prepared.space, prepared.costs, data)
+            print(f"{predicted.sentence()}; {threads.sentence()}", flush=True)
+            told.plan(phases(config, predicted), afterwards=EXPORT_SECONDS)
+            told.say(NOT_RETRAINED if config.retrain is None else RETRAINED)
         # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.
         module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}

@@ -44,13 +44,17 @@ def table_path(config: SearchConfig) -> Path:
 
 def default_table_path(config: SearchConfig) -> Path:
     """Return where a table lies that the config does not name: in the user's cache, by space, size and backend."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hardware = config.hardware
     # A space of a folder has that folder's path in its name.
     space = config.space.name.replace(":", ".").replace(os.sep, ".")
     name = f"{space}-{config.latency_input_size}px-{hardware.backend}"
     place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
-    return cache / "proxyless_strategy" / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
+    return cache_folder() / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
+
+
+def cache_folder() -> Path:
+    """Return the folder of the tables that no config names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "proxyless_strategy"
 
 
 def measure_space(

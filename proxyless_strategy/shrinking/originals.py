@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..data.digest import file_mark
 from ..data.images import ImageData
 from ..export.folder import CONFIG, METRICS, export_folder
 from ..export.summary import model_summary
+from ..progress import Phase, Told
 from ..retraining.trainer import RetrainResult, retraining_threads, train
 from .layout import ORIGINAL, START
 
@@ -97,15 +97,16 @@ def _make(
     print(f"{name}: the original is fine-tuned on {len(data.training)} images", flush=True)  # type: ignore[arg-type]
     begun = checkpoint.exists()
     threads = retraining_threads(settings, config.out, build, data, begun=begun)
-    with threads.used():
+    told = Told([Phase(name, epochs)])
+    with threads.used(), told:
         trained = train(
             build,
             data,
             settings,
             seed=config.seed,
             checkpoint=checkpoint,
-            on_epoch=lambda row: _say(name, row),
-            progress=sys.stderr.isatty(),
+            on_epoch=lambda row: told.epoch({"phase": name, "default": row["accuracy"], **row}),
+            on_place=lambda place: told.at(name, place),
             identity={"network": short_digest([subnet.timm_name, arguments, _source(space)])},
         )
     _export(config, data, folder, trained, subnet, arguments, part)
@@ -166,12 +167,4 @@ def _export(
             "macs": summary.macs,
             **data.record(),
         },
-    )
-
-
-def _say(name: str, row: dict[str, Any]) -> None:
-    print(
-        f"{name}: epoch {row['epoch']} of {row['epochs']}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
-        f"{row['seconds']:.0f} s",
-        flush=True,
     )

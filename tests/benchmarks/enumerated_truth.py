@@ -115,7 +115,6 @@ def train(subnet: Subnet, root: Path, seed: int) -> tuple[float, float]:
         data(root),
         RECIPE,
         seed=seed,
-        progress=False,
     )
     return result.test_accuracy, time.process_time() - start
 

@@ -96,7 +96,6 @@ def _train(job: tuple[Path, dict[str, str], int]) -> tuple[dict[str, str], int, 
         _data(root),
         config.retrain,
         seed=seed,
-        progress=False,
     )
     return choices, seed, result.test_accuracy
 

@@ -125,7 +125,7 @@ def _images() -> ImageData:
 
 def _retrained(path: Path) -> None:
     recipe = RetrainSettings(epochs=1, batch_size=4, learning_rate=0.05)
-    train(_build, _images(), recipe, seed=0, checkpoint=path, progress=False, device="cpu", identity=_IDENTITY)
+    train(_build, _images(), recipe, seed=0, checkpoint=path, device="cpu", identity=_IDENTITY)
 
 
 _IDENTITY = {"network": short_digest(["fuzz"])}

@@ -433,7 +433,6 @@ def _trained(
         settings.model_copy(update={"epochs": _epochs(ready)}),
         seed=job.seed,
         checkpoint=job.result.with_suffix(".ckpt"),
-        progress=False,
         teacher=teacher.eval(),
     )
     _write_onnx(result.model, job.onnx, side or job.setting.size)

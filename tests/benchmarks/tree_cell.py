@@ -150,7 +150,6 @@ def run_fashion_mnist(root: Path) -> dict[str, Any]:
             data,
             config.retrain,
             seed=config.seed,
-            progress=False,
         )
         rows.append(row(f"random {number}", subnet, trained.test_accuracy))
         print(rows[-1], flush=True)

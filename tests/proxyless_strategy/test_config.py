@@ -10,8 +10,9 @@ import pytest
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
-from proxyless_strategy.config import load_config, parse_config
+from proxyless_strategy.config import SearchConfig, load_config, parse_config
 from proxyless_strategy.runs.sweep import read_sweep
+from proxyless_strategy.validation import nearest_key
 
 FILE = """
 target: 0.3
@@ -123,11 +124,11 @@ def test_paths_of_a_platform_count_from_the_file(file: Path, monkeypatch: pytest
     [
         ("", {}, "smok", "has no preset 'smok'; its presets: smoke"),
         ("", {"hardware": "watch"}, None, r"hardware = 'watch' is none of the platforms \(desk, phone\)"),
-        ("platforms: {phone: {thread: 1}}", {}, None, "unknown key 'platforms.phone.thread' .*known keys: .*threads"),
+        ("platforms: {phone: {thread: 1}}", {}, None, "'platforms.phone.thread'; did you mean platforms.phone.threads"),
         ("platforms: {phone: {threads: 0}}", {}, None, "platforms.phone.threads = 0"),
         ("platforms: [phone]", {}, None, "none of the platforms"),
         ("presets: [smoke]", {}, "smoke", "presets must map each name to settings"),
-        ("presets: {smoke: {search: {epoch: 2}}}", {}, "smoke", "unknown key 'search.epoch'"),
+        ("presets: {smoke: {search: {epoch: 2}}}", {}, "smoke", r"'search.epoch'; did you mean search.epochs \(known"),
         ("presets: {smoke: {input_size.x: 2}}", {}, "smoke", "input_size is 224, not a section"),
     ],
 )
@@ -213,3 +214,29 @@ def test_a_target_may_be_a_share_of_the_original(written: object, target: object
 def test_other_targets_are_refused(values: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("keys", "meant"),
+    [
+        ("epochs", "search.epochs"),  # of another section
+        ("search.batchsize", "search.batch_size"),
+        ("data.draw.clases", "data.draw.classes"),
+        ("serach", "search"),
+        ("hardware.thread", "hardware.threads"),
+        ("platforms.phone.treads", "platforms.phone.threads"),
+        ("retrain.warmup_epoch", "retrain.warmup_epochs"),
+        ("colour", None),
+        ("search.x", None),
+        ("platforms", "platforms"),
+    ],
+)
+def test_a_slip_of_the_hand_is_told_what_was_meant(keys: str, meant: str | None) -> None:
+    assert nearest_key(keys.split("."), SearchConfig) == meant
+
+
+def test_loggers_do_not_make_another_search() -> None:
+    plain, logged = parse_config({}), parse_config({"loggers": ["csv", "tensorboard"]})
+    assert plain.identity() == logged.identity()
+    with pytest.raises(ConfigError, match=r"loggers\.0 = 'tensorbord'"):
+        parse_config({"loggers": ["tensorbord"]})

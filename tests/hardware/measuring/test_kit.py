@@ -81,7 +81,12 @@ def test_written_run_and_imported(folder, tiny_ops, tmp_path):
     out = tmp_path / "results.json"
     command = [sys.executable, "-I", folder / "measure.py", "--out", out, "--rounds", "16", "--device", "this machine"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    *told, last = done.stdout.decode().splitlines()
+    assert "\r" not in done.stdout.decode()
+    assert last.startswith("wrote ")
+    assert 2 <= len(told) <= 11
+    assert all(line.startswith("measuring: ") for line in told)
     table = import_results(out)
     table.check(tiny_ops, input_size=32)
     assert table.header.device == "this machine"

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.core import TyperCommand
 
 from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
+from proxyless_strategy.cli.next_steps import echo_result
 from proxyless_strategy.config import key_values
+
+ROW = {
+    "hardware": None,
+    "rule": "gradient",
+    "cost": "latency",
+    "unit": "ms",
+    "target_cost": 3.0,
+    "subnet_cost": 2.9,
+    "target_ms": 3.0,
+    "table_ms": 2.9,
+    "latency_ms": 2.95,
+    "accuracy": 0.985,
+    "params": 1000,
+    "macs": 2000,
+    "folder": "model",
+    "onnx": "model.onnx",
+    "warnings": [],
+}
 
 
 def status_of(*arguments: str) -> Any:
@@ -123,7 +146,7 @@ def test_an_error_of_ours_is_its_message_alone(
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("search", "rule: reinforce\nseed: 3\n"), ("latency prepare", "table: tables/reinforce-3.yml\n")],
+    [("search", '"seed": 3,'), ("latency prepare", '"table": "tables/reinforce-3.yml",')],
 )
 def test_settings_reach_the_search(
     monkeypatch: pytest.MonkeyPatch,
@@ -132,16 +155,74 @@ def test_settings_reach_the_search(
     command: str,
     expected: str,
 ) -> None:
-    for name, function in {
-        "search.run_search": lambda config: SimpleNamespace(row=lambda: {"rule": config.rule, "seed": config.seed}),
-        "prepare.prepare": lambda config, *, trains: SimpleNamespace(
-            table=Path(f"{'trainer' if trains else 'tables'}/{config.rule}-{config.seed}.yml")
-        ),
-    }.items():
-        monkeypatch.setattr(f"proxyless_strategy.runs.{name}", function)
+    def searched(config: Any) -> Any:
+        return SimpleNamespace(row=lambda: {**ROW, "rule": config.rule, "seed": config.seed})
+
+    def prepared(config: Any, *, trains: bool) -> Any:
+        table = Path(f"{'trainer' if trains else 'tables'}/{config.rule}-{config.seed}.yml")
+        cost = SimpleNamespace(unit="ms", minimum=lambda: (1.0, {}), maximum=lambda: (3.0, {}))
+        return SimpleNamespace(table=table, cost=cost, target=2.0)
+
+    monkeypatch.setattr("proxyless_strategy.runs.search.run_search", searched)
+    monkeypatch.setattr("proxyless_strategy.runs.prepare.prepare", prepared)
     (tmp_path / "a.yml").write_text("{rule: gradient}")
-    assert status_of(*command.split(), str(tmp_path / "a.yml"), "--set", "rule=reinforce", "--set", "seed=3") == 0
-    assert capsys.readouterr().out == expected
+    settings = ("--set", "rule=reinforce", "--set", "seed=3", "--json")
+    assert status_of(*command.split(), str(tmp_path / "a.yml"), *settings) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_a_search_ends_in_a_table_and_in_what_to_type_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "proxyless_strategy.runs.search.run_search",
+        lambda config: SimpleNamespace(row=lambda: {**ROW, "warnings": ["few steps"]}),
+    )
+    (tmp_path / "a.yml").write_text("{space: 'mine:space', data: {name: imagefolder, root: /data/a b}, out: runs/a}")
+    monkeypatch.chdir(tmp_path)
+    assert status_of("search", "a.yml") == 0
+    shown = capsys.readouterr().out
+    assert "98.50%" in shown
+    assert "2.9" in shown
+    assert "warning: few steps\n" in shown
+    commands = [line.strip() for line in shown.partition("next:\n")[2].splitlines()]
+    assert commands[0] == "proxyless report runs/a"
+    assert commands[1] == "proxyless derive runs/a --curve --out runs/a-curve --space mine:space"
+    assert commands[2] == "proxyless retrain runs/a/model --data '/data/a b' --out runs/a-retrained"
+    assert len(commands) == 4
+    base = next(kind for kind in TyperCommand.__mro__ if "invoke" in vars(kind))
+    for command in commands:
+        reached: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(base, "invoke", lambda command, ctx, reached=reached: reached.append(command.name))
+            assert status_of(*shlex.split(command)[1:]) == 0
+        assert reached[-1] == command.split()[1]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_table_is_never_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    echo_result({**ROW, "macs": 123_456_789}, [])
+    for words in ("gradient", "98.50%", "123,456,789", "measured ms", "2.95", "accuracy"):
+        assert words in screen.getvalue()
+    assert "…" not in screen.getvalue()
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--version") == 0
+    assert capsys.readouterr().out == f"proxyless {metadata.version('proxyless-strategy')}\n"
+
+
+def test_a_shell_can_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--help") == 0
+    assert "--install-completion" in capsys.readouterr().out
 
 
 def test_export_names_the_file_and_its_difference(

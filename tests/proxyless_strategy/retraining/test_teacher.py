@@ -93,17 +93,17 @@ def test_a_network_that_is_its_teacher_stays_as_it_is() -> None:
     network = Plain()
     before = copy.deepcopy(network.state_dict())
     recipe = plain(teacher_weight=1.0)
-    found = trainer.train(lambda: network, image_data(), recipe, seed=0, progress=False, teacher=Plain())
+    found = trainer.train(lambda: network, image_data(), recipe, seed=0, teacher=Plain())
     for name, value in before.items():
         assert torch.allclose(found.model.state_dict()[name], value, atol=1e-6)
-    other = trainer.train(Plain, image_data(), recipe, seed=0, progress=False, teacher=Plain(seed=1))
+    other = trainer.train(Plain, image_data(), recipe, seed=0, teacher=Plain(seed=1))
     assert not torch.allclose(other.model.state_dict()["linear.weight"], before["linear.weight"], atol=1e-3)
 
 
 def test_a_network_learns_what_its_teacher_knows() -> None:
     teacher = Plain(seed=1)
     recipe = plain(teacher_weight=1.0, teacher_temperature=1.0, epochs=60, learning_rate=0.2)
-    found = trainer.train(Plain, image_data("none"), recipe, seed=0, progress=False, teacher=teacher).model
+    found = trainer.train(Plain, image_data("none"), recipe, seed=0, teacher=teacher).model
     x = torch.cat([images for images, _ in image_data("none").loader("training", batch_size=20)])
     with torch.no_grad():
         assert (found(x).argmax(1) == teacher(x).argmax(1)).float().mean() > 0.8
@@ -117,7 +117,6 @@ def test_it_sees_the_images_of_the_network_and_stays_in_evaluation_mode(mixup: f
         image_data(count=64),
         plain(mixup=mixup, batch_size=8, epochs=1),
         seed=0,
-        progress=False,
         teacher=teacher,
     )
     teacher.seen.pop(0)  # the trial
@@ -179,7 +178,7 @@ def test_a_teacher_that_gives_nan_ends_the_training() -> None:
     teacher = Plain()
     teacher.linear.weight.data.fill_(math.nan)
     with pytest.raises(TrainingError, match="the teacher's outputs in epoch 1, update 1 are not finite"):
-        trainer.train(Plain, image_data(), plain(), seed=0, progress=False, teacher=teacher)
+        trainer.train(Plain, image_data(), plain(), seed=0, teacher=teacher)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_a_teacher_of_other_images_is_refused(teacher: nn.Module, words: str) ->
 def test_a_network_is_not_its_own_teacher() -> None:
     network = build()
     with pytest.raises(ConfigError, match="give a copy"):
-        trainer.train(lambda: network, image_data(), settings(), seed=0, progress=False, teacher=network)
+        trainer.train(lambda: network, image_data(), settings(), seed=0, teacher=network)
 
 
 # ---- loading one ---------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def settings(**changes: Any) -> RetrainSettings:
 
 def trained(data: ImageData | None = None, *, seed: int = 0, **arguments: Any) -> Any:
     recipe = arguments.pop("settings", settings())
-    return train(build, data or image_data(), recipe, seed=seed, progress=False, **arguments)
+    return train(build, data or image_data(), recipe, seed=seed, **arguments)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -148,7 +148,7 @@ def test_reported_loss_and_accuracy_in_closed_form(mixup: float) -> None:
 
     reports: list[dict[str, Any]] = []
     recipe = settings(epochs=1, batch_size=30, learning_rate=1e-20, mixup=mixup)
-    train(indifferent, image_data("none"), recipe, seed=0, on_epoch=reports.append, progress=False)
+    train(indifferent, image_data("none"), recipe, seed=0, on_epoch=reports.append)
     assert reports[0]["loss"] == pytest.approx(np.log(CLASSES), rel=1e-6)
     assert reports[0]["accuracy"] == image_data().training.targets.count(0) / 30
 
@@ -180,7 +180,7 @@ def test_every_epoch_draws_its_own_random_numbers() -> None:
         model.register_forward_pre_hook(lambda module, _: states.append(torch.get_rng_state()))
         return model
 
-    train(watched, image_data("none"), settings(epochs=3, batch_size=30), seed=0, progress=False)
+    train(watched, image_data("none"), settings(epochs=3, batch_size=30), seed=0)
     first, second, third, test = states
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
@@ -279,12 +279,13 @@ def test_rand_augment_reaches_the_training_images() -> None:
     assert not same_weights(plain.model, augmented.model)
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture, progress: bool) -> None:
-    train(build, image_data(), settings(epochs=1), seed=0, progress=progress)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert ("retrain" in err) == progress
+def test_the_place_goes_from_epoch_to_epoch_in_parts(capfd: pytest.CaptureFixture) -> None:
+    places: list[float] = []
+    train(build, image_data(), settings(epochs=2), seed=0, on_place=places.append)
+    updates = len(places) // 2
+    assert updates > 1
+    assert places == pytest.approx([number / updates for number in range(2 * updates)])
+    assert capfd.readouterr() == ("", "")
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -488,7 +489,6 @@ def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
             settings(),
             seed=0,
             checkpoint=path,
-            progress=False,
         )
 
 

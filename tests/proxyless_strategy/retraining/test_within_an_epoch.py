@@ -67,7 +67,7 @@ def killed_at(update: int, what: Any = Killed) -> Any:
 def run(make: Any, path: Path, reports: list[dict[str, Any]] | None = None, **changes: Any) -> Any:
     noted = None if reports is None else reports.append
     data = image_data()
-    return train(make, data, settings(**changes), seed=0, checkpoint=path, progress=False, on_epoch=noted)
+    return train(make, data, settings(**changes), seed=0, checkpoint=path, on_epoch=noted)
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_a_training_told_to_stop_keeps_the_update_that_it_was_in(
 
 def test_a_training_without_a_checkpoint_stops_at_once(heard: Any) -> None:
     with pytest.raises(signals.Stopped):
-        train(killed_at(2, signal.SIGTERM), image_data(), settings(), seed=0, progress=False)
+        train(killed_at(2, signal.SIGTERM), image_data(), settings(), seed=0)
 
 
 class Slow(Dataset):
@@ -196,9 +196,9 @@ def test_with_data_workers(tmp_path: Path) -> None:
     recipe = RetrainSettings(**{**settings().model_dump(), "checkpoint_every": 1e-9})
     path = tmp_path / "retrain.ckpt"
     with pytest.raises(Killed):
-        train(killed_at(UPDATES + 3), data, recipe, seed=0, checkpoint=path, progress=False)
-    resumed = train(build, data, recipe, seed=0, checkpoint=path, progress=False)
-    whole = train(build, data, recipe, seed=0, progress=False)
+        train(killed_at(UPDATES + 3), data, recipe, seed=0, checkpoint=path)
+    resumed = train(build, data, recipe, seed=0, checkpoint=path)
+    whole = train(build, data, recipe, seed=0)
     assert same_weights(resumed.model, whole.model)
 
 

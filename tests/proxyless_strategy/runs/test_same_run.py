@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -418,6 +419,8 @@ def test_the_beginning_is_before_the_preparation(tmp_path: Path, monkeypatch: py
     class Prepared:
         at: float
         data: None = None
+        target: None = None
+        cost: Any = field(default_factory=lambda: SimpleNamespace(unit="ms"))
 
     def prepared(config: Any, **options: Any) -> Prepared:
         return Prepared(time.monotonic())

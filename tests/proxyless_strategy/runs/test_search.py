@@ -25,6 +25,7 @@ from proxyless_strategy.config import load_config, parse_config
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.runs import search
+from proxyless_strategy.runs.finished import read_run
 from proxyless_strategy.runs.prepare import prepare
 from proxyless_strategy.runs.space_table import default_table_path, table_path
 from search_spaces import Subnet, get_space
@@ -74,7 +75,7 @@ def settings(table, out, **changes):
 
 
 @pytest.mark.parametrize("rule", ["gradient", "reinforce"])
-def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path):
+def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path, capsys):
     rows = []
     config = settings(table, tmp_path / "run", rule=rule)
     result = search.run_search(config, on_epoch=rows.append)
@@ -102,13 +103,54 @@ def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path
     )
     assert all(html.escape(warning) in page for warning in row["warnings"])
 
-    again = search.run_search(config)
-    assert again.warnings == result.warnings
-    assert again.subnet == result.subnet
-    assert again.accuracy == result.accuracy
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    again = search.run_search(config, on_epoch=None)
+    assert dataclasses.asdict(again) == dataclasses.asdict(result)
+    assert "which has ended: nothing is done" in capsys.readouterr().out
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path):
+def test_each_epoch_is_one_line_and_the_run_says_what_is_left(table, tmp_path, capfd):
+    search.run_search(settings(table, tmp_path / "run"))
+    output, error = capfd.readouterr()
+    lines = [line for line in error.splitlines() if line.startswith(("warmup ", "search ", "retrain "))]
+    assert [line.split(":")[0] for line in lines] == [
+        "warmup 1/4", "search 2/4", "search 3/4", "search 4/4", "retrain 1/2", "retrain 2/2",
+    ]  # fmt: skip
+    assert all(" loss " in line and " left" in line and " accuracy " in line for line in lines)
+    assert all("(likeliest subnet)" in line for line in lines[:4])
+    assert all("E[LAT]" in line and "->" in line and "ms" in line for line in lines[2:4])
+    assert error.count("with the weights that all subnets share") == 1
+    assert "\r" not in error
+    assert "epoch 1" not in output.lower()
+
+
+def test_what_is_gone_of_a_finished_search_is_made_again(table, tmp_path):
+    config = settings(table, tmp_path / "run", retrain=None, search=QUICK)
+    first = search.run_search(config)
+    for gone in (first.onnx, first.folder / "hubconf.py", tmp_path / "run" / "row.json"):
+        gone.unlink()
+        assert search.run_search(config).subnet == first.subnet
+        assert gone.exists()
+    (tmp_path / "run" / "row.json").write_text("{")
+    assert search.run_search(config).params == first.params
+    assert json.loads((tmp_path / "run" / "row.json").read_text())["params"] == first.params
+
+
+def test_two_searches_in_one_process_are_those_of_two_processes(table, tmp_path):
+    threads = torch.get_num_threads()
+    found = [
+        search.run_search(settings(table, tmp_path / str(number), retrain=None, search=QUICK)) for number in range(2)
+    ]
+    assert torch.get_num_threads() == threads
+    assert found[0].subnet == found[1].subnet
+    records = [json.loads((tmp_path / str(number) / "search.json").read_text()) for number in range(2)]
+    assert records[0] == records[1]
+    assert found[0]._repr_html_().count("<rect") == len(found[0].subnet.choices)
+    assert read_run(tmp_path / "0")._repr_html_().count("<rect") == len(found[0].subnet.choices)
+
+
+def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path, capsys):
     class Stop(Exception):
         pass
 
@@ -124,7 +166,12 @@ def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path):
         with pytest.raises(Stop):
             search.run_search(settings(table, out), on_epoch=stopping)
         seen.clear()
+        assert "continuing" not in capsys.readouterr().err
         resumed = search.run_search(settings(table, out), on_epoch=seen.append)
+        what, total = ("the retraining ", 2) if seen[0]["phase"] == "retrain" else ("", 4)
+        said = capsys.readouterr().err
+        assert said.count("continuing ") == 1
+        assert f"continuing {what}at epoch {seen[0]['epoch']} of {total}\n" in said
         assert len(seen) < 6
         assert resumed.subnet == whole.subnet
         assert resumed.accuracy == whole.accuracy
@@ -407,7 +454,7 @@ def test_a_target_above_the_slowest_subnet_says_that_it_is_idle(table, tmp_path,
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("serach: {}", "unknown key 'serach' .*known keys: .*search"),
+        ("serach: {}", "unknown key 'serach'; did you mean search .*known keys: .*search"),
         ("search: {epoch: 1}", "unknown key 'search.epoch'"),
         ("rule: darts", "rule = 'darts'"),
         ("target: 0.3\ntarget_ms: 4", "both given"),

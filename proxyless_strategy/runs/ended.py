@@ -1,0 +1,48 @@
+"""A search that has ended and is asked for again: its result as it lies in its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hardware.errors import ProxylessError
+from hardware.reading import DAMAGE, expect, is_there, json_of
+from search_spaces import Subnet, users_space
+
+from ..config import SearchConfig
+from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ONNX_FILE, ROW_FILE, SEARCH_FILE
+from .result import SearchResult
+from .same_run import differences
+
+_NUMBERS = ("target_cost", "target_ms", "table_ms", "latency_ms", "latency_now_ms", "accuracy")
+
+
+def finished_result(config: SearchConfig) -> SearchResult | None:
+    """Return the result of a search that ended with these very settings; None where anything is left to do.
+
+    Nothing is written, and no damage is named: a search that goes on where it was finds and names it.
+    """
+    out = config.out
+    needed = (out / SEARCH_FILE, out / ROW_FILE, out / MODEL / HUB_FILE, out / ONNX_FILE)
+    if not all(map(is_there, needed)):
+        return None
+    try:
+        if differences(json_of(out / CONFIG_FILE), config.identity(), SearchConfig):
+            return None
+        row: dict[str, Any] = json_of(out / ROW_FILE)
+        record = json_of(out / SEARCH_FILE, nonfinite=("history",))
+        space = users_space(config.space.name, **config.space.options)
+        return SearchResult(
+            config=config,
+            subnet=Subnet(space, dict(record["subnet"]["choices"])),
+            folder=out / MODEL,
+            onnx=out / ONNX_FILE,
+            unit=expect(row["unit"], str, "unit"),
+            subnet_cost=expect(row["subnet_cost"], float, "subnet_cost"),
+            params=expect(row["params"], int, "params"),
+            macs=expect(row["macs"], int, "macs"),
+            seconds=expect(row["seconds"], float, "seconds"),
+            warnings=tuple(str(sentence) for sentence in record.get("warnings", ())),
+            **{name: expect(row[name], float, name, none=True) for name in _NUMBERS},
+        )
+    except (*DAMAGE, ProxylessError):
+        return None

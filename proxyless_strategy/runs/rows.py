@@ -1,0 +1,43 @@
+"""Results of searches as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Build the table that a terminal shows of searches' rows, a `rich.table.Table`."""
+    table = Table()
+    named = any(row.get("hardware") for row in rows)
+    for title in (*(("hardware",) if named else ()), "rule"):
+        table.add_column(title, no_wrap=True)
+    counted = any(row["cost"] != "latency" for row in rows)
+    others = ("cost", "target", "subnet") if counted else ()
+    for title in (*others, "target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    for row in rows:
+        costs = (row["unit"], *(_number(row[key], ".4g") for key in ("target_cost", "subnet_cost")))
+        table.add_row(
+            *((str(row["hardware"]),) if named else ()),
+            str(row["rule"]),
+            *(costs if counted else ()),
+            *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
+            _number(row["accuracy"], ".2%"),
+            *(_number(row[key], ",") for key in ("params", "macs")),
+            short_path(Path(row["folder"])),
+        )
+    return table
+
+
+def _number(value: Any, spec: str) -> str:
+    return "none" if value is None else format(value, spec)
+
+
+def short_path(path: Path) -> str:
+    """Return the path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
