@@ -218,7 +218,7 @@ def search_supernet(
         module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
-    record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
+    record = search_record(module, prepared, history=log.history, film=log.film)
     weights = {}
     if config.retrain is None:
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
