@@ -69,15 +69,15 @@ def _group(
     search: FinishedRun, group: Group, still: Still, numbers: dict[str, int | None], edges: dict[str, int]
 ) -> str:
     large = is_large(search)
-    outer, inner, item = ("span", "span", "span") if large else ("section", "ul", "li")
+    inner, item = ("span", "span") if large else ("ul", "li")
     blocks = "".join(_block(block, still, numbers, edges, item=item, words=not large) for block in group.blocks)
     name = escape(group.name)
     if large:
-        return f'<{outer} class="group"><{inner} class="blocks">{blocks}</{inner}><small>{name}</small></{outer}>'
+        return f'<span class="group"><{inner} class="blocks">{blocks}</{inner}><small>{name}</small></span>'
     size = f"<br>{escape(group.size)}" if group.size else ""
     return (
-        f'<{outer} class="group" aria-label="{name}"><{inner} class="blocks">{blocks}</{inner}>'
-        f'<p class="size"><strong>{name}</strong>{size}</p></{outer}>'
+        f'<div class="group" role="group" aria-label="{name}"><{inner} class="blocks">{blocks}</{inner}>'
+        f'<p class="size"><strong>{name}</strong>{size}</p></div>'
     )
 
 
@@ -170,7 +170,8 @@ def _odds(search: FinishedRun, still: Still, edges: dict[str, int]) -> str:
                 cells.append('<td role="cell" class="none"><span>&ndash;</span></td>')
                 continue
             exported = search.choices.get(label) == name
-            where = f'data-odds="{edges.get(label, -1)}.{places[name]}" data-label="{escape(name)}"'
+            moves = f'data-odds="{edges[label]}.{places[name]}" ' if label in edges else ""
+            where = f'{moves}data-label="{escape(name)}"'
             mark = '<span class="unseen"> %, exported</span>' if exported else '<span class="unseen"> %</span>'
             style = f' class="exported" style="--p:{odds[name]:.3f}"' if exported else f' style="--p:{odds[name]:.3f}"'
             cells.append(f'<td role="cell" {where}{style}><span>{100 * odds[name]:.0f}</span>{mark}</td>')

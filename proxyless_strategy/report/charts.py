@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hardware.reading import cut
+
 from ..runs.finished import FinishedRun
 from .boxes import is_large
 from .drawing import Badge, draw_badges, draw_points, figure_bytes, new_figure
@@ -29,6 +31,8 @@ _VARIABLES = {
 _WIDTH, _HEIGHT, _FONT = 3.6, 2.5, 8.5
 CURVE_POINTS = 12
 _MOST_BARS = 60
+_LONGEST = 30
+"""Letters of a bar's label: names of a user's own space may be of any length."""
 
 
 class Chart(NamedTuple):
@@ -103,7 +107,7 @@ def progress(search: FinishedRun, name: str) -> list[Chart]:
     if cost is not None:
         found.append(Chart(cost[0], "Expected cost", _went(cost[1], search.unit)))
     if entropy is not None:
-        found.append(Chart(entropy[0], "Undecidedness", f"Entropy of the probabilities: {_went(entropy[1], 'nats')}"))
+        found.append(Chart(entropy[0], "Entropy", f"How undecided the edges are: {_went(entropy[1], 'nats')}"))
     if accuracy is not None:
         text = "Not the exported network's: all subnets share these weights, and a different one runs at each step."
         found.append(Chart(accuracy[0], "Validation accuracy in the search", text))
@@ -223,7 +227,7 @@ def cost_by_block(search: FinishedRun, name: str) -> Chart | None:
     colours = [_BLUE if by_kind or "  " in label else _GREY for label, _ in shown]
     drawn = axes.barh(range(len(shown)), [cost for _, cost in shown], color=colours, height=0.7)
     axes.bar_label(drawn, [f"{cost:.3g}" for _, cost in shown], padding=2, fontsize=_FONT - 1, color=_SOFT)
-    axes.set_yticks(range(len(shown)), [label for label, _ in shown])
+    axes.set_yticks(range(len(shown)), [cut(label, _LONGEST) for label, _ in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.16)
     axes.locator_params(axis="x", nbins=4)
