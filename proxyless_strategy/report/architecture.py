@@ -13,6 +13,8 @@ from .boxes import Block, Group, Shape, Still, groups, is_large, kinds, stills
 from .drawing import KIND_COLOURS
 from .parts import Cell, table
 
+_FEW = 14
+"""Blocks that have room to be drawn larger."""
 MOST_STILLS = 200
 """Stills on the page; of a longer film every second one is there, or every third, ..."""
 
@@ -28,7 +30,8 @@ def architecture(search: FinishedRun) -> str:
     if is_large(search):
         net = f'<div class="net small" role="img" aria-label="{escape(_counted(search))}">{drawing}</div>'
     else:
-        net = f'<div class="net">{drawing}</div>'
+        few = sum(len(group.blocks) for group in parts) <= _FEW
+        net = f'<div class="net{" few" if few else ""}">{drawing}</div>'
     pieces = ['<div class="film">']
     if len(film) > 1:
         pieces.append(

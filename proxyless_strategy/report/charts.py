@@ -136,6 +136,7 @@ def _over_epochs(search: FinishedRun, name: str, key: str, title: str) -> tuple[
     if key == "default":
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     axes.set_xlim(0.5, last + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=7)
     _named(axes, "epoch", title)
     _with_legend(figure, axes)
     return svg_of(figure, name), [value for _, value in points]

@@ -43,7 +43,7 @@ def next_steps(search: FinishedRun) -> list[tuple[str, str]]:
         ("Compare it with known networks", _command(*_benchmark(model), "--out", str(beside / "benchmark"))),
         (
             "Use it with timm",
-            "import timm\nimport proxyless_strategy  # registers its architectures with timm\n\n"
+            "# registers its architectures with timm\nimport proxyless_strategy\nimport timm\n\n"
             f"model = timm.create_model({f'local-dir:{model}'!r}, pretrained=True)",
         ),
         (

@@ -94,7 +94,8 @@ def page(
     counted = f"{len(searches)} finished search{'es' if len(searches) > 1 else ''}"
     lead = f"{counted} in {', '.join(spaces)} on {', '.join(data)}; page written {today}"
     sections = [_results(searches, left_out, start)]
-    sections += [_search(number, search, start) for number, search in enumerate(searches, start=1)]
+    alone = len(searches) == 1
+    sections += [_search(number, search, start, alone=alone) for number, search in enumerate(searches, start=1)]
     here = Path(__file__)
     template, style, script = (
         read_text(here.with_name(name), _OWN).strip() for name in ("page.html", "page.css", "page.js")
@@ -186,7 +187,8 @@ def _marked(value: float | None, target: float | None, shown: str) -> str:
 # ---- one search ------------------------------------------------------------------------------------------------
 
 
-def _search(number: int, search: FinishedRun, start: Path | None) -> str:
+def _search(number: int, search: FinishedRun, start: Path | None, *, alone: bool) -> str:
+    """Build one search's section; beside others what is read last is folded away."""
     key = f"search{number}"
     parts = [
         f'<section id="{key}" aria-labelledby="{key}-title">',
@@ -206,8 +208,12 @@ def _search(number: int, search: FinishedRun, start: Path | None) -> str:
             parts += [f"<h3>{title}</h3>", figures(found)]
     if search.network is None:
         parts.append('<p class="note">Costs by block were not kept by the version that made this search.</p>')
-    parts += ["<h3>Next</h3>", *(to_copy(title, text) for title, text in next_steps(search))]
-    parts += ["<h3>Settings that differ from the defaults</h3>", _settings(search)]
+    steps = "\n".join(to_copy(title, text) for title, text in next_steps(search))
+    for title, content in (("Next", steps), ("Settings that differ from the defaults", _settings(search))):
+        if alone:
+            parts.append(f"<h3>{title}</h3>\n{content}")
+        else:
+            parts.append(f"<details><summary>{title}</summary>\n{content}</details>")
     return "\n".join([*parts, "</section>"])
 
 
