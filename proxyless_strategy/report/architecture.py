@@ -120,7 +120,7 @@ def _colour(shape: Shape, numbers: dict[str, int | None]) -> str:
 
 
 def _cost(value: float) -> str:
-    return f"{value:.3f}" if 0.0005 <= value < 10 else f"{value:.2g}"
+    return f"{value:.3f}" if 0.0005 <= value < 1 else f"{value:.3g}"
 
 
 def _key(search: FinishedRun, parts: Sequence[Group], numbers: dict[str, int | None]) -> str:
@@ -151,7 +151,7 @@ def _said(search: FinishedRun, still: Still) -> str:
     if still.cost is not None:
         words.append(f"{still.cost:.4g} {search.unit}")
     if still.expected is not None:
-        words.append(f"expected over all {still.expected:.4g} {search.unit}")
+        words.append(f"expected cost {still.expected:.4g} {search.unit}")
     if search.target is not None:
         words.append(f"target {search.target:.4g} {search.unit}")
     return ", ".join(words)

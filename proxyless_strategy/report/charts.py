@@ -29,7 +29,8 @@ _VARIABLES = {
     _GREY: "grey",
 }
 _WIDTH, _HEIGHT, _FONT = 3.6, 2.5, 8.5
-CURVE_POINTS = 12
+_CURVE_POINTS = 12
+_FEW_POINTS = 5  # of a large network, each of which takes the solver seconds
 _MOST_BARS = 60
 _LONGEST = 30
 """Letters of a bar's label: names of a user's own space may be of any length."""
@@ -151,7 +152,7 @@ def trade_off(search: FinishedRun, name: str) -> list[Chart]:
 
 
 def _curve(search: FinishedRun, name: str) -> Chart | None:
-    points = search.curve(CURVE_POINTS)
+    points = search.curve(_FEW_POINTS if is_large(search) else _CURVE_POINTS)
     if len(points) < 2:
         return None
     figure, axes = _panel(2.7)

@@ -48,8 +48,7 @@ def draw_badges(figure: Figure, panels: Sequence[tuple[Any, Sequence[Badge]]], *
     """
     # Distances between badges are in pixels. Only drawing tells where anything lies, and the layout must not move it
     # afterwards.
-    _take_words_as_they_are(figure)
-    figure.canvas.draw()
+    draw_canvas(figure)
     figure.set_layout_engine("none")
     for panel, badges in panels:
         _draw_badges(panel, badges, edge)
@@ -135,6 +134,12 @@ def figure_bytes(figure: Figure, kind: str, *, words: bool = False) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "proxyless", "svg.fonttype": "none" if words else "path"}):
         figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
     return buffer.getvalue()
+
+
+def draw_canvas(figure: Figure) -> None:
+    """Draw a figure into its canvas."""
+    _take_words_as_they_are(figure)
+    figure.canvas.draw()
 
 
 def _take_words_as_they_are(figure: Figure) -> None:

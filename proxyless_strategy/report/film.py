@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hardware.errors import ConfigError
-from hardware.files import replacing, write_atomically
+from hardware.files import write_atomically
 from hardware.reading import reading
 
 from ..runs.finished import RECORD, FinishedRun, read_runs
 from .boxes import Block, Group, Still, groups, is_large, kinds, stills
-from .drawing import FIXED_COLOUR, KIND_COLOURS, figure_bytes, new_figure
+from .drawing import FIXED_COLOUR, KIND_COLOURS, draw_canvas, figure_bytes, new_figure
 
 MOST_SEARCHES = 12
 MOST_FRAMES = 100
 """Frames of a GIF; of a longer film every second one is in it, or every third, ..."""
+_LAST_PAUSE = 2500  # ms, before the film begins again
 _ELSEWHERE = "choose another place with --out"
 _LARGE_SLOT = 0.24
 _ROW = 32.0
@@ -34,8 +38,6 @@ def draw_film(folder: Path, out: Path) -> Path:
         ConfigError: There is no finished search with its probabilities by epoch, there are too many, or `out` cannot be
             written.
     """
-    from matplotlib.animation import PillowWriter  # slow
-
     with reading(folder, RECORD):
         searches = _few(read_runs(folder), folder)
         films = [stills(search) for search in searches]
@@ -44,19 +46,30 @@ def draw_film(folder: Path, out: Path) -> Path:
                 f"{folder} keeps no probabilities by epoch, as an earlier version searched it; search again for a "
                 "film, or end the name with .svg for the architecture"
             )
-        reels = [_Reel(search) for search in searches]
-        figure, panels = _figure(reels, dpi=100)
-        length = max(map(len, films))
-        step = -(-length // MOST_FRAMES)
-        shown = [*range(0, length - 1, step), length - 1]
-        writer = PillowWriter(fps=max(4, min(12, len(shown) // 6)))
-        with replacing(out, error=ConfigError, remedy=_ELSEWHERE) as beside, writer.saving(figure, str(beside), 100):
-            # The last picture stays for a while before the film begins again.
-            for number in [*shown, *[length - 1] * (2 * writer.fps)]:
-                for reel, panel, film in zip(reels, panels, films, strict=True):
-                    reel.draw(panel, film[min(number, len(film) - 1)])
-                writer.grab_frame()
+        content = _gif([_Reel(search) for search in searches], films)
+    write_atomically(out, content, error=ConfigError, remedy=_ELSEWHERE)
     return out
+
+
+def _gif(reels: Sequence[_Reel], films: Sequence[Sequence[Still]]) -> bytes:
+    from PIL import Image  # slow
+
+    figure, panels = _figure(reels, dpi=100)
+    length = max(map(len, films))
+    shown = [*range(0, length - 1, -(-length // MOST_FRAMES)), length - 1]
+    frames = []
+    for number in shown:
+        for reel, panel, film in zip(reels, panels, films, strict=True):
+            reel.draw(panel, film[min(number, len(film) - 1)])
+        draw_canvas(figure)
+        # Nothing moves from one frame to the next but what is drawn, and laying out takes most of the time.
+        figure.set_layout_engine("none")
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
+    buffer = io.BytesIO()
+    pause = max(80, min(250, 8000 // len(shown)))  # ms
+    pauses = [*[pause] * (len(frames) - 1), _LAST_PAUSE]
+    frames[0].save(buffer, format="gif", save_all=True, append_images=frames[1:], duration=pauses, loop=0)
+    return buffer.getvalue()
 
 
 def draw_architecture(folder: Path, out: Path) -> Path:

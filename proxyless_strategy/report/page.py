@@ -158,7 +158,8 @@ def _cells(search: FinishedRun, front: bool) -> dict[str, str]:
     row = search.row
 
     def number(value: Any, spec: str, unit: str = "") -> str:
-        return "" if value is None else f"{value:{spec}}{unit}"
+        # of a number of as many digits as are asked for, `#` leaves a dot at the end
+        return "" if value is None else f"{format(value, spec).removesuffix('.')}{unit}"
 
     unit = f" {search.unit}"
     target = search.target
