@@ -153,10 +153,10 @@ class _Reel:
             base = -row * self.drop
             for number, block in enumerate(part.blocks):
                 self._draw_block(axes, block, still, x + self.slot * number, base)
-            under = base - (0.12 if self.large else 0.95)
+            under = base - (0.12 if self.large else 1.0)
             words = part.name if self.large else f"{part.name}\n{part.size.replace(', ', chr(10), 1)}"
             turned = {"rotation": 90} if self.large else {}
-            axes.text(x, under, words, fontsize=6.5, va="top", color="#5d6b7a", linespacing=1.1, **turned)
+            axes.text(x, under, words, fontsize=7.5, va="top", color="#5d6b7a", linespacing=1.1, **turned)
 
     def _draw_block(self, axes: Any, block: Block, still: Still, x: float, base: float) -> None:
         from matplotlib.patches import Rectangle  # slow
@@ -180,7 +180,7 @@ class _Reel:
         if self.large:
             return
         words = f"{'skip' if shape.passes else shape.kind}\n{shape.side}"
-        axes.text(middle, base - 0.1, words, fontsize=6.5, ha="center", va="top", linespacing=1.1)
+        axes.text(middle, base - 0.1, words, fontsize=7.5, ha="center", va="top", linespacing=1.1)
         if block.costs:
             axes.text(
                 middle, base - 0.62, f"{block.costs[place]:.2g}", fontsize=6, ha="center", va="top", color="#5d6b7a"

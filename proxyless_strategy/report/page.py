@@ -182,7 +182,7 @@ def _marked(value: float | None, target: float | None, shown: str) -> str:
     if value is None or target is None or value <= target * (1 + 1e-9):
         return shown
     over = f"{100 * (value / target - 1):.2g} %" if target > 0 else "all of it"
-    return f'<span class="missed">{shown}, {over} over the target</span>'
+    return f'<span class="missed">{shown}, {over} over target</span>'
 
 
 # ---- one search ------------------------------------------------------------------------------------------------

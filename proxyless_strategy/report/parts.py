@@ -68,8 +68,11 @@ def to_copy(title: str, text: str) -> str:
 
 
 def warnings(sentences: Iterable[str]) -> str:
-    """Build what must be read first."""
-    return "".join(f'<p class="warning"><strong>Warning:</strong> {escape(sentence)}.</p>' for sentence in sentences)
+    """Build what must be read first; empty where there is nothing."""
+    lines = [f"<li>{escape(sentence)}.</li>" for sentence in sentences]
+    if not lines:
+        return ""
+    return f'<div class="warning"><strong>Warning</strong><ul>{"".join(lines)}</ul></div>'
 
 
 def link(path: Path, start: Path, words: str) -> str:

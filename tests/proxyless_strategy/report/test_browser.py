@@ -37,6 +37,7 @@ FLAGS = (
 )
 EVIL = '"\'><script>alert("1")</script><img src=x onerror=alert(1)>'
 WIDTHS = {"desk": 1280, "phone": 390}
+OTHER_WIDTHS = {"small phone": 320, "tablet": 820, "small desk": 1120}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def look(browser, pages):
     def opened(name, *, width="desk", theme="light"):
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
-            {"width": WIDTHS[width], "height": 844, "deviceScaleFactor": 1, "mobile": False},
+            {"width": (WIDTHS | OTHER_WIDTHS)[width], "height": 844, "deviceScaleFactor": 1, "mobile": False},
         )
         features = [
             {"name": "prefers-color-scheme", "value": theme},
@@ -255,16 +256,18 @@ def test_dark_is_dark_and_light_is_light(look):
     assert brightness("dark") < 200 < 700 < brightness("light")
 
 
+@pytest.mark.parametrize("width", [*WIDTHS, *OTHER_WIDTHS])
 @pytest.mark.parametrize("name", ["sweep", "one", "large", "old", "odd"])
-def test_nothing_is_cut_on_a_phone(look, name):
-    driver = look(name, width="phone")
+def test_nothing_is_cut(look, name, width):
+    driver = look(name, width=width)
     for folded in find(driver, "details"):
         driver.execute_script("arguments[0].open = true", folded)
-    assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    pixels = (WIDTHS | OTHER_WIDTHS)[width]
+    assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [pixels, pixels]
     outside = driver.execute_script(
         "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.unseen, thead, svg')"
-        " && (e.getBoundingClientRect().right > 390.5 || (e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0"
-        "   && getComputedStyle(e).overflowX !== 'visible')))"
+        " && (e.getBoundingClientRect().right > innerWidth + .5"
+        "   || (e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).overflowX !== 'visible')))"
         ".map(e => e.outerHTML.slice(0, 120))"
     )
     assert outside == []
