@@ -76,12 +76,12 @@ $(INSTALLED_DEV): pyproject.toml | $(BIN)/python
 ifdef LOWEST
 	$(PIP) uv
 	printf 'torch==%s\ntorchvision==%s\n' $(TORCH) $(TORCHVISION) > $(VENV)/torch.txt
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra dev \
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra dev --extra browser \
 		--override $(VENV)/torch.txt --output-file $(VENV)/lowest.txt pyproject.toml
 	$(PIP) --requirement $(VENV)/lowest.txt
 	$(PIP) --no-deps --editable .
 else
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,browser]'
 endif
 	$(FIRST_IMPORT)
 	touch $@ $(INSTALLED)

@@ -11,6 +11,9 @@ from hardware.errors import SubnetError
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.reading import cut, shown
 
+SKIP = "skip"
+"""The candidate that passes its input on."""
+
 
 @dataclass(frozen=True)
 class SpaceCosts:

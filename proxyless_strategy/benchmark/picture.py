@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report.drawing import Badge, draw_badges, draw_points, figure_bytes, new_figure
+from .published import OWN_IMAGES
 from .result import Benchmark, Row
 
 OURS, OTHERS = "#d1495b", "#30638e"
@@ -16,11 +17,23 @@ def _colour(row: Row) -> str:
 
 
 def _marker(row: Row) -> str:
-    return "o" if row.accuracy else "s"
+    if row.accuracy is None:
+        return "s"
+    return "^" if row.accuracy.source == OWN_IMAGES else "o"
+
+
+def _axis(benchmark: Benchmark) -> str:
+    own = {row.accuracy.source == OWN_IMAGES for row in benchmark.rows if row.accuracy}
+    if own == {True}:
+        return "top-1 on own test images, %"
+    return "published ImageNet top-1, %" if own == {False} else "top-1, %: published, or on own images"
 
 
 def draw(benchmark: Benchmark) -> bytes:
-    """Draw a PNG: published accuracy over measured latency, a panel for each backend and batch; networks by number."""
+    """Draw a PNG: accuracy over measured latency, a panel for each backend and batch; networks by number.
+
+    Where no accuracy is known there is no axis of it.
+    """
     from matplotlib.lines import Line2D  # slow
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
@@ -56,12 +69,15 @@ def draw(benchmark: Benchmark) -> bytes:
         panel.grid(True, alpha=0.25)
         panel.set_title(f"{backend}, batch {batch}", fontsize=10)
         panel.set_xlabel("ms for a whole batch", fontsize=9)
+        if not known:
+            panel.set_yticks([])
         if j == 0:
-            panel.set_ylabel("published ImageNet top-1, %", fontsize=9)
+            panel.set_ylabel("no accuracy known" if not known else _axis(benchmark), fontsize=9)
     handles = [Line2D([], [], marker=_marker(row), linestyle="none", color=_colour(row)) for row in ranked]
     names = [row.model if row.source != "export" else "/".join(Path(row.model).parts[-2:]) for row in ranked]
     labels = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
-    title = "red: ProxylessNAS and exports\nsquare: no published accuracy\nbadges that would overlap stand apart"
+    title = "red: ProxylessNAS and exports\nsquare: no accuracy known\ntriangle: on its own test images\n"
+    title += "badges that would overlap stand apart"
     legend = figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False, title=title)
     legend.get_title().set_fontsize(8)
     figure.suptitle(f"{benchmark.header['device']}, {benchmark.header['threads']} thread(s)", fontsize=10)

@@ -47,7 +47,7 @@ _GPU_TABLE = "arXiv 1812.00332, ImageNet GPU table"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Published ImageNet accuracy in percent, and where."""
+    """Accuracy in percent, and where it stands: for ImageNet as published, or of an export on its own images."""
 
     top1: float
     top5: float | None
@@ -66,4 +66,6 @@ PUBLISHED: Mapping[str, Accuracy] = {
     "resnet34": Accuracy(73.3, 91.4, _GPU_TABLE),
 }
 """By the model's name, at 224 px; whoever is not here has no figure in the tables that this project goes by."""
+OWN_IMAGES = "the export's own test images, metrics.json"
+"""The source of an accuracy that is of other images than the published ones."""
 PUBLISHED_SIZE = 224

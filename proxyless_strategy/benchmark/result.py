@@ -26,8 +26,8 @@ DEFINITIONS = {
     "peak_activation_bytes": "most bytes of tensors alive at once in an eager forward pass under no_grad, the images "
     "among them; weights and an operator's own workspace are not counted",
     "ms": "a low quantile of the samples for one whole batch; all models of a backend take turns in shuffled rounds",
-    "top1": "ImageNet top-1 in percent as published (accuracy_source says where) at the published input size; "
-    "nothing is evaluated here",
+    "top1": "percent; ImageNet top-1 as published at the published input size, and of an export that on its own test "
+    "images, by its metrics.json; accuracy_source says which. Nothing is evaluated here",
 }
 
 
@@ -42,7 +42,7 @@ class Row:
         params: See `DEFINITIONS`, as for all figures.
         macs: For one image.
         peak_activation_bytes: By batch.
-        accuracy: Published accuracy; None where there is none.
+        accuracy: Published accuracy, of an export its own; None where there is none.
         latency: By backend and batch.
         notes: Why something is missing.
     """

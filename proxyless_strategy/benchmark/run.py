@@ -21,14 +21,15 @@ from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.files import check_writable, write_atomically
 from hardware.measuring.locks import measuring_lock
 from hardware.measuring.sampling import SAMPLES_BYTES, Key, Measurement, Plan, interleaved, timers_of
-from hardware.reading import Kind, read_json, reading
+from hardware.reading import Kind, expect, is_there, read_json, reading
 
+from ..export.folder import METRICS
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
 from .activation_memory import peak_activation_bytes
 from .models import DEFAULT_MODELS, build_model, settle, source_of
 from .picture import draw
-from .published import PUBLISHED, PUBLISHED_SIZE
+from .published import OWN_IMAGES, PUBLISHED, PUBLISHED_SIZE, Accuracy
 from .result import DEFINITIONS, Benchmark, Row
 
 BACKENDS = ("onnxruntime", "torch")
@@ -197,11 +198,34 @@ def _describe(model: nn.Module, name: str, *, input_size: int | None, batches: S
         raise ConfigError(
             f"{name} does not run on images of shape {shape}: {reason}; try another input size"
         ) from error
-    row = Row(name, source_of(name), shape, summary.params, summary.macs, peaks, PUBLISHED.get(name))
-    if row.accuracy and shape[1:] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
-        row.notes.append(f"top-1 {row.accuracy.top1} is published for {PUBLISHED_SIZE} px, not for {shape[-1]}")
+    row = Row(name, source_of(name), shape, summary.params, summary.macs, peaks, None)
+    if row.source == "export":
+        row.accuracy, sizes, how = _own_accuracy(Path(name)), (height, width), "of the export"
+    else:
+        row.accuracy, sizes, how = PUBLISHED.get(name), (PUBLISHED_SIZE, PUBLISHED_SIZE), "published"
+    if row.accuracy and shape[1:] != sizes:
+        row.notes.append(f"top-1 {row.accuracy.top1} is {how} for {sizes[-1]} px, not for {shape[-1]}")
         row.accuracy = None
     return row
+
+
+def _own_accuracy(folder: Path) -> Accuracy | None:
+    """Return what an export says of its own accuracy; None where it was never trained, or does not say.
+
+    Raises:
+        ExportError: Its metrics cannot be read.
+    """
+    path, kind = folder / METRICS, Kind("the metrics", "put them back, or remove them", ExportError)
+    if not is_there(path):
+        return None
+    found = read_json(path, kind)
+    with reading(path, kind):
+        shares = [expect(found.get(name), float, name, none=True) for name in ("accuracy", "top5")]
+        for share in shares:
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{share} is no share of images")
+    top1, top5 = (None if share is None else round(100 * share, 2) for share in shares)
+    return None if top1 is None else Accuracy(top1, top5, OWN_IMAGES)
 
 
 def _time_files(

@@ -265,14 +265,25 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The `out` of a search or an experiment.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="One page .html, or one picture .png, .svg or .pdf (default: both)."),
+        typer.Option(
+            metavar="FILE",
+            help="One file: the page .html, the picture .png or .pdf, the architecture .svg, its film .gif "
+            "(default: page and .png).",
+        ),
     ] = None,
 ) -> None:
     """Show finished searches, in FOLDER/report.html and FOLDER/report.png: costs, probabilities, derived subnets."""
+    from ..report.film import draw_architecture, draw_film
     from ..report.page import write_page
-    from ..report.pictures import SUFFIXES, draw_searches
+    from ..report.pictures import draw_searches
 
-    writers = {".html": write_page, **dict.fromkeys(SUFFIXES, draw_searches)}
+    writers = {
+        ".html": write_page,
+        ".png": draw_searches,
+        ".svg": draw_architecture,
+        ".pdf": draw_searches,
+        ".gif": draw_film,
+    }
     for path in [folder / "report.html", folder / "report.png"] if out is None else [out]:
         if path.suffix not in writers:
             raise ConfigError(f"{path} is neither a page nor a picture; end its name with {', '.join(writers)}")

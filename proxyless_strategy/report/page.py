@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import base64
 import datetime
-import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from hardware.errors import ConfigError
+from hardware.errors import ConfigError, ProxylessError
 from hardware.files import write_atomically
-from hardware.reading import Kind, read_text, reading
-from search_spaces.blocks import SKIP
+from hardware.reading import Kind, is_there, read_text, reading
 
+from ..layout import (
+    CONFIG_FILE,
+    FAILURE_FILE,
+    MODEL,
+    NNICTL_LOG,
+    ONNX_FILE,
+    SEARCH_FILE,
+    STARTS_FILE,
+    SUMMARY,
+    TRIAL_LOG,
+)
 from ..runs.finished import RECORD, FinishedRun, read_runs, unfinished
-from .drawing import COLOURS, OTHER
-from .pictures import MOST_LABELLED_EDGES, candidate_style, probability_picture, progress_picture, trade_off_picture
+from . import charts
+from .architecture import architecture
+from .next_steps import next_steps
+from .parts import Cell, duration, figures, link, table, to_copy, warnings
+from .settings import differing
 
 _OWN = Kind("the page's part", "install this package again", ConfigError)
 
 _COLUMNS = (
+    ("front", "Pareto front"),
     ("target", "target"),
     ("subnet", "subnet"),
     ("table_ms", "table ms"),
@@ -34,6 +45,16 @@ _COLUMNS = (
     ("params", "params"),
     ("macs", "MACs"),
     ("seconds", "duration"),
+)
+_FILES = (
+    (".", "run folder"),
+    (MODEL, "timm model"),
+    (ONNX_FILE, "ONNX file"),
+    (CONFIG_FILE, "all settings"),
+    (SEARCH_FILE, "record of the search"),
+    (STARTS_FILE, "starts"),
+    (TRIAL_LOG, "log of later starts"),
+    (FAILURE_FILE, "failure"),
 )
 
 
@@ -50,81 +71,109 @@ def write_page(folder: Path, out: Path) -> Path:
     if out.suffix != ".html":
         raise ConfigError(f"{out} is no page; end its name with .html")
     with reading(folder, RECORD):
-        content = page(read_runs(folder), title=folder.resolve().name, left_out=unfinished(folder))
+        runs, left_out = read_runs(folder), unfinished(folder)
+        content = page(runs, title=folder.resolve().name, left_out=left_out, start=out.parent)
     write_atomically(out, content, error=ConfigError, remedy="choose another place with --out")
     return out
 
 
-def page(searches: Sequence[FinishedRun], *, title: str, left_out: Sequence[Path] = ()) -> str:
-    """Build the page as text, with its style and its pictures within it; what a search says of itself is escaped.
+def page(
+    searches: Sequence[FinishedRun], *, title: str, left_out: Sequence[Path] = (), start: Path | None = None
+) -> str:
+    """Build the page as text, with its style, script and charts within it; what a search says of itself is escaped.
 
     Args:
         searches: What is on it, in this order.
         title: Its title.
         left_out: Folders of searches that have not ended, which are named on it.
+        start: The folder of the page, from which its links lead; None: it has none.
     """
     spaces = list(dict.fromkeys(search.settings["space"]["name"] for search in searches))
     data = list(dict.fromkeys(search.settings["data"]["name"] for search in searches))
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     counted = f"{len(searches)} finished search{'es' if len(searches) > 1 else ''}"
     lead = f"{counted} in {', '.join(spaces)} on {', '.join(data)}; page written {today}"
-    sections = [_results(searches, left_out)]
-    sections += [_search(number, search) for number, search in enumerate(searches, start=1)]
+    sections = [_results(searches, left_out, start)]
+    alone = len(searches) == 1
+    sections += [_search(number, search, start, alone=alone) for number, search in enumerate(searches, start=1)]
     here = Path(__file__)
-    template, style = (read_text(here.with_name(name), _OWN) for name in ("page.html", "page.css"))
-    return Template(template).substitute(
-        title=escape(title), style=style.rstrip(), lead=escape(lead), sections="\n".join(sections)
+    template, style, script = (
+        read_text(here.with_name(name), _OWN).strip() for name in ("page.html", "page.css", "page.js")
+    )
+    # The browser runs this script and no other, whatever should stand on the page.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        Template(template).substitute(
+            title=escape(title),
+            style=style,
+            lead=escape(lead),
+            sections="\n".join(sections),
+            script=script,
+            digest=f"sha256-{digest}",
+        )
+        + "\n"
     )
 
 
-def _results(searches: Sequence[FinishedRun], left_out: Sequence[Path]) -> str:
-    """Build the table of results, of the columns for which any search has a value, and the picture of all."""
-    shown = [_cells(search) for search in searches]
+# ---- all searches ----------------------------------------------------------------------------------------------
+
+
+def _results(searches: Sequence[FinishedRun], left_out: Sequence[Path], start: Path | None) -> str:
+    """Build the comparison: warnings, accuracy over cost, and a row for each search."""
+    several = len(searches) > 1
+    front = charts.on_front(searches)
+    shown = [_cells(search, number in front) for number, search in enumerate(searches)]
     columns = [(key, name) for key, name in _COLUMNS if any(cells[key] for cells in shown)]
-    head = "".join(f"<th>{name}</th>" for _, name in columns)
-    lines = []
+    rows = []
     for number, (search, cells) in enumerate(zip(searches, shown, strict=True), start=1):
         name = f'<a class="badge" href="#search{number}">{number}</a>{escape(search.kind)}'
-        rest = "".join(f"<td>{cells[key] or '&ndash;'}</td>" for key, _ in columns)
-        lines.append(f'<tr><td class="text">{name}</td>{rest}</tr>')
-    parts = [
-        "<section>",
-        "<h2>Results</h2>",
-        f'<div class="wide"><table><thead><tr><th class="text">search</th>{head}</tr></thead>',
-        f"<tbody>{''.join(lines)}</tbody></table></div>",
-    ]
+        rows.append([Cell(name, text=True), *(Cell(cells[key] or "&ndash;") for key, _ in columns)])
+    title = "Trials" if several else "Result"
+    parts = [f'<section aria-labelledby="results"><h2 id="results">{title}</h2>']
+    if several:
+        told = [(number, sentence) for number, s in enumerate(searches, start=1) for sentence in _warnings(s)]
+        parts.append(warnings(f"search {number}: {sentence}" for number, sentence in told))
+    else:
+        parts.append(warnings(_warnings(searches[0])) if searches else "")
+    compared = charts.comparison(searches)
+    if compared:
+        parts.append(figures(compared))
+    parts.append(table("Results of the searches", ["search", *(name for _, name in columns)], rows))
     if left_out:
         names = ", ".join(path.name for path in left_out)
         parts.append(f'<p class="note">Not finished, so not on this page: {escape(names)}.</p>')
-    picture = trade_off_picture(searches)
-    if picture is not None:
-        parts += ["<h3>Accuracy and cost of the exported subnets</h3>", _image(picture, "accuracy over cost")]
+    if start is not None and several:
+        above = searches[0].folder.parent
+        files = [(NNICTL_LOG, "log of nnictl"), (SUMMARY, "rows of the trials")]
+        parts.append(_links(above, files, start))
     return "\n".join([*parts, "</section>"])
 
 
-def _cells(search: FinishedRun) -> dict[str, str]:
+def _warnings(search: FinishedRun) -> tuple[str, ...]:
+    return search.warnings or tuple(str(sentence) for sentence in search.row.get("warnings") or ())
+
+
+def _cells(search: FinishedRun, front: bool) -> dict[str, str]:
     """Return what a row of the table of results shows, as HTML; empty where it is not known."""
     row = search.row
 
     def number(value: Any, spec: str, unit: str = "") -> str:
-        return "" if value is None else f"{value:{spec}}{unit}"
+        # of a number of as many digits as are asked for, `#` leaves a dot at the end
+        return "" if value is None else f"{format(value, spec).removesuffix('.')}{unit}"
 
     unit = f" {search.unit}"
-    subnet = number(row.get("subnet_cost"), "#.4g", unit)
-    # The target itself is allowed, and a sum over the edges may end a rounding above it.
-    if subnet and search.target is not None and row["subnet_cost"] > search.target * (1 + 1e-9):
-        subnet = f'<span class="missed" title="over the target">{escape(subnet)}</span>'
-    else:
-        subnet = escape(subnet)
+    target = search.target
+    measured_target = target if search.unit.startswith("ms") else None
     return {
-        "target": escape(number(search.target, "#.4g", unit) + _share(search)),
-        "subnet": subnet,
+        "front": '<span class="front">yes</span>' if front else "",
+        "target": escape(number(target, "#.4g", unit) + _share(search)),
+        "subnet": _marked(row.get("subnet_cost"), target, escape(number(row.get("subnet_cost"), "#.4g", unit))),
         "table_ms": number(row.get("table_ms"), "#.4g"),
-        "latency_ms": number(row.get("latency_ms"), "#.4g"),
+        "latency_ms": _marked(row.get("latency_ms"), measured_target, number(row.get("latency_ms"), "#.4g")),
         "accuracy": number(row.get("accuracy"), ".2%"),
         "params": number(row.get("params"), ","),
         "macs": number(row.get("macs"), ","),
-        "seconds": _duration(row["seconds"]) if row.get("seconds") is not None else "",
+        "seconds": duration(row["seconds"]) if row.get("seconds") is not None else "",
     }
 
 
@@ -134,88 +183,65 @@ def _share(search: FinishedRun) -> str:
     return f", {search.target / original:.3g}x of the original" if original and search.target is not None else ""
 
 
-def _search(number: int, search: FinishedRun) -> str:
-    settings = json.dumps(search.settings, indent=2)
+def _marked(value: float | None, target: float | None, shown: str) -> str:
+    """Mark what is over the target; the target itself is allowed, and a sum may end a rounding above it."""
+    if value is None or target is None or value <= target * (1 + 1e-9):
+        return shown
+    over = f"{100 * (value / target - 1):.2g} %" if target > 0 else "all of it"
+    return f'<span class="missed">{shown}, {over} over target</span>'
+
+
+# ---- one search ------------------------------------------------------------------------------------------------
+
+
+def _search(number: int, search: FinishedRun, start: Path | None, *, alone: bool) -> str:
+    """Build one search's section; beside others what is read last is folded away."""
+    key = f"search{number}"
     parts = [
-        f'<section id="search{number}">',
-        f'<h2><span class="badge">{number}</span>{escape(search.name)}</h2>',
+        f'<section id="{key}" aria-labelledby="{key}-title">',
+        f'<h2 id="{key}-title"><span class="badge">{number}</span>{escape(search.name)}</h2>',
+        warnings(_warnings(search)),
         f'<p class="note">{escape(str(search.folder))}</p>',
-        *(f'<p class="missed">{escape(sentence)}</p>' for sentence in search.row.get("warnings", ())),
-        "<h3>Derived subnet</h3>",
-        _subnet(search),
-        "<h3>On the way</h3>",
-        _image(progress_picture(search), "expected cost, entropy and accuracy by epoch"),
-        "<h3>Probabilities at the end</h3>",
-        _image(probability_picture(search), "probability of every candidate of every edge"),
-        f'<p class="note">{escape(_moved(search))}</p>',
-        f"<details><summary>Settings</summary><pre>{escape(settings)}</pre></details>",
     ]
+    if start is not None:
+        parts.append(_links(search.folder, _FILES, start))
+    parts += ["<h3>Architecture</h3>", architecture(search)]
+    for title, found in (
+        ("On the way", charts.progress(search, key)),
+        ("Trade-off", _trade_off(search, key)),
+        ("Where the cost goes", list(filter(None, [charts.cost_by_block(search, key)]))),
+    ):
+        if found:
+            parts += [f"<h3>{title}</h3>", figures(found)]
+    if search.network is None:
+        parts.append('<p class="note">Costs by block were not kept by the version that made this search.</p>')
+    steps = "\n".join(to_copy(title, text) for title, text in next_steps(search))
+    for title, content in (("Next", steps), ("Settings that differ from the defaults", _settings(search))):
+        if alone:
+            parts.append(f"<h3>{title}</h3>\n{content}")
+        else:
+            parts.append(f"<details><summary>{title}</summary>\n{content}</details>")
     return "\n".join([*parts, "</section>"])
 
 
-def _subnet(search: FinishedRun) -> str:
-    """Draw the blocks of a small net; count how often each candidate occurs in a large one."""
-    if len(search.choices) > MOST_LABELLED_EDGES:
-        counts = Counter(search.choices.values()).most_common()
-        lines = "".join(f'<tr><td class="text">{escape(name)}</td><td>{count}</td></tr>' for name, count in counts)
-        return (
-            f'<table style="width: auto"><thead><tr><th class="text">candidate</th><th>of {len(search.choices)} edges'
-            f"</th></tr></thead><tbody>{lines}</tbody></table>"
-        )
-    groups = []
-    styles = {}
-    for stage, members in groupby(search.choices.items(), key=lambda item: re.split(r"[_./]", item[0])[0]):
-        blocks = []
-        for label, choice in members:
-            title = escape(f"{label}: {choice}", quote=True)
-            if choice == SKIP:
-                blocks.append(f'<div class="skip" title="{title}"></div>')
-                continue
-            colour, height, text = candidate_style(choice)
-            styles[colour] = next((f"{k}x{k}" for k, c in COLOURS.items() if c == colour), "other")
-            style = f"background: {colour}; height: {round(96 * height)}px"
-            blocks.append(f'<div class="block" style="{style}" title="{title}">{escape(text)}</div>')
-        groups.append(f'<div class="stage"><div>{"".join(blocks)}</div><small>{escape(stage)}</small></div>')
-    order = [*COLOURS.values(), OTHER]
-    key = "".join(
-        f'<span style="background: {colour}"></span>{styles[colour]}' for colour in sorted(styles, key=order.index)
-    )
-    note = "colour: kernel; height: expansion; thin line: skipped" if OTHER not in styles else "thin line: skipped"
-    return f'<div class="net">{"".join(groups)}</div><div class="key">{note}{key}</div>'
+def _trade_off(search: FinishedRun, key: str) -> list[charts.Chart]:
+    try:
+        return charts.trade_off(search, key)
+    except ProxylessError:
+        # Probabilities or costs of another origin that leave the solver nothing to find.
+        return []
 
 
-def _moved(search: FinishedRun) -> str:
-    """Say how the derived subnet differs from the most probable one."""
-    text = "Red frame: derived."
-    if len(search.probabilities) <= MOST_LABELLED_EDGES:
-        text += " Dot: most probable."
-    other = [
-        label
-        for label, choice in search.choices.items()
-        if search.argmax.get(label) not in (None, choice) and label in search.probabilities
+def _settings(search: FinishedRun) -> str:
+    rows = [
+        (Cell(escape(name)), Cell(escape(value), text=True), Cell(escape(default), text=True))
+        for name, value, default in differing(search.settings)
     ]
-    if not other:
-        return f"{text} The derived subnet is the most probable one."
-    named = _listed(f"{label} ({search.argmax[label]} to {search.choices[label]})" for label in other)
-    edges = "edge differs" if len(other) == 1 else "edges differ"
-    return (
-        f"{text} {len(other)} {edges} from the most probable subnet, by the target or the finalists' losses: {named}."
-    )
+    if not rows:
+        return '<p class="note">All are the defaults.</p>'
+    return table("Settings that differ from the defaults", ("setting", "value", "default"), rows)
 
 
-def _listed(items: Iterable[str], *, most: int = 8) -> str:
-    items = list(items)
-    rest = len(items) - most
-    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _image(svg: bytes, alternative: str) -> str:
-    # As a picture and not inline: matplotlib gives its elements the same ids in every figure of a page.
-    content = base64.b64encode(svg).decode("ascii")
-    return f'<img alt="{escape(alternative, quote=True)}" src="data:image/svg+xml;base64,{content}">'
+def _links(folder: Path, files: Sequence[tuple[str, str]], start: Path) -> str:
+    found = [link(folder / name, start, words) for name, words in files if is_there(folder / name)]
+    return f'<ul class="links">{"".join(f"<li>{each}</li>" for each in found)}</ul>' if found else ""

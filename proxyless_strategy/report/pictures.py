@@ -1,4 +1,4 @@
-"""Finished searches as pictures: how the expected cost went to its target, and which subnets came out."""
+"""Finished searches as one picture: how the expected cost went to its target, and which subnets came out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from hardware.reading import reading
-from search_spaces.blocks import SKIP
+from search_spaces.costs import SKIP
 
 from ..runs.finished import RECORD, FinishedRun, read_runs
-from .drawing import COLOURS, OTHER, Badge, draw_badges, draw_points, figure_bytes, new_figure
+from .boxes import MOST_LABELLED_EDGES
+from .drawing import COLOURS, OTHER, figure_bytes, new_figure
 
-MOST_LABELLED_EDGES = 32
-"""Above it edges are drawn without their labels."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -79,102 +76,6 @@ def overview(searches: Sequence[FinishedRun], *, kind: str = "png") -> bytes:
     left.title.set_fontsize(10)
     left.legend(fontsize=8)
     _draw_subnets(right, searches)
-    return figure_bytes(figure, kind)
-
-
-def progress_picture(search: FinishedRun, *, kind: str = "svg") -> bytes:
-    """Draw expected cost with its target, entropy, and validation accuracy of one search over the epochs."""
-    figure = new_figure(11.5, 3.1)
-    axes = figure.subplots(1, 3)
-    warmup = [row["epoch"] for row in search.history if row["phase"] == "warmup"]
-    panels = (("expected", f"expected cost, {search.unit}"), ("entropy", "entropy of an edge, nats"))
-    for panel, (key, title) in zip(axes, (*panels, ("default", "validation accuracy")), strict=True):
-        points = [(row["epoch"], row[key]) for row in search.history if row.get(key) is not None]
-        if points:
-            panel.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1.8)
-        else:
-            panel.text(0.5, 0.5, "not recorded", ha="center", transform=panel.transAxes)
-        if warmup:
-            panel.axvspan(0.5, max(warmup) + 0.5, color="#eeeeee", label="warm-up")
-        panel.set_xlim(0.5, max((row["epoch"] for row in search.history), default=1) + 1)
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("epoch", fontsize=9)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    if search.target is not None:
-        axes[0].axhline(search.target, color="#d1495b", linestyle="--", linewidth=1.2, label="target")
-    if search.subnet_cost is not None:
-        last = max((row["epoch"] for row in search.history), default=0)
-        label = "exported subnet, measured" if search.is_measured else "exported subnet"
-        axes[0].plot(last + 0.5, search.subnet_cost, "o", color="#54a24b", label=label)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8, frameon=False)
-    return figure_bytes(figure, kind)
-
-
-def probability_picture(search: FinishedRun, *, kind: str = "svg") -> bytes:
-    """Draw the probabilities at the end of a search as a heat map, candidates x edges, and what was derived."""
-    from matplotlib.patches import Rectangle  # slow
-
-    edges = list(search.probabilities)
-    names = list(dict.fromkeys(name for edge in edges for name in search.probabilities[edge]))
-    values = np.array([[search.probabilities[edge].get(name, np.nan) for edge in edges] for name in names])
-    labelled = len(edges) <= MOST_LABELLED_EDGES
-    figure = new_figure(11.5, 1.5 + 0.3 * len(names))
-    axes = figure.subplots()
-    axes.set_facecolor("#e4e4e4")
-    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=axes, pad=0.01, label="probability")
-    for column, edge in enumerate(edges):
-        if labelled and search.argmax.get(edge) in names:
-            y = names.index(search.argmax[edge])
-            axes.plot(column, y, "o", markersize=4, color="white", markeredgecolor="#333333")
-        if search.choices.get(edge) in names:
-            y = names.index(search.choices[edge])
-            if labelled:
-                axes.add_patch(Rectangle((column - 0.5, y - 0.5), 1, 1, fill=False, color="#d1495b", linewidth=2))
-            else:
-                axes.plot(column, y, "s", markersize=1.5, color="#d1495b")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    if labelled:
-        axes.set_xticks(range(len(edges)), edges, rotation=40, ha="right", fontsize=8)
-    else:
-        axes.set_xlabel(f"{len(edges)} edges, from {edges[0]} to {edges[-1]}", fontsize=9)
-    return figure_bytes(figure, kind)
-
-
-def trade_off_picture(searches: Sequence[FinishedRun], *, kind: str = "svg") -> bytes | None:
-    """Draw accuracy over cost, numbered as in `searches`, by hardware and unit; None without two accuracies."""
-    from matplotlib.lines import Line2D  # slow
-
-    rated = [(number, s) for number, s in enumerate(searches, start=1) if s.row.get("accuracy") is not None]
-    shown = [(number, s, s.subnet_cost) for number, s in rated if s.subnet_cost is not None]
-    if len(shown) < 2:
-        return None
-    groups: dict[tuple[str | None, str], list[tuple[int, FinishedRun, float]]] = {}
-    for number, search, cost in shown:
-        groups.setdefault((search.row.get("hardware"), search.unit), []).append((number, search, cost))
-    figure = new_figure(max(5.5, 3.8 * len(groups)), 3.6)
-    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)
-    rules = list(dict.fromkeys(str(search.settings["rule"]) for search in searches))
-    drawn: list[tuple[Any, list[Badge]]] = []
-    palette = dict(zip(rules, ("#d1495b", "#30638e", "#54a24b", "#f58518"), strict=False))
-    for panel, ((hardware, unit), points) in zip(axes[0], groups.items(), strict=True):
-        marks = [
-            Badge(str(number), cost, 100 * search.row["accuracy"], palette.get(str(search.settings["rule"]), OTHER))
-            for number, search, cost in points
-        ]
-        draw_points(panel, marks)
-        drawn.append((panel, marks))
-        panel.margins(0.18)
-        panel.grid(alpha=0.25)
-        panel.set_xlabel(unit, fontsize=9)
-        panel.set_title(hardware or "", fontsize=10)
-    axes[0][0].set_ylabel("test accuracy, %", fontsize=9)
-    handles = [Line2D([], [], marker="o", linestyle="none", color=palette[rule], label=rule) for rule in palette]
-    axes[0][-1].legend(handles=handles, fontsize=8)
-    draw_badges(figure, drawn)
     return figure_bytes(figure, kind)
 
 

@@ -21,11 +21,11 @@ from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 from .layer_rates import layer_decay
+from .logs import check_loggers
 from .retrained import starting_weights, teacher_of
 
 USED_BY_SENSITIVITY = {"batch_size", "accelerator", "threads", "checkpoint_every", "resume_anyway"}
 """Settings of a search that the rule `sensitivity` goes by, or that say what may be otherwise when it is repeated."""
-from .logs import check_loggers
 
 
 def check_trainer(config: SearchConfig) -> None:

@@ -30,6 +30,8 @@ from hardware.reading import (
 
 from ..config import SearchConfig, parse_config
 from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
+from .film import Film, read_film
+from .network import Network, read_network
 
 if TYPE_CHECKING:
     from hardware.model import CostModel
@@ -41,6 +43,23 @@ if TYPE_CHECKING:
 EXPORT_FILE = "config.json"
 EXPORT = Kind("the export's config", "put it back, or search again", ConfigError)
 RECORD = Kind("the search's record", "put it back, or search again", ConfigError)
+
+
+@dataclass(frozen=True)
+class FinishedFinalist:
+    """One of the subnets that were compared at the end of a search.
+
+    Attributes:
+        choices: Candidate by edge.
+        cost: Its cost.
+        log_probability: Sum of `log p` over its edges.
+        loss: Its loss on architecture images; None where that was not finite.
+    """
+
+    choices: dict[str, str]
+    cost: float
+    log_probability: float
+    loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +80,10 @@ class FinishedRun:
         row: The result's row; empty while the search has not been retrained and measured.
         settings: Its config, as `config.json` has it.
         own_space: The `module:function` of its space, as the user names it again; None: its config must do without.
+        finalists: What was compared at the end, the exported subnet first; empty in folders of earlier versions.
+        warnings: Why its result may be worth little, in sentences; likewise.
+        film: Its probabilities after each epoch; None in folders of earlier versions.
+        network: What it chose in, with costs; likewise.
     """
 
     folder: Path
@@ -75,6 +98,10 @@ class FinishedRun:
     row: dict[str, Any]
     settings: dict[str, Any]
     own_space: str | None = None
+    finalists: tuple[FinishedFinalist, ...] = ()
+    warnings: tuple[str, ...] = ()
+    film: Film | None = None
+    network: Network | None = None
 
     @property
     def kind(self) -> str:
@@ -97,6 +124,32 @@ class FinishedRun:
         shown = ("target_cost", "subnet_cost", "latency_ms", "accuracy", "params", "macs")
         about = {"search": self.name, "unit": self.unit, **{name: self.row.get(name) for name in shown}}
         return f"<figure>{boxes_svg(self.choices)}</figure>{notebook.pairs(about)}"
+
+    def curve(self, points: int) -> list[tuple[float, float]]:
+        """Return its trade-off without its space or table: cost and log-probability of the most probable subnets.
+
+        Args:
+            points: Budgets between the cheapest and the most probable subnet.
+
+        Returns:
+            From cheap to dear; empty where the network is not known.
+        """
+        if self.network is None or not self.network.edges:
+            return []
+        import numpy as np
+
+        from ..strategy.derivation import Deriver  # SciPy
+        from ..strategy.edge import Edge
+
+        edges = [Edge(label, tuple(options)) for label, options in self.network.edges.items()]
+        shape = (len(edges), max(len(edge.candidates) for edge in edges))
+        p, costs = np.zeros(shape), np.zeros(shape)
+        for row, (label, options) in enumerate(self.network.edges.items()):
+            p[row, : len(options)] = self._odds(label, list(options))
+            costs[row, : len(options)] = [operator.cost for operator in options.values()]
+        with np.errstate(divide="ignore"):  # log 0 = -inf marks cells that are no candidate
+            deriver = Deriver(edges, np.log(p), costs, self.network.fixed)
+        return [(derived.cost, derived.log_probability) for derived in deriver.curve(points)]
 
     # ---- what needs the space or the table, read when it is first asked for ------------------------------------
 
@@ -164,8 +217,8 @@ class FinishedRun:
         """Its probabilities and costs, from which further subnets are derived."""
         import numpy as np
 
-        from ..strategy.architecture import Edge  # torch
-        from ..strategy.derivation import Deriver
+        from ..strategy.derivation import Deriver  # SciPy
+        from ..strategy.edge import Edge
 
         edges = [Edge(label, names) for label, names in zip(self.cost.labels, self.cost.candidates, strict=True)]
         with np.errstate(divide="ignore"):  # log 0 = -inf marks cells that are no candidate
@@ -182,9 +235,12 @@ class FinishedRun:
 
         p = np.zeros(cost.costs.shape)
         for row, (label, names) in enumerate(zip(cost.labels, cost.candidates, strict=True)):
-            # A probability that underflowed to 0 must stay a candidate that can be chosen under a tight target.
-            p[row, : len(names)] = [max(float(self.probabilities[label][str(name)]), 1e-300) for name in names]
+            p[row, : len(names)] = self._odds(label, [str(name) for name in names])
         return p
+
+    def _odds(self, label: str, names: list[str]) -> list[float]:
+        # A probability that underflowed to 0 must stay a candidate that can be chosen under a tight target.
+        return [max(float(self.probabilities[label][name]), 1e-300) for name in names]
 
     def _check_same(self, cost: CostModel) -> None:
         """Refuse costs that are not those of the search."""
@@ -340,6 +396,7 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
         _check_record(record)
         unit, goal = record["unit"], record["target"]
         target = "no target" if goal is None else f"target {goal:.4g} {unit}"
+        candidates = {label: list(odds) for label, odds in record["probabilities"].items()}
         return FinishedRun(
             folder=place,
             name=", ".join(filter(None, (settings["rule"], settings["hardware"].get("name"), target))),
@@ -352,7 +409,23 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
             expected=record["expected"],
             row=row,
             settings=settings,
+            finalists=tuple(_finalist(values) for values in expect(record.get("finalists", []), list, "finalists")),
+            warnings=tuple(
+                expect(sentence, str, "warnings") for sentence in expect(record.get("warnings", []), list, "warnings")
+            ),
+            film=read_film(record["film"], candidates) if "film" in record else None,
+            network=read_network(record["network"], candidates) if "network" in record else None,
         )
+
+
+def _finalist(values: Any) -> FinishedFinalist:
+    values = expect(values, dict, "finalists")
+    return FinishedFinalist(
+        {label: str(choice) for label, choice in expect(values["choices"], dict, "finalists.choices").items()},
+        expect(values["cost"], float, "finalists.cost"),
+        expect(values["log_probability"], float, "finalists.log_probability"),
+        expect(values.get("loss"), float, "finalists.loss", none=True),
+    )
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from ..config import SearchConfig
 from ..layout import CONFIG_FILE, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
 from ..owner import Start, owned
 from ..strategy.verdict import sentences
+from .film import FilmRecorder
+from .network import network_record
 from .same_run import check_same_run
 
 if TYPE_CHECKING:
@@ -137,22 +139,22 @@ def claim_out(
 
 
 def search_record(
-    module: Any, *, unit: str, target: float | None, history: Sequence[Mapping[str, Any]]
+    module: Any, prepared: Prepared, *, history: Sequence[Mapping[str, Any]], film: FilmRecorder
 ) -> dict[str, Any]:
     """Return what `search.json` says beside the subnet.
 
     Args:
         module: The strategy's module after the search.
-        unit: What target and costs are in.
-        target: The target; None where there is none.
+        prepared: What the search stood on.
         history: One row per epoch.
+        film: The probabilities after each epoch.
     """
     architecture, problem = module.architecture, module.problem
     return {
         "probabilities": module.export_probs(),
-        "unit": unit,
+        "unit": prepared.cost.unit,
         "expected": problem.fixed + architecture.expected_cost(architecture.probabilities(), problem.costs),
-        "target": target,
+        "target": prepared.target,
         "argmax": architecture.export(architecture.argmax()),
         "finalists": [
             {
@@ -167,6 +169,8 @@ def search_record(
         "warnings": sentences(module.warnings()),
         "counters": dict(module.counters),
         "history": history,
+        "film": film.record(architecture.labels),
+        "network": network_record(prepared.costs, prepared.cost),
     }
 
 
@@ -186,7 +190,8 @@ def write_search(out: Path, subnet: Subnet, record: Mapping[str, Any], weights: 
         content = io.BytesIO()
         torch.save(weights, content)
         write_atomically(out / SUPERNET_FILE, content.getvalue(), error=ConfigError)
-    _write_json(out / SEARCH_FILE, {"subnet": subnet.to_dict(), "keeps_weights": bool(weights), **record})
+    found = {"subnet": subnet.to_dict(), "keeps_weights": bool(weights), **record}
+    _write_json(out / SEARCH_FILE, found, dense=("film", "network"))
 
 
 def write_row(result: SearchResult) -> None:
@@ -194,5 +199,8 @@ def write_row(result: SearchResult) -> None:
     _write_json(result.config.out / ROW_FILE, result.row())
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=2) + "\n", error=ConfigError)
+def _write_json(path: Path, values: Mapping[str, Any], *, dense: Sequence[str] = ()) -> None:
+    """Write a mapping as JSON, a line a value; what is under the keys `dense` stands on one line each."""
+    lines = json.dumps({key: value for key, value in values.items() if key not in dense}, indent=2)
+    ends = [f"  {json.dumps(key)}: {json.dumps(values[key], separators=(',', ':'))}" for key in dense if key in values]
+    write_atomically(path, ",\n".join([lines.removesuffix("\n}"), *ends]) + "\n}\n", error=ConfigError)

@@ -270,7 +270,7 @@ def search_supernet(
         module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
-    record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
+    record = search_record(module, prepared, history=log.history, film=log.film)
     record |= {} if start is None else start.record(module)
     weights = {}
     if starting_weights(config, prepared.space) == "supernet":

@@ -35,6 +35,7 @@ from ..strategy.supernet.frozen import one_path_copy
 from ..strategy.verdict import sentences, target_warnings
 from .checkpoints import search_identity
 from .forecast import trains_on_gpu
+from .network import network_record
 from .prepare import Prepared
 from .result import write_search
 
@@ -187,6 +188,7 @@ def search_by_sensitivity(prepared: Prepared) -> tuple[Subnet, dict[str, Any]]:
         "warnings": sentences(warnings),
         "counters": {"warmup": 0, "weights": 0, "architecture": 0, "skipped": 0},
         "history": [],
+        "network": network_record(prepared.costs, cost),
         "sensitivity": {**table.to_dict(), **_knapsack_record(table, derived)},
         **data.record(),
     }

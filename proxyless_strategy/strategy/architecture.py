@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,24 +11,7 @@ from torch import Tensor, nn
 from hardware.errors import ConfigError
 
 from . import gates
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One decision of a search space.
-
-    Attributes:
-        label: Its label in NNI's space; layers that share a label share the decision.
-        candidates: What it chooses from, in order.
-        parent: `(edge index, candidate indices)`: this edge matters only where that edge chooses one of these
-            candidates (a nested choice, or a block behind a searched depth); None where it always matters.
-        as_list: Whether NNI's sample holds the choice as a list (an InputChoice).
-    """
-
-    label: str
-    candidates: tuple[Hashable, ...]
-    parent: tuple[int, frozenset[int]] | None = None
-    as_list: bool = False
+from .edge import Edge
 
 
 class ArchitectureParameters(nn.Module):

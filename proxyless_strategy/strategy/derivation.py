@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from hardware.errors import TargetError
 
-from .architecture import Edge
+from .edge import Edge
 
 SLACK = 0.02
 """Share of a target that a subnet derived for it may leave unused, unless told otherwise."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from hardware.errors import UnsupportedSpaceError
 
-from ..architecture import Edge
+from ..edge import Edge
 from .gate import PathSelector, RunPlan
 from .layers import BinaryGateCell, BinaryGateInput, BinaryGateLayer, BinaryGateRepeat, GatedModule
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from torch import nn
 from hardware.child_process import MALLOC_TUNABLES
 from hardware.errors import BackendError, ConfigError, ExportError
 from hardware.measuring.sampling import Measurement, Plan, interleaved
+from proxyless_strategy.benchmark import picture
 from proxyless_strategy.benchmark import run as benchmark
 from proxyless_strategy.benchmark.activation_memory import LiveBytes, peak_activation_bytes
 from proxyless_strategy.benchmark.models import DEFAULT_MODELS, build_model, settle, source_of
 from proxyless_strategy.benchmark.picture import draw
-from proxyless_strategy.benchmark.published import PUBLISHED
+from proxyless_strategy.benchmark.published import OWN_IMAGES, PUBLISHED, Accuracy
 from proxyless_strategy.benchmark.result import Row
 from proxyless_strategy.benchmark.run import OPPONENTS, run_benchmark
 from proxyless_strategy.cli import main as cli
@@ -318,6 +320,68 @@ def test_a_heap_of_badges_is_spread_out(count):
     distances = np.hypot(*(spread[:, None] - spread).T) + 1e9 * np.eye(count)
     assert distances.min() >= 10 * (1 - 1e-6)
     assert np.abs(spread).max() < 10 * count
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"accuracy": 0.98765, "top5": 0.999}, (98.77, 99.9)),
+        ({"accuracy": 0.5}, (50.0, None)),
+        ({"accuracy": None, "top5": None}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_accuracy_of_an_export_is_its_own(metrics, found, no_export, folder, tmp_path):
+    export = tmp_path / "export"
+    shutil.copytree(folder, export)
+    (export / "metrics.json").unlink()
+    if metrics is not None:
+        (export / "metrics.json").write_text(json.dumps(metrics))
+    quick = {"backends": ["onnxruntime"], "batches": [1], "plan": QUICK}
+    result = run_benchmark([str(export)], **quick)
+    (row,) = result.rows
+    assert (row.accuracy and (row.accuracy.top1, row.accuracy.top5)) == found
+    if found:
+        assert result.to_dict()["models"][0]["accuracy_source"] == "the export's own test images, metrics.json"
+        (other,) = run_benchmark([str(export)], input_size=48, **quick).rows
+        assert other.accuracy is None
+        assert f"top-1 {found[0]} is of the export for 32 px, not for 48" in other.notes
+
+
+@pytest.mark.parametrize("metrics", ["{", "[]", '{"accuracy": "high"}', '{"accuracy": 98.9}', '{"top5": -1}'])
+def test_metrics_that_are_none_are_one_sentence(metrics, folder, tmp_path):
+    export = tmp_path / "export"
+    shutil.copytree(folder, export)
+    (export / "metrics.json").write_text(metrics)
+    with pytest.raises(ExportError, match=r"the metrics .*metrics\.json: .*; put them back, or remove them") as refusal:
+        run_benchmark([str(export)], plan=QUICK)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def axes_drawn(monkeypatch, accuracies):
+    """The panel of a picture of networks with these accuracies."""
+    rows = [
+        Row(str(number), "timm", (3, 224, 224), 1, 1, {1: 1}, accuracy, {("torch", 1): Measurement.of([1.0 + number])})
+        for number, accuracy in enumerate(accuracies)
+    ]
+    kept = []
+    monkeypatch.setattr(picture, "figure_bytes", lambda figure, kind: kept.append(figure) or b"")
+    draw(benchmark.Benchmark(tuple(rows), {"device": "a device", "threads": 1}, ("torch",), (1,)))
+    return kept[0].axes[0]
+
+
+def test_the_picture_has_no_axis_of_accuracies_that_nobody_knows(monkeypatch):
+    own, published = Accuracy(98.9, None, OWN_IMAGES), PUBLISHED["mobilenetv2_100"]
+    for accuracies, label, ticks in (
+        ([None, None], "no accuracy known", False),
+        ([published, None], "published ImageNet top-1, %", True),
+        ([own, None], "top-1 on own test images, %", True),
+        ([own, published], "top-1, %: published, or on own images", True),
+    ):
+        panel = axes_drawn(monkeypatch, accuracies)
+        assert panel.get_ylabel() == label
+        assert bool(len(panel.get_yticks())) == ticks
 
 
 @pytest.mark.parametrize("top1", [None, 72.0])

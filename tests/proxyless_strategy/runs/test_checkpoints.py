@@ -84,7 +84,7 @@ def searched(path, *, rule="gradient", minutes=EACH_BATCH, stop=-1, resume=False
     )
     module = strategy.searched
     weights = {name: value.clone() for name, value in module.state_dict().items()}
-    return weights, strategy.export(), dict(module.counters), module.finalists, log.history
+    return weights, strategy.export(), dict(module.counters), module.finalists, [*log.history, log.film.state_dict()]
 
 
 def assert_equal(first, second):

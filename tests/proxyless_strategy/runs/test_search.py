@@ -22,6 +22,7 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import load_config, parse_config
+from proxyless_strategy.report.film import draw_film
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.runs import search
@@ -93,8 +94,17 @@ def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path
     assert result.latency_ms > 0
     row = json.loads((tmp_path / "run" / "row.json").read_text())
     assert row["accuracy"] == result.accuracy
-    picture = draw_searches(tmp_path, tmp_path / "report.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert draw_searches(tmp_path, tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert draw_film(tmp_path, tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")
+    finished = read_run(tmp_path / "run")
+    assert finished.film.epochs == (1, 2, 3, 4)
+    assert finished.network.cost(result.subnet.choices) == pytest.approx(result.subnet_cost, rel=1e-9)
+    assert [
+        label for label, row in finished.film.frame(3).items() if len(row) != len(finished.probabilities[label])
+    ] == []
+    # the last epoch's frame is what the search ended with, and the first, of the warm-up, what it began with
+    assert finished.network.expected(finished.film.frame(3)) == pytest.approx(finished.expected, rel=1e-3)
+    assert all(max(row) - min(row) < 0.01 for row in finished.film.frame(0).values())
     page = write_page(tmp_path, tmp_path / "report.html").read_text()
     assert f"{result.accuracy:.2%}" in page
     assert row["warnings"] == list(result.warnings)
