@@ -271,7 +271,7 @@ def search_supernet(
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, prepared, history=log.history, film=log.film)
-    record |= {} if start is None else start.record(module)
+    record |= {"layer_decay": decay, **({} if start is None else start.record(module))}
     weights = {}
     if starting_weights(config, prepared.space) == "supernet":
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
