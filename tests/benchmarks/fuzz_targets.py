@@ -30,7 +30,9 @@ from proxyless_strategy.config import key_values, load_config
 from proxyless_strategy.owner import owned
 from proxyless_strategy.retraining.recipe import RECIPES, load_recipe
 from proxyless_strategy.runs.experiment import read_record
+from proxyless_strategy.runs.film import FilmRecorder
 from proxyless_strategy.runs.finished import read_run, read_runs, read_searched
+from proxyless_strategy.runs.network import network_record
 from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sensitivity import FORMAT, read_sensitivity
 from proxyless_strategy.runs.space_table import costs_of_table, latency_model
@@ -214,6 +216,14 @@ def _run_files(folder: Path) -> None:
     settings = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))
     settings["hardware"]["table"] = str(RUN / "table.yml")
     (folder / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    # what today's searches keep beside what the earlier version kept that left this folder
+    run, record = read_run(folder / "run"), json.loads((folder / "run" / "search.json").read_text(encoding="utf-8"))
+    film = FilmRecorder()
+    film.keep(1, [list(odds.values()) for odds in run.probabilities.values()])
+    record["film"] = film.record(list(run.probabilities))
+    costs = run.space.costs(run.config.latency_input_size, num_classes=10, in_chans=1)
+    record["network"] = network_record(costs, run.cost)
+    (folder / "run" / "search.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def _run(folder: Path) -> Any:

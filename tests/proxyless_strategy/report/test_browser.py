@@ -265,10 +265,10 @@ def test_nothing_is_cut(look, name, width):
     pixels = (WIDTHS | OTHER_WIDTHS)[width]
     assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [pixels, pixels]
     outside = driver.execute_script(
+        "const cut = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0"
+        "  && getComputedStyle(e).overflowX !== 'visible';"
         "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.unseen, thead, svg')"
-        " && (e.getBoundingClientRect().right > innerWidth + .5"
-        "   || (e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).overflowX !== 'visible')))"
-        ".map(e => e.outerHTML.slice(0, 120))"
+        "  && (e.getBoundingClientRect().right > innerWidth + .5 || cut(e))).map(e => e.outerHTML.slice(0, 120))"
     )
     assert outside == []
 
