@@ -28,8 +28,7 @@ class What(str, enum.Enum):
 
 @answers
 def list_command(what: Annotated[What, typer.Argument(help="What to list.")]) -> dict[str, Any]:
-    """List what a search can be given: spaces, backends, recipes and latency tables; and the models of timm's that
-    this project adds."""
+    """List spaces, backends, recipes, latency tables, or the models that this project adds to timm."""
     rows, more = _LISTED[what]()
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
