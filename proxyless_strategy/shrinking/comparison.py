@@ -109,12 +109,9 @@ class Comparison:
 
     def table(self) -> Table:
         """Return both networks as a table, with what the subnet has of the original."""
-        place = self.place
-        title = (
-            f"{self.model}, target {self.target}: {place['input_size']} px on {place['device']} ({place['backend']}, "
-            f"{place['threads']} thread(s), batch {place['batch']})"
+        table = Table(
+            title=f"{self.model}, target {self.target}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("network")
         for name in ("accuracy\n%", "measured\nms", "table\nms", "params\nM", "MACs\nM", "epochs\nin all"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -142,7 +139,10 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """Say where the networks are, and what the table does not tell."""
+        place = self.place
         lines = [
+            f"{place['input_size']} px on {place['device']}: {place['backend']}, {place['threads']} thread(s), "
+            f"batch {place['batch']}",
             f"the subnet is timm's local-dir:{self.subnet.folder}, and {self.subnet.onnx}",
             f"the original is timm's local-dir:{self.original.folder}, and {self.original.onnx}",
             f"all took {self.seconds / 60:.1f} minutes",

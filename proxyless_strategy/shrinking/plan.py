@@ -24,13 +24,13 @@ from .layout import TABLE_FILE
 IMAGES_SEEN = 60_000
 """Images times epochs that each network is trained with by default: on two cores minutes at 128 pixels, not hours."""
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
-START, SEARCH, WARMUP = 0.25, 0.35, 0.25
-"""Shares: of all epochs, those of the original before the search and those of the search; of these, the warm-up."""
+START, SEARCH = 0.25, 0.35
+"""Of all epochs, the shares of the original before the search and of the search."""
 ARCHITECTURE_STEPS = 150
 """That a search has where there are images enough."""
 OPTIONS = {"kernels": [3], "expansions": [2, 4]}
 """Candidates beside each block's own: few, as each of them learns in its share of a short search alone."""
-SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.01}
+SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02}
 """A search that starts from trained weights, in all that does not follow from the number of images."""
 RECIPE = "finetune"
 _OF_THE_SHRINKING = {"epochs", "batch_size", "warmup_epochs", "weights", "teacher", "threads", "checkpoint_every"}
@@ -151,16 +151,15 @@ def epochs_for(images: int) -> int:
 
 
 def _epochs(config: SearchConfig, images: int, *, knows: bool) -> dict[str, dict[str, int]]:
-    """Share the epochs out: the original's before and after, the search's with its warm-up, the fine-tuning's."""
+    """Share the epochs out: the original's before and after, the search's, the fine-tuning's."""
     asked, search, retrain = config.shrink or ShrinkSettings(), config.search, config.retrain
     total = asked.epochs or epochs_for(images)
     start = asked.start_epochs
     if start is None:
         start = 0 if knows else max(1, round(START * total))
     searched = max(2, round(SEARCH * total))
-    warmup = round(WARMUP * searched) if searched >= 4 else 0
-    if "warmup_epochs" in search.model_fields_set:
-        warmup = search.warmup_epochs
+    # candidates that inherit their weights need none
+    warmup = search.warmup_epochs if "warmup_epochs" in search.model_fields_set else 0
     after = search.epochs if "epochs" in search.model_fields_set else max(1, searched - warmup)
     tuned = max(1, total - start - warmup - after)
     if retrain is not None and "epochs" in retrain.model_fields_set:
