@@ -11,6 +11,7 @@ import pytest
 from hardware.model import LatencyModel, cost_model
 from hardware.op_spec import OpSpec
 from hardware.reading import Unreadable
+from proxyless_strategy.runs.epoch_log import EpochLog
 from proxyless_strategy.runs.film import FilmRecorder, read_film
 from proxyless_strategy.runs.finished import read_run
 from proxyless_strategy.runs.network import Operator, network_record, read_network
@@ -119,3 +120,12 @@ def test_long_lists_are_written_on_one_line_each(tmp_path):
 def test_what_is_no_film_is_refused(values):
     with pytest.raises((Unreadable, KeyError)):
         read_film(values, NAMES)
+
+
+def test_the_log_of_epochs_carries_its_film_through_a_checkpoint_and_goes_on_from_one_without():
+    first, second, older = (EpochLog(1, print) for _ in range(3))
+    first.film.keep(1, FRAME)
+    second.load_state_dict(plain(first.state_dict()))
+    assert second.film == first.film
+    older.load_state_dict({"history": []})
+    assert older.film.frames == []
