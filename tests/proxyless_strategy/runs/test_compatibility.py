@@ -54,6 +54,7 @@ for module, *arguments in json.loads(sys.argv[1]):
         if stop.code:
             raise
     print("\\f", end="", flush=True)
+    print("\\f", end="", file=sys.stderr, flush=True)
 """
 """Runs modules as `python -m` does, one after the other in one process: importing torch and NNI takes longest."""
 
@@ -67,8 +68,11 @@ def copied(place: Path) -> Path:
     return run
 
 
-def execute(run: Path, *commands: Sequence[str], out: str | None = None) -> list[str]:
-    """What each command prints; the first of its words is the module. `out` is where a trial writes."""
+def execute(run: Path, *commands: Sequence[str], out: str | None = None, errors: list[str] | None = None) -> list[str]:
+    """What each command prints; the first of its words is the module. `out` is where a trial writes.
+
+    What each prints on standard error is added to `errors`.
+    """
     ours = ("NNI_", "PROXYLESS_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     fonts = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
@@ -79,6 +83,8 @@ def execute(run: Path, *commands: Sequence[str], out: str | None = None) -> list
     command = [sys.executable, "-W", "ignore", "-c", SEVERAL, json.dumps(commands)]
     done = subprocess.run(command, cwd=run, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    if errors is not None:
+        errors += done.stderr.split("\f")[:-1]
     return done.stdout.split("\f")[:-1]
 
 
@@ -195,15 +201,16 @@ def test_the_same_recipe_gives_the_same_network(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder in which the commands that read old files have run, and what they printed."""
+def reading(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """A folder in which the commands that read old files have run, what they printed, and what on standard error."""
     run = copied(tmp_path_factory.mktemp("reading"))
     settings = json.loads((run / "gradient" / "config.json").read_text())
     settings["hardware"]["table"] = str(run / "table.yml")
     shutil.copytree(run / "gradient", run / "named_table")
     (run / "named_table" / "config.json").write_text(json.dumps(settings))
     target = ["--target", RECORDED["derive_target"]]
-    return run, execute(
+    errors: list[str] = []
+    printed = execute(
         run,
         [CLI, "latency", "import", "results.json", "--out", "imported.yml"],
         [CLI, "latency", "show", "table.yml"],
@@ -212,32 +219,35 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         [CLI, "derive", "gradient", "--curve", "--points", "6", "--out", "trade_off"],
         [CLI, *RETRAIN, "--out", "retrained_killed"],
         [CLI, "report", ".", "--out", "report.html"],
+        errors=errors,
     )
+    return run, printed, errors
 
 
-def test_a_kits_results_give_the_same_table(reading: tuple[Path, list[str]]) -> None:
+def test_a_kits_results_give_the_same_table(reading: tuple[Path, list[str], list[str]]) -> None:
     same(*(yaml.safe_load((reading[0] / name).read_text()) for name in ("imported.yml", "table.yml")))
 
 
-def test_a_table_shows_the_same(reading: tuple[Path, list[str]]) -> None:
+def test_a_table_shows_the_same(reading: tuple[Path, list[str], list[str]]) -> None:
     assert reading[1][1] == RECORDED["latency_show"]
 
 
 @pytest.mark.parametrize("search", ["gradient", "named_table"])
-def test_another_subnet_is_the_same(search: str, reading: tuple[Path, list[str]]) -> None:
+def test_another_subnet_is_the_same(search: str, reading: tuple[Path, list[str], list[str]]) -> None:
     same_network(reading[0] / f"of_{search}", FIXTURE / "derived", trained=False)
 
 
-def test_the_trade_off_is_the_same(reading: tuple[Path, list[str]]) -> None:
+def test_the_trade_off_is_the_same(reading: tuple[Path, list[str], list[str]]) -> None:
     same_json(reading[0] / "trade_off" / "curve.json", FIXTURE / "curve" / "curve.json")
 
 
-def test_a_killed_retraining_ends_as_it_did_then(reading: tuple[Path, list[str]]) -> None:
-    assert [f"epoch {epoch} of 3" in reading[1][5] for epoch in (1, 2, 3)] == [False, False, True]
+def test_a_killed_retraining_ends_as_it_did_then(reading: tuple[Path, list[str], list[str]]) -> None:
+    assert "continuing the retraining at epoch 3 of 3" in reading[2][5]
+    assert [f"retrain {epoch}/3" in reading[2][5] for epoch in (1, 2, 3)] == [False, False, True]
     same_network(reading[0] / "retrained_killed" / "model", FIXTURE / "retrained" / "model")
 
 
-def test_finished_searches_are_reported_and_unfinished_ones_named(reading: tuple[Path, list[str]]) -> None:
+def test_finished_searches_are_reported_and_unfinished_ones_named(reading: tuple[Path, list[str], list[str]]) -> None:
     page = (reading[0] / "report.html").read_text()
     accuracy = json.loads((FIXTURE / "gradient" / "row.json").read_text())["accuracy"]
     for words in (f"{accuracy:.2%}", "small_mbconv", "M MACs", "gradient_killed", "reinforce_killed"):
