@@ -91,7 +91,7 @@ def test_test_images_are_read_once_for_each_network(read: tuple[Comparison, list
     _, parts = read
     # The start is judged by the architecture part, which stands for its test part.
     assert len([part for part in parts if part.startswith("test")]) == 3
-    assert len([part for part in parts if part == "test of 12"]) == 2
+    assert len([part for part in parts if part == "test of 15"]) == 2
 
 
 def test_the_start_has_not_seen_the_architecture_part(
