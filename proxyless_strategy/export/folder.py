@@ -44,6 +44,10 @@ FOLDER_FILES = (CONFIG, WEIGHTS, SUBNET, METRICS, HUB, NETWORK, ONNX)
 """All that an export folder may hold; a folder with anything else is not replaced."""
 BESIDE = ("label_names", "pictures")
 """Of `ImageData.pretrained_cfg`, what stands beside timm's own keys in `config.json`, and not among them."""
+RANDOM = "random"
+"""The `weights` in the metrics of an export whose weights have seen no image."""
+_OLD_DERIVED = {"accuracy", "unit", "target_cost", "subnet_cost"}
+"""The metrics of `proxyless derive` before they said so."""
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments of `timm.create_model` that read weights from a file, a cache or the net; no export has them."""
 
@@ -241,6 +245,17 @@ def read_choice(folder: Path) -> dict[str, Any]:
     kind = Kind("the subnet", "put it back, or remove it", ExportError)
     found: dict[str, Any] = read_json(folder / SUBNET, kind) if is_there(folder / SUBNET) else {}
     return found
+
+
+def has_random_weights(folder: Path) -> bool:
+    """Return whether an export's weights have seen no image: `proxyless derive` and `import-released` may write such.
+
+    Raises:
+        ExportError: Its `metrics.json` cannot be read.
+    """
+    kind = Kind("the metrics", "put them back, or remove them", ExportError)
+    metrics = read_json(folder / METRICS, kind) if is_there(folder / METRICS) else {}
+    return metrics.get("weights") == RANDOM or (metrics.keys() == _OLD_DERIVED and metrics["accuracy"] is None)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

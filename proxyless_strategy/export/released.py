@@ -11,7 +11,7 @@ import torch
 from hardware.errors import ConfigError
 from search_spaces.nni_import import import_nni
 
-from .folder import export_folder
+from .folder import RANDOM, export_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -53,7 +53,7 @@ def import_released(config: Path, checkpoint: Path | None, out: Path, *, input_s
         "crop_pct": 0.875,
         "num_classes": network.num_classes,
     }
-    weights = "random" if checkpoint is None else Path(checkpoint).name
+    weights = RANDOM if checkpoint is None else Path(checkpoint).name
     return export_folder(
         model,
         out,

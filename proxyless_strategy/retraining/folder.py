@@ -26,7 +26,15 @@ from ..data.notice import notice
 from ..data.pictures import picture_options
 from ..data.sources import check_data, is_function, load_data
 from ..data.unreadable import as_begun, noting_unreadable
-from ..export.folder import CONFIG, check_replaceable, export_folder, load_exported, read_choice, read_export
+from ..export.folder import (
+    CONFIG,
+    check_replaceable,
+    export_folder,
+    has_random_weights,
+    load_exported,
+    read_choice,
+    read_export,
+)
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
@@ -74,6 +82,11 @@ def retrain(
     config = read_export(folder)
     read_choice(folder)
     if recipe.weights == INHERITED:
+        if has_random_weights(folder):
+            raise ConfigError(
+                f"the weights of {folder} are random ones, which nothing is inherited from; retrain it by another "
+                "recipe than finetune, or with weights=fresh"
+            )
         load_exported(folder)
     check_data(_data_config(folder, config, data, recipe, source))
     check_replaceable(out / MODEL)

@@ -19,7 +19,7 @@ from search_spaces.from_timm.paths import FOLDER, is_folder
 from search_spaces.from_timm.weights import without_network
 
 from ..data.images import ImageData
-from ..export.folder import load_exported, read_export
+from ..export.folder import has_random_weights, load_exported, read_export
 
 NO_TEACHER = "none"
 
@@ -91,6 +91,8 @@ def load_teacher(name: str, data: ImageData) -> nn.Module:
         folder = Path(name.removeprefix(FOLDER)).expanduser()
         config = read_export(folder)
         own = config["pretrained_cfg"]
+        if has_random_weights(folder):
+            raise ConfigError(f"teacher = {cut(name)} has random weights; give a network that was trained, or none")
         _check_sizes(name, own, data)
         _check_pictures(name, config, data)
         network = load_exported(folder)

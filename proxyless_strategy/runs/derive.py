@@ -16,7 +16,7 @@ from hardware.errors import ConfigError, ExportError
 from hardware.files import write_atomically
 from search_spaces import Subnet
 
-from ..export.folder import BESIDE, export_folder
+from ..export.folder import BESIDE, RANDOM, export_folder
 from ..layout import MODEL
 from ..seeds import isolated_seed
 from ..strategy.derivation import SLACK
@@ -78,7 +78,13 @@ def derive(folder: Path | str, *, target: float, out: Path | str, space: str | N
         model_args=arguments,
         subnet=subnet.to_dict(),
         pretrained_cfg=feeding,
-        metrics={"accuracy": None, "unit": unit, "target_cost": target, "subnet_cost": derived.cost},
+        metrics={
+            "accuracy": None,
+            "unit": unit,
+            "target_cost": target,
+            "subnet_cost": derived.cost,
+            "weights": RANDOM,
+        },
     )
     return DerivedFolder(written, choices, derived.cost, unit)
 

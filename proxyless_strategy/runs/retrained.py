@@ -18,7 +18,7 @@ from search_spaces.from_timm.paths import FOLDER, NONE, PRETRAINED
 from ..checkpoints import short_digest
 from ..config import SearchConfig
 from ..data.images import ImageData
-from ..export.folder import read_export
+from ..export.folder import has_random_weights, read_export
 from ..layout import CHECKPOINT, SEARCH_FILE
 from ..retraining.teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
 from ..retraining.trainer import begun_with, retraining_threads, train
@@ -91,8 +91,9 @@ def teacher_of(config: SearchConfig, space: SpaceDeclaration, data: ImageData) -
     how = "retrain.teacher: NAME or ./FOLDER gives one"
     if space.weights != PRETRAINED or not space.model.startswith(FOLDER):
         return None, f"retraining without a teacher, as {space.name} has not learned these classes; {how}"
-    if other_classes(read_export(Path(space.model.removeprefix(FOLDER))), data):
-        return None, f"retraining without a teacher, as {space.name} has learned other classes; {how}"
+    folder = Path(space.model.removeprefix(FOLDER))
+    if has_random_weights(folder) or other_classes(read_export(folder), data):
+        return None, f"retraining without a teacher, as {space.name} has not learned these classes; {how}"
     return space.model, f"retraining with the original network, {space.name}, as teacher"
 
 

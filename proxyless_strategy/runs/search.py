@@ -225,6 +225,7 @@ def search_supernet(
     choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
     subnet = Subnet(prepared.space, choices)
     record = search_record(module, unit=prepared.cost.unit, target=prepared.target, history=log.history)
+    record["layer_decay"] = decay
     weights = {}
     if starting_weights(config, prepared.space) == "supernet":
         weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)

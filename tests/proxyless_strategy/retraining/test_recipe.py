@@ -59,7 +59,7 @@ def test_the_cifar_recipe_is_the_papers() -> None:
 
 def test_there_is_no_such_recipe(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"there is no recipe 'fast': .*; give a YAML file or one of cifar, imagenet, quick"
+        ConfigError, match=r"there is no recipe 'fast': .*; give a YAML file or one of cifar, finetune, imagenet, quick"
     ):
         load_recipe("fast")
     (tmp_path / "list.yml").write_text("[1]")

@@ -71,7 +71,8 @@ def test_a_subnet_for_another_budget_is_the_enumerated_one(finished: Path, share
     assert derived.unit == "M MACs"
     assert load_exported(tmp_path / "net").num_classes == 10
     metrics = json.loads((tmp_path / "net" / "metrics.json").read_text())
-    assert metrics == {"accuracy": None, "unit": "M MACs", "target_cost": budget, "subnet_cost": derived.cost}
+    cost = {"unit": "M MACs", "target_cost": budget, "subnet_cost": derived.cost}
+    assert metrics == {"accuracy": None, "weights": "random", **cost}
 
 
 def test_the_curve_rises_in_cost_and_probability(finished: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hardware.errors import DataError, TrainingError
 from proxyless_strategy.strategy.derivation import Derived
-from proxyless_strategy.strategy.finalists import BATCHES, but_last, mean_losses, ranked
+from proxyless_strategy.strategy.finalists import BATCHES, STREAM, but_last, mean_losses, ranked
+from proxyless_strategy.strategy.supernet.frozen import one_path_copy
 from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.tiny import RULES, assert_equal_states, final_state
 
@@ -183,3 +184,37 @@ def test_losses_are_means_over_the_same_batches_and_never_of_the_last():
     assert seen == [(0, 0), (1, 0), (0, 1), (1, 1)]
     endless = itertools.chain([0.0] * BATCHES, itertools.repeat(500.0))
     assert mean_losses(subnets(1), endless, loss).tolist() == [0.0]
+
+
+class Pretrained(tiny.TinySpace):
+    """A space whose batch norms start from statistics that fit none of its paths."""
+
+    def __init__(self):
+        super().__init__()
+        for index, norm in enumerate(m for m in self.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.running_mean.fill_(10.0 * (index + 1))
+            norm.running_var.fill_(1e-2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_statistics_that_a_space_starts_from_have_no_say(rule):
+    """Finalists are compared with the statistics of each batch on their own path, and the derived one gets its own."""
+    plain, pretrained = (tiny.searched(space=space, rule=rule) for space in (tiny.TinySpace, Pretrained))
+    first, second = (strategy.searched.finalists for strategy in (plain, pretrained))
+    assert len(first) > 1
+    assert first == second, "losses too"
+    networks = [strategy.searched.derived_network() for strategy in (plain, pretrained)]
+    for (name, value), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_each_finalist_is_compared_with_the_statistics_of_its_own_path():
+    strategy = tiny.searched(rule="gradient")
+    module = strategy.searched
+    batches = list(but_last(itertools.islice(module.architecture_batches.twin(stream=STREAM), BATCHES + 1)))
+    for finalist in module.finalists:
+        choice = finalist.derived.choice
+        network = one_path_copy(module.model, module.supernet, choice, module.architecture.export(choice)).train()
+        with torch.no_grad():
+            losses = [torch.nn.functional.cross_entropy(network(x), y).item() for x, y in batches]
+        assert finalist.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
