@@ -27,7 +27,8 @@ from tests.search_spaces.from_timm.samples import with_weights
 
 from .samples import NAME, settings
 
-pytestmark = pytest.mark.slow
+# A whole run is half a minute of processor time; the machine may be busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 class Killed(BaseException):
