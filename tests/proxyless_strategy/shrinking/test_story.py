@@ -187,7 +187,7 @@ def test_the_command_prints_the_table_last(place: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["shrink", *arguments])
     assert not ended.value.code
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[-1].startswith("subnet / original")
     assert lines[-2].startswith("subnet")
     assert lines[-3].startswith("original")
