@@ -88,7 +88,7 @@ def test_a_timm_model_can_be_shrunk_by_a_file(preset: str | None) -> None:
     check_shrink(config)
     space = users_space(config.space.name, **config.space.options)
     assert config.share == 0.6
-    assert len(space.candidates()) == (16 if preset else 15)
+    assert len(space.candidates()) == 16
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def settings(root: Path, weights: Path | str, out: Path, **changes: Any) -> Sear
         "data": {
             "name": "imagefolder",
             "root": str(root),
-            "draw": {"classes": 3, "train": 12, "val": 4, "size": 32},
+            "draw": {"classes": 3, "train": 12, "val": 5, "size": 32},
             "augment": "none",
         },
         "input_size": 32,
