@@ -44,7 +44,11 @@ def _spaces() -> tuple[list[Row], str]:
 
     rows = []
     for name in known_spaces():
-        candidates = get_space(name).candidates()
+        try:
+            candidates = get_space(name).candidates()
+        except (ProxylessError, TypeError, ValueError) as error:  # a function that somebody registered
+            rows.append({"name": name, "about": f"cannot be made: {error}", "edges": None, "candidates": {}})
+            continue
         counts = [len(options) for options in candidates.values()]
         about = f"{len(counts)} edges of {_range(counts)} candidates, 10^{sum(map(math.log10, counts)):.0f} subnets"
         rows.append({"name": name, "about": about, "edges": len(counts), "candidates": dict(candidates)})

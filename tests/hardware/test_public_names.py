@@ -18,6 +18,7 @@ NAMES = [
     "LatencyTable",
     "OpSpec",
     "build_table",
+    "given_costs",
     "register_backend",
     "register_kind",
 ]

@@ -16,8 +16,8 @@ from hardware import processor
 from hardware.tables import shipped
 from proxyless_strategy.cli import doctor
 from proxyless_strategy.cli.doctor import Finding
-from proxyless_strategy.config import DrawnImages
 from proxyless_strategy.data.drawn import draw_image_folder
+from proxyless_strategy.sections import DrawnImages
 
 from .test_main import status_of
 

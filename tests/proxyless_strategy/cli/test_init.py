@@ -11,11 +11,12 @@ import yaml
 from PIL import Image
 
 from hardware.errors import DataError
-from proxyless_strategy.config import DrawnImages, load_config
+from proxyless_strategy.config import load_config
 from proxyless_strategy.data.drawn import draw_image_folder
 from proxyless_strategy.data.survey import Survey, divide, survey
 from proxyless_strategy.runs.prepare import prepare
 from proxyless_strategy.runs.proposal import propose, search_yaml
+from proxyless_strategy.sections import DrawnImages
 from proxyless_strategy.strategy.verdict import FEW_STEPS, Plan
 
 from .test_main import status_of

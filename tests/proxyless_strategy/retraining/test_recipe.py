@@ -39,7 +39,7 @@ def test_the_imagenet_recipe_is_the_releases() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"epoch": 3}, r"the recipe quick: unknown key 'epoch' \(known keys: .*epochs"),
+        ({"epoch": 3}, r"the recipe quick: unknown key 'epoch'; did you mean epochs \(known keys: .*epochs"),
         ({"epochs": 0}, r"the recipe quick: epochs = 0: Input should be greater"),
         ({"augment": "imagenett"}, r"augment = 'imagenett'"),
     ],

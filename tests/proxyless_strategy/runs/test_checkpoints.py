@@ -407,7 +407,7 @@ def test_a_checkpoint_of_before_there_were_digests_is_continued_and_says_so(tmp_
         (state(proxyless_strategy=3), "it was written by another program"),
         (
             state(proxyless_strategy_run={"format": "proxyless-search/2"}),
-            "it was written by another version of this project: format proxyless-search/2, where this one has",
+            "it was written by another version of this project: format 'proxyless-search/2', where this one has",
         ),
         (state(proxyless_strategy_run=None, loops=None), None),
         ({k: v for k, v in state().items() if k not in ("loops", "lr_schedulers")}, "it lacks loops, lr_schedulers"),

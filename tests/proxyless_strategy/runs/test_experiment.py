@@ -22,9 +22,10 @@ import yaml
 from rich.console import Console
 
 from hardware.errors import ConfigError, ExperimentError
-from proxyless_strategy.runs import experiment, nni_server
+from proxyless_strategy.runs import nni_server
 from proxyless_strategy.runs.experiment import build_back, run_experiment
 from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
+from proxyless_strategy.runs.rows import results_table
 from proxyless_strategy.runs.sweep import read_sweep
 from tests.proxyless_strategy.test_signals import default_signals
 
@@ -442,7 +443,7 @@ def test_the_summary_names_the_unit_of_another_cost() -> None:
     macs = {**row, "cost": "macs", "unit": "M MACs", "target_cost": 2.0, "target_ms": None, "table_ms": None}
     for rows, words in (([row], ()), ([row, macs], ("M MACs", "2", "subnet"))):
         console = Console(file=io.StringIO(), width=200, record=True)
-        console.print(experiment._table(rows))
+        console.print(results_table(rows))
         page = console.export_text()
         assert all(word in page for word in ("target ms", "3.9", *words))
         assert ("subnet" in page) == bool(words)
