@@ -32,6 +32,7 @@ from hardware.reading import cut, shown
 from ..export.onnx import export_onnx
 from ..strategy.architecture import Edge
 from ..strategy.proxyless import ProxylessStrategy
+from ..strategy.supernet.frozen import OnePath
 from ..strategy.supernet.layers import BinaryGateCell, BinaryGateLayer, BinaryGateRepeat
 from ..strategy.supernet.space import Supernet
 
@@ -248,9 +249,9 @@ class _Parts:
                     continue
                 path = self.path_of(name, index)
                 x = args if not isinstance(self.layers[name], BinaryGateRepeat) else self._block_input(name, index)
-                runs[path, None] = (_Alone(module, self.supernet, self._path_to(path)), x, kwargs)
+                runs[path, None] = (OnePath(module, self.supernet, self._path_to(path)), x, kwargs)
         for number, subnet in enumerate(subnets):
-            runs["net", number] = (_Alone(self.network, self.supernet, subnet), (self.sample,), {})
+            runs["net", number] = (OnePath(self.network, self.supernet, subnet), (self.sample,), {})
         if backend == "torch":
             return _eager(runs, threads=threads, stack=stack)
         return _deployed(runs, backend=backend, threads=threads, stack=stack)
@@ -298,20 +299,6 @@ class _Parts:
         if isinstance(layer, BinaryGateRepeat):
             return math.fsum(times.get((self.path_of(name, i), None), 0.0) for i in range(layer.depths[0]))
         return times.get((self.path_of(name, 0), None), 0.0)
-
-
-class _Alone(nn.Module):
-    """A part of a mutated space that runs by itself on one path."""
-
-    def __init__(self, module: nn.Module, supernet: Supernet, active: Sequence[int]):
-        super().__init__()
-        self.module = module
-        self._supernet = supernet
-        self._active = list(active)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self._supernet.running(self._active):
-            return self.module(*args, **kwargs)
 
 
 def _eager(

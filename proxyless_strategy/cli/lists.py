@@ -42,7 +42,7 @@ def _spaces() -> tuple[list[Row], str]:
     from search_spaces import get_space
     from search_spaces.registry import known_spaces
 
-    rows = []
+    rows: list[Row] = []
     for name in known_spaces():
         try:
             candidates = get_space(name).candidates()

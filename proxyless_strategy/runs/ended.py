@@ -14,6 +14,8 @@ from .result import SearchResult
 from .same_run import differences
 
 _NUMBERS = ("target_cost", "target_ms", "table_ms", "latency_ms", "latency_now_ms", "accuracy")
+_LATER = ("original_cost", "search_loss", "knapsack_loss")
+"""Numbers that rows of earlier versions lack, as rows of other spaces and rules do."""
 
 
 def finished_result(config: SearchConfig) -> SearchResult | None:
@@ -43,6 +45,7 @@ def finished_result(config: SearchConfig) -> SearchResult | None:
             seconds=expect(row["seconds"], float, "seconds"),
             warnings=tuple(str(sentence) for sentence in record.get("warnings", ())),
             **{name: expect(row[name], float, name, none=True) for name in _NUMBERS},
+            **{name: expect(row.get(name), float, name, none=True) for name in _LATER},
         )
     except (*DAMAGE, ProxylessError):
         return None
