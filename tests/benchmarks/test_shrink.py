@@ -1,0 +1,108 @@
+"""The benchmark of shrinking: which networks it trains, and what it says of them."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from hardware.measuring.sampling import Measurement
+
+from . import shrink
+
+SETTING = shrink.Setting(Path("out"), Path("weights"))
+
+
+def test_its_examples_hold() -> None:
+    assert doctest.testmod(shrink).failed == 0
+
+
+def test_every_way_is_gone_at_every_share_and_seed() -> None:
+    jobs = shrink.jobs_of(SETTING)
+    for name in ("found", *shrink.CHEAP):
+        assert {(job.seed, job.share) for job in jobs if job.name == name} == {
+            (seed, share) for seed in range(3) for share in (0.6, 0.4)
+        }
+    for share in (0.6, 0.4):
+        numbers = [job.number for job in jobs if job.name == "random" and job.share == share]
+        assert sorted(numbers) == list(range(1, 21)), "20 over all seeds, none twice"
+    assert {(job.seed, job.share) for job in jobs if job.name == "curve"} == {
+        (seed, share) for seed in range(3) for share in (0.8, 0.4)
+    }
+    assert len({(job.seed, job.key) for job in jobs}) == len(jobs), "results do not overwrite each other"
+    assert set(shrink.WAYS) == {"shared", *(job.name for job in jobs)}
+
+
+def test_the_greatest_side_that_is_fast_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shrink, "_write_onnx", lambda model, path, side: None)
+
+    def measured(paths: list[Path], **_: Any) -> list[Measurement]:
+        return [Measurement.of([float(path.stem) ** 2]) for path in paths]
+
+    monkeypatch.setattr(shrink, "measure_model_files", measured)
+    assert shrink.lower_side(nn.Identity(), 96, 0.6, tmp_path) == 72  # 72 / 96 squared is 0.5625, 76 gives 0.627
+    with pytest.raises(SystemExit, match=r"on images of 32 pixels the original takes more than 0\.1x"):
+        shrink.lower_side(nn.Identity(), 96, 0.1, tmp_path)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = 1.0
+
+    def get_classifier(self) -> nn.Module:
+        return self
+
+
+def pruner(network: Net, _: Any, *, pruning_ratio: float, iterative_steps: int, **options: Any) -> Any:
+    assert options["ignored_layers"] == [network]
+
+    def step() -> None:
+        network.kept -= pruning_ratio / iterative_steps
+
+    return types.SimpleNamespace(step=step)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.4])
+def test_a_network_is_pruned_until_it_is_as_fast_and_no_further(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType("torch_pruning")
+    module.pruner = types.SimpleNamespace(BasePruner=pruner)
+    module.importance = types.SimpleNamespace(GroupMagnitudeImportance=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "torch_pruning", module)
+    found = shrink.pruned_to(Net, share, 32, lambda network: network.kept, tries=10)
+    assert share - 0.002 <= found.kept <= share
+    with pytest.raises(SystemExit, match=r"no network within 0\.01x"):
+        shrink.pruned_to(Net, 0.01, 32, lambda network: network.kept)
+
+
+def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
+    setting = shrink.Setting(tmp_path, Path("weights"), seeds=2, randoms=2, shares=(0.6,), curve=(0.4,))
+    jobs = shrink.jobs_of(setting)
+    shared = [shrink.Job(setting, "shared", seed, 0.6) for seed in range(2)]
+    for seed in range(2):
+        own = [job for job in [*shared, *jobs] if job.seed == seed]
+        for job in own:
+            job.result.parent.mkdir(parents=True, exist_ok=True)
+            job.result.write_text(json.dumps({"accuracy": 0.8 + 0.1 * seed, "params": 10}))
+        ms = {job.key: 2.0 if job.name == "shared" else 1.0 for job in own}
+        (setting.folder(seed) / "ms.json").write_text(json.dumps(ms))
+    last = shrink.summary(setting, jobs, 1.0)
+    assert last["original"] == {
+        "accuracy": 0.85,
+        "ci": [0.21469, 1.48531],
+        "ms": 2.0,
+        "measured_share": 1.0,
+        "params": 10,
+        "count": 2,
+    }
+    rows = [(row["share"], row["measured_share"], row["count"]) for row in last["rows"]]
+    assert rows == [(0.6, 0.5, 2), (0.4, 0.5, 2)]
+    assert last["rows"][1]["derived_from"] == 0.6
+    assert last["random"]["0.6"]["mean"] == 0.85
+    assert set(last) == {"original", "rows", "random", *shrink.CHEAP, "minutes"}
