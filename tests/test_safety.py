@@ -45,7 +45,6 @@ ALLOWED = {
         "proxyless_strategy/export/folder.py",
         "proxyless_strategy/export/released.py",
         "proxyless_strategy/retraining/folder.py",
-        "proxyless_strategy/retraining/teacher.py",  # named among timm's own, by a search's or a recipe's settings
         "proxyless_strategy/runs/build_back.py",
         "proxyless_strategy/runs/derive.py",
         "proxyless_strategy/runs/early_checks.py",
@@ -208,9 +207,8 @@ def test_networks_are_named_pretrained_in_export_folders_alone() -> None:
     A space of a timm model asks for them by its `weights`, and a retraining by its `teacher`, which no file of a subnet
     can hold.
     """
-    asked = ("search_spaces/from_timm/weights.py", "proxyless_strategy/retraining/teacher.py")
     for file, name, call in calls():
-        if file in asked:
+        if file == "search_spaces/from_timm/weights.py":
             continue
         if name.endswith("create_model") and keywords(call).get("pretrained", "False") != "False":
             assert ast.unparse(call.args[0]).startswith(("f'local-dir:", "'local-dir:' + ")), f"{file}:{call.lineno}"

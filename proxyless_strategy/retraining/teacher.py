@@ -16,7 +16,7 @@ from torch.nn import functional
 from hardware.errors import ConfigError
 from hardware.reading import cut, shown
 from search_spaces.from_timm.paths import FOLDER, is_folder
-from search_spaces.from_timm.weights import without_network
+from search_spaces.from_timm.weights import pretrained_network
 
 from ..data.images import ImageData
 from ..export.folder import has_random_weights, load_exported, read_export
@@ -176,15 +176,8 @@ def _pretrained(name: str, data: ImageData) -> tuple[nn.Module, Mapping[str, Any
     if known is None or not known.has_weights:
         raise ConfigError(f"timm has no weights of teacher = {name}; give another model, an export folder, or none")
     _check_sizes(name, known.to_dict(), data)  # before anything is fetched
-    try:
-        network = timm.create_model(name, pretrained=True, **without_network(name))
-    except Exception as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise ConfigError(
-            f"timm's weights of teacher = {name} are neither on this machine nor can they be fetched "
-            f"({type(error).__name__}: {reason}); give an export folder, or none"
-        ) from error
-    return network, known.to_dict()
+    remedy = "give an export folder, or none"
+    return pretrained_network(name, whose=f"teacher = {name}", remedy=remedy, error=ConfigError), known.to_dict()
 
 
 def _check_sizes(name: str, own: Mapping[str, Any], data: ImageData) -> None:

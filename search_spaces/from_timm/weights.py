@@ -16,7 +16,7 @@ from safetensors.torch import load
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from hardware.errors import SpaceError
+from hardware.errors import ProxylessError, SpaceError
 from hardware.reading import Unreadable, bytes_of, cut
 
 from .paths import FOLDER, NONE, PRETRAINED
@@ -75,14 +75,31 @@ def _fetch(space: TimmDeclaration) -> dict[str, Tensor]:
     config = timm.get_pretrained_cfg(space.model)
     if config is None or not config.has_weights:
         raise SpaceError(f"timm has no weights of {space.model}; give weights: FILE.safetensors, or weights: none")
+    remedy = "give weights: FILE.safetensors, or weights: none"
+    return pretrained_network(space.model, whose=space.model, remedy=remedy, error=SpaceError).state_dict()
+
+
+def pretrained_network(model: str, *, whose: str, remedy: str, error: type[ProxylessError]) -> nn.Module:
+    """Build a model of timm with its pretrained weights, from this machine or fetched.
+
+    Args:
+        model: timm's name of it, which the user has given.
+        whose: The model, as the message names it.
+        remedy: What to do without its weights.
+        error: What is raised.
+
+    Raises:
+        ProxylessError: Of that type: they are not here, and cannot be fetched.
+    """
     try:
-        return timm.create_model(space.model, pretrained=True, **without_network(space.model)).state_dict()
-    except Exception as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise SpaceError(
-            f"timm's weights of {space.model} are neither on this machine nor can they be fetched "
-            f"({type(error).__name__}: {reason}); give weights: FILE.safetensors, or weights: none"
-        ) from error
+        network: nn.Module = timm.create_model(model, pretrained=True, **without_network(model))
+    except Exception as cause:
+        reason = " ".join(str(cause).split()).partition(". ")[0][:200]
+        raise error(
+            f"timm's weights of {whose} are neither on this machine nor can they be fetched "
+            f"({type(cause).__name__}: {reason}); {remedy}"
+        ) from cause
+    return network
 
 
 def without_network(model: str) -> dict[str, Any]:

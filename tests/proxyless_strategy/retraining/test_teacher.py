@@ -17,9 +17,9 @@ from torch.nn import functional
 from hardware.errors import CheckpointError, ConfigError, ExportError, TrainingError
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.data.reading import Reader
-from proxyless_strategy.retraining import teacher as loading
 from proxyless_strategy.retraining import trainer
 from proxyless_strategy.retraining.teacher import Renormalised, distilled, load_teacher, teacher_digest
+from search_spaces.from_timm import weights
 from tests.proxyless_strategy.export.samples import FEEDING, a_subnet, export
 from tests.proxyless_strategy.retraining.test_trainer import (
     CLASSES,
@@ -278,7 +278,7 @@ def test_a_model_of_timm_is_loaded_with_its_own_weights_and_normalisation(monkey
         return create(name)
 
     monkeypatch.setattr(timm, "create_model", fetched)
-    monkeypatch.setattr(loading, "without_network", lambda name: {"overlay": name})
+    monkeypatch.setattr(weights, "without_network", lambda name: {"overlay": name})
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     data = replace(
         image_data(), num_classes=1000, channels=3, input_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=None
