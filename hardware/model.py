@@ -291,7 +291,7 @@ def chain_report(table: LatencyTable, chain: Iterable[OpSpec]) -> LatencyReport:
     scale, offset = (calibration.scale, calibration.offset_ms) if calibration else (1.0, 0.0)
     rows = []
     for index, op in enumerate(chain):
-        entry = table.entries.get(op.key)
+        entry = None if op.kind == IDENTITY else table.find(op)
         cost = 0.0 if op.kind == IDENTITY else None if entry is None else scale * entry.ms
         predicted = entry is not None and entry.predicted
         rows.append(ReportRow(f"{index}: {op.kind}", op.kind, op.key, cost, predicted=predicted))

@@ -119,7 +119,7 @@ class LearnedModel:
                     f"the learned model is of {name} {shown(here)}, the table of {shown(there)}; fit one on that device"
                 )
         scale = table.header.calibration.scale if table.header.calibration else 1.0
-        missing = {op.key: op for op in executed(ops) if op.key not in table.entries}
+        missing = {op.key: op for op in executed(ops) if table.find(op) is None}
         predicted = {key: self._entry(op, scale) for key, op in missing.items()}
         if predicted:  # by themselves, as what was measured would hide them
             self._checked(LatencyTable(dataclasses.replace(table.header, calibration=None), predicted))

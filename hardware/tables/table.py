@@ -21,6 +21,7 @@ from ..files import write_atomically
 from ..op_spec import IDENTITY, OpSpec, executed
 from ..reading import YAML_BYTES, Kind, cut, read_yaml, reading, shown
 from ..yaml_text import dump_yaml
+from .heads import between
 from .plausibility import check_units
 from .records import Calibration, LatencyEntry, Reference, TableHeader
 
@@ -128,15 +129,23 @@ class LatencyTable:
         return 0.0 if op.kind == IDENTITY else self.entry(op).ms
 
     def entry(self, op: OpSpec) -> LatencyEntry:
-        """Return the whole entry of an operator that is no `identity`."""
-        try:
-            return self.entries[op.key]
-        except KeyError:
+        """Return the whole entry of an operator that is no `identity`; see `find`.
+
+        Raises:
+            MissingOperatorError: The table has no such operator; the message names the nearest that it has.
+        """
+        found = self.find(op)
+        if found is None:
             nearest = ", ".join(self.nearest(op.key)) or "none, the table is empty"
             raise MissingOperatorError(
                 f"operator {op.key} is not in the latency table of {shown(self.header.device)} "
                 f"({cut(self.header.backend)}); nearest are: {cut(nearest, 240)}"
-            ) from None
+            )
+        return found
+
+    def find(self, op: OpSpec) -> LatencyEntry | None:
+        """Return an operator's own entry, or a head's between those of fewer and of more classes; None without them."""
+        return self.entries.get(op.key) or between(op, self.entries)
 
     def nearest(self, key: str, count: int = 3) -> list[str]:
         """Return the `count` keys of the table that resemble `key` most, of its kind where there are any."""
@@ -161,8 +170,8 @@ class LatencyTable:
             raise TableError(
                 f"the latency table was measured at batch {header.batch}, not {batch}; build one with batch {batch}"
             )
-        wanted = dict.fromkeys(op.key for op in executed(ops))
-        missing = [key for key in wanted if key not in self.entries]
+        wanted = {op.key: op for op in executed(ops)}
+        missing = [key for key, op in wanted.items() if self.find(op) is None]
         if missing:
             first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             nearest = ", ".join(self.nearest(missing[0])) or "none, the table is empty"

@@ -25,6 +25,7 @@ from ..runs.space_table import (
     costs_of_table,
     latency_model,
     measure_space,
+    measured_operators,
     own_space,
     random_nets,
     space_costs,
@@ -353,7 +354,7 @@ def kit(
     check_new(out, force=True, folder=True)
     calibration = random_nets(costs, nets, seed=CALIBRATION_SEED)
     script = write_kit(
-        costs.distinct(),
+        measured_operators(costs),
         calibration,
         out,
         input_size=input_size,
@@ -363,10 +364,10 @@ def kit(
         tflite=tflite,
         progress=sys.stderr.isatty(),
     )
-    typer.echo(f"kit: {out} ({len(costs.distinct())} operators, {nets + held_out} whole nets)")
+    typer.echo(f"kit: {out} ({len(measured_operators(costs))} operators, {nets + held_out} whole nets)")
     typer.echo(f"copy the folder to the device, run `python {script.name}` there, and bring results.json back:")
     typer.echo("  proxyless latency import results.json --out TABLE.yml")
-    return {"kit": out, "operators": len(costs.distinct()), "nets": nets, "held_out": held_out}
+    return {"kit": out, "operators": len(measured_operators(costs)), "nets": nets, "held_out": held_out}
 
 
 @app.command("import")

@@ -29,7 +29,7 @@ from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
 from .early_checks import check_phases, check_plan, check_sensitivity, check_trainer
 from .same_run import check_same_run
-from .space_table import latency_model, measure_space, table_path
+from .space_table import latency_model, measure_space, measured_operators, table_path
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
@@ -260,7 +260,10 @@ def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: 
 
     def build() -> LatencyTable:
         if not quiet:
-            print(f"no latency table at {path}: measuring {len(costs.distinct())} operators of {space}", flush=True)
+            print(
+                f"no latency table at {path}: measuring {len(measured_operators(costs))} operators of {space}",
+                flush=True,
+            )
         return measure_space(
             costs,
             path,

@@ -85,7 +85,7 @@ def measure_space(
     from hardware.measuring.table import build_table
 
     return build_table(
-        costs.distinct(),
+        measured_operators(costs),
         random_nets(costs, nets, seed=CALIBRATION_SEED),
         backend=backend,
         input_size=costs.input_size,
@@ -97,6 +97,13 @@ def measure_space(
         plan=plan,
         progress=sys.stderr.isatty(),
     )
+
+
+def measured_operators(costs: SpaceCosts) -> tuple[OpSpec, ...]:
+    """Return what a latency table of a space measures: its operators, and its head at several numbers of classes."""
+    from hardware.tables.heads import at_several_classes
+
+    return at_several_classes(costs.distinct())
 
 
 # ---- spaces ------------------------------------------------------------------------------------------------------
@@ -168,15 +175,15 @@ def costs_of_table(
         raise ConfigError(f"the table's space is {shown(table.header.space)}, which is unknown here; give --space")
     if own is not None and not options and space in (None, own[0]):
         space, options = own
-    heads, images = _ends(table)
+    head, image = _ends(table)
     size = input_size or table.header.input_size
     try:
         costs, _ = space_costs(
             space or "",
             options,
             size,
-            classes or (heads[0] if len(heads) == 1 else 1000),
-            channels or (images[0] if len(images) == 1 else 3),
+            classes or head,
+            channels or image,
             by_user=by_user,
         )
     except SpaceError as error:
@@ -186,15 +193,20 @@ def costs_of_table(
     return costs
 
 
-def _ends(table: LatencyTable) -> tuple[list[int], list[int]]:
-    """Return the classes of the table's heads, and the channels of its operators on the input image."""
+def _ends(table: LatencyTable) -> tuple[int, int]:
+    """Return the classes and the image channels of the nets that a table is of; where it does not say, the usual."""
     from hardware.op_spec import OpSpec
+    from hardware.tables.heads import ends_in_classes
 
+    calibration = table.header.calibration
+    nets = {key for reference in calibration.references for key in reference.ops} if calibration else set()
     ops = [OpSpec.from_key(key) for key in table.entries]
-    heads = sorted({op.output_shape[0] for op in ops if len(op.output_shape) == 1})
+    heads = {op.output_shape[0] for op in ops if ends_in_classes(op)}
+    # a table has heads of other classes beside those of its own nets
+    own = {op.output_shape[0] for op in ops if ends_in_classes(op) and op.key in nets} or heads
     size = table.header.input_size
-    images = sorted({op.input_shape[0] for op in ops if op.kind == "conv" and op.input_shape[1:] == (size, size)})
-    return heads, images
+    images = {op.input_shape[0] for op in ops if op.kind == "conv" and op.input_shape[1:] == (size, size)}
+    return (own.pop() if len(own) == 1 else 1000), (images.pop() if len(images) == 1 else 3)
 
 
 def latency_model(table: LatencyTable, costs: SpaceCosts, *, batch: int | None = None) -> LatencyModel:

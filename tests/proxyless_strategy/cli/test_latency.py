@@ -21,6 +21,8 @@ from hardware.measuring.sampling import Plan
 from hardware.tables.shipped import __file__ as tables_file
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.cli import main as cli
+from proxyless_strategy.runs.space_table import costs_of_table, latency_model
+from search_spaces import get_space
 from tests.hardware.conftest import FakeBackend
 
 SPACE = ("--space", "small_mbconv", "--input-size", "16", "--classes", "10", "--channels", "1")
@@ -391,6 +393,23 @@ def test_a_kit_is_imported_with_figures_on_its_held_out_nets(here: Path, capsys:
     assert "exists" in refused(capsys, "import", "kit/results.json", "--out", "board.yml")
     assert "is not empty" in refused(capsys, "kit", *SPACE, "--out", "kit")
     assert "give 3 or more" in refused(capsys, "kit", *SPACE, "--held-out", "2", "--out", "kit2")
+
+
+def test_a_kit_for_a_thousand_classes_serves_a_data_set_of_three(here: Path) -> None:
+    of_space = ("--space", "small_mbconv", "--input-size", "16")
+    assert status_of("kit", *of_space, "--nets", "10", "--held-out", "0", "--out", "kit") == 0
+    run_kit(sys.executable, here / "kit", "--rounds", "4", "--seconds", "0")
+    assert status_of("import", "kit/results.json", "--out", "board.yml") == 0
+    table = LatencyTable.load("board.yml")
+    space = get_space("small_mbconv")
+    three, own = (space.costs(16, num_classes=classes) for classes in (3, 1000))
+    assert set(own.distinct()) - set(three.distinct())
+    latency_model(table, three)
+    head = next(op for op in three.fixed if op.kind == "head")
+    fewer, more = (table.latency_ms(dataclasses.replace(head, output_shape=(n,))) for n in (1, 10))
+    assert table.latency_ms(head) == pytest.approx(fewer + 2 / 9 * (more - fewer))
+    # of which classes a table is says its calibration, whatever else it has
+    assert costs_of_table(table, None, None, None, None, None, file="board.yml").distinct() == own.distinct()
 
 
 def test_what_is_no_results_file_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
