@@ -24,6 +24,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_a_users_own_space_and_data_are_searched_by_the_command_line(tmp_path: Path) -> None:
     settings = {"hardware.device": "other", "search.epochs": 2, "retrain.epochs": 2, "out": tmp_path / "run"}
     done = subprocess.run(

@@ -133,7 +133,9 @@ def test_a_good_reader_is_called_good(told: Any) -> None:
     assert (status, last) == (0, {"executions": 150, "crashes": 0, "hangs": 0, "targets": {"planted": 150}})
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "waits without end")) for name in BAD]
+)
 def test_a_bad_reader_is_told(name: str, told: Any, tmp_path: Path) -> None:
     act, words = BAD[name]
     count = 14 if name in ("hangs", "dies") else 40

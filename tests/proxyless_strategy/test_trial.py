@@ -309,10 +309,10 @@ def test_a_missing_config_is_told(tmp_path: Path) -> None:
     "first",
     [
         "from proxyless_strategy import ProxylessStrategy",
-        "from search_spaces import get_space",
-        "from proxyless_strategy.strategy.proxyless import ProxylessStrategy",
-        "import proxyless_strategy.strategy.module",
-        "import proxyless_strategy.strategy.supernet.layers",
+        pytest.param("from search_spaces import get_space", marks=pytest.mark.slow),
+        pytest.param("from proxyless_strategy.strategy.proxyless import ProxylessStrategy", marks=pytest.mark.slow),
+        pytest.param("import proxyless_strategy.strategy.module", marks=pytest.mark.slow),
+        pytest.param("import proxyless_strategy.strategy.supernet.layers", marks=pytest.mark.slow),
     ],
 )
 def test_nnis_own_strategies_work_beside_ours(first: str) -> None:

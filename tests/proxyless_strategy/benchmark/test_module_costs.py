@@ -135,6 +135,7 @@ class Small(ModelSpace):
         return self.choice(x).mean((2, 3))
 
 
+@pytest.mark.slow
 def test_candidates_are_timed_as_they_are_deployed() -> None:
     model = measure_modules(Small(), IMAGE, backend="onnxruntime", plan=QUICK)
     assert model.labels == ("conv",)

@@ -93,7 +93,9 @@ def test_a_family_that_timm_lacks_round_trips_and_brings_its_file(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "subnet", [a_subnet(stem_stride=1), a_subnet(), a_tree()], ids=["stem_stride 1", "stem_stride 2", "tree"]
+    "subnet",
+    [pytest.param(a_subnet(stem_stride=1), marks=pytest.mark.slow), a_subnet(), a_tree()],
+    ids=["stem_stride 1", "stem_stride 2", "tree"],
 )
 def test_hub_needs_nothing_of_this_project(tmp_path: Path, subnet: Subnet) -> None:
     model, folder = export(tmp_path / "net", subnet)

@@ -206,6 +206,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> None:
     write_images(tmp_path / "pictures")
     (tmp_path / "port").write_text(str(free_port()))

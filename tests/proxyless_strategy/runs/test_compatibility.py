@@ -152,6 +152,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return run, execute(run, [TRIAL, "gradient.yml"], search, out="gradient_killed")
 
 
+@pytest.mark.slow
 def test_a_trial_killed_in_its_search_ends_as_it_did_then(ended: tuple[Path, list[str]]) -> None:
     run, printed = ended
     assert [printed[0].count(f"'phase': '{phase}'") for phase in ("warmup", "search", "retrain")] == [0, 2, 3]
@@ -230,6 +231,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], 
     return run, printed, errors
 
 
+@pytest.mark.slow
 def test_a_kits_results_give_the_same_table(reading: tuple[Path, list[str], list[str]]) -> None:
     same(*(yaml.safe_load((reading[0] / name).read_text()) for name in ("imported.yml", "table.yml")))
 

@@ -118,6 +118,7 @@ def test_a_cost_that_changed_since_is_noticed(finished: Path, tmp_path: Path) ->
         (finished / "row.json").write_text(kept)
 
 
+@pytest.mark.slow
 def test_a_table_that_changed_where_the_search_did_not_go_is_noticed(
     table: Path,  # noqa: F811
     tmp_path: Path,

@@ -189,7 +189,7 @@ def test_a_failing_trial_fails_the_experiment(tmp_path: Path, export: Path) -> N
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "interrupted: stopping NNI and its trials\n"),
+        pytest.param(signal.SIGINT, 130, "interrupted: stopping NNI and its trials\n", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, "SIGTERM: stopping\n", marks=pytest.mark.slow),
     ],
 )

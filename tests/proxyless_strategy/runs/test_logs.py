@@ -43,6 +43,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_search_with_loggers_is_the_same_and_its_figures_are_the_historys(tmp_path: Path) -> None:
     plain = search.run_search(settings(tmp_path / "plain"))
     logged = search.run_search(settings(tmp_path / "logged", loggers=["csv", "csv"]))

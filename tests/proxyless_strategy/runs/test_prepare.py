@@ -70,6 +70,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_trial_and_what_is_derived_from_it_read_everything_once(config: Path, reads: Counter[str]) -> None:
     row = run_trial(config)
     assert reads == {"data": 1, "table": 1}

@@ -75,7 +75,7 @@ def settings(table, out, **changes):
     return parse_config({**values, **changes})
 
 
-@pytest.mark.parametrize("rule", ["gradient", "reinforce"])
+@pytest.mark.parametrize("rule", ["gradient", pytest.param("reinforce", marks=pytest.mark.slow)])
 def test_a_search_ends_with_a_timm_model_within_the_target(rule, table, tmp_path, capsys):
     rows = []
     config = settings(table, tmp_path / "run", rule=rule)
@@ -135,6 +135,7 @@ def test_each_epoch_is_one_line_and_the_run_says_what_is_left(table, tmp_path, c
     assert "epoch 1" not in output.lower()
 
 
+@pytest.mark.slow
 def test_what_is_gone_of_a_finished_search_is_made_again(table, tmp_path):
     config = settings(table, tmp_path / "run", retrain=None, search=QUICK)
     first = search.run_search(config)
@@ -147,6 +148,7 @@ def test_what_is_gone_of_a_finished_search_is_made_again(table, tmp_path):
     assert json.loads((tmp_path / "run" / "row.json").read_text())["params"] == first.params
 
 
+@pytest.mark.slow
 def test_two_searches_in_one_process_are_those_of_two_processes(table, tmp_path):
     threads = torch.get_num_threads()
     found = [
@@ -160,6 +162,7 @@ def test_two_searches_in_one_process_are_those_of_two_processes(table, tmp_path)
     assert read_run(tmp_path / "0")._repr_html_().count("<rect") == len(found[0].subnet.choices)
 
 
+@pytest.mark.slow
 def test_a_search_that_stopped_anywhere_ends_as_if_it_had_not(table, tmp_path, capsys):
     class Stop(Exception):
         pass
@@ -369,15 +372,15 @@ def test_a_model_of_another_device_or_no_model_fills_nothing(table, learned, tmp
 
 
 def test_without_retraining_the_supernets_weights_are_exported(table, tmp_path):
-    result = search.run_search(settings(table, tmp_path, retrain=None))
+    result = search.run_search(settings(table, tmp_path, retrain=None, search=QUICK))
     assert result.accuracy is None
     assert timm.create_model(f"local-dir:{result.folder}", pretrained=True)(torch.randn(1, 1, 16, 16)).isfinite().all()
 
 
 def test_another_search_in_the_same_folder_is_refused(table, tmp_path):
-    search.run_search(settings(table, tmp_path))
+    search.run_search(settings(table, tmp_path, retrain=None, search=QUICK))
     with pytest.raises(ConfigError, match="other settings \\(seed = 0 there, 5 here\\)"):
-        prepare(settings(table, tmp_path, seed=5), quiet=True)
+        prepare(settings(table, tmp_path, retrain=None, search=QUICK, seed=5), quiet=True)
 
 
 def test_a_missing_table_is_built_and_kept(table, tmp_path, monkeypatch):

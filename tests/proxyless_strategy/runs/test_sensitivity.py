@@ -189,6 +189,7 @@ def test_what_follows_a_search_follows_the_rule_too(finished: tuple[Path, Any], 
     assert "sensitivity" in write_page(out, tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_if_it_had_not(
     finished: tuple[Path, Any], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not(
     assert same == (whole / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_a_target_the_least_loss_is_taken_and_that_is_said(weights: Path, tmp_path: Path) -> None:
     result = run_search(config_of(weights, tmp_path / "run", target=None))
     table = Sensitivity.from_dict(read(tmp_path / "run")["sensitivity"])
