@@ -21,9 +21,9 @@ from hardware.files import write_atomically
 from hardware.model import CostModel
 from hardware.progress import progress_bar
 from hardware.reading import Kind, is_there, read_json, reading
-from search_spaces import Subnet
+from search_spaces import SpaceCosts, Subnet
 
-from ..data.images import Part
+from ..data.images import ImageData, Part
 from ..layout import SENSITIVITY_FILE
 from ..seeds import isolated_seed, mix_seed
 from ..strategy.derivation import Derived, Deriver
@@ -152,6 +152,19 @@ def _digest(state: Mapping[str, Tensor]) -> str:
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
+
+
+def measuring_seconds(costs: SpaceCosts, data: ImageData, forward_seconds: float) -> float:
+    """Return about what the table of losses takes: of each candidate's network, on average half is run anew.
+
+    Args:
+        costs: The space's operators.
+        data: The images.
+        forward_seconds: Of a forward pass, per image.
+    """
+    networks = 1 + sum(len(candidates) - 1 for candidates in costs.edges.values())
+    parts = (len(data.weights), CALIBRATION_IMAGES), (len(data.architecture), EVALUATION_IMAGES)  # type: ignore[arg-type]
+    return networks * sum(map(min, parts)) * forward_seconds / 2
 
 
 # ---- in the place of a search ----------------------------------------------------------------------------------

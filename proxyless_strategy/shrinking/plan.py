@@ -12,7 +12,7 @@ import timm
 from hardware.errors import ConfigError
 from search_spaces import users_space
 from search_spaces.from_timm.declaration import TimmDeclaration
-from search_spaces.from_timm.paths import FOLDER, PREFIX, PRETRAINED
+from search_spaces.from_timm.paths import FOLDER, NONE, PREFIX, PRETRAINED
 
 from ..config import SearchConfig, ShrinkSettings, parse_config
 from ..data.images import ImageData
@@ -126,7 +126,7 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     if not is_function(config.data.name):
         defaults["data"]["options"] = _as_read(model, data)
     defaults["space"] = {"options": OPTIONS}
-    defaults["search"] = {**SEARCH_SETTINGS, "batch_size": batch}
+    defaults["search"] = {"batch_size": batch, **_searching(config, model)}
     defaults["retrain"] = {**recipe, "weights": "supernet", "batch_size": batch}
     if config.hardware.cost == "latency":
         defaults["hardware"] = {"table": config.out / TABLE_FILE}
@@ -135,10 +135,17 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     defaults["retrain"] |= epochs["retrain"]
     defaults["shrink"] = epochs["shrink"]
     filled = _filled(config, defaults)
+    if config.rule == "sensitivity":
+        return filled
     batches = len(data.weights) // filled.search.process_batch_size  # type: ignore[arg-type]
     steps = batches * (filled.search.epochs - (1 if filled.search.warmup_epochs else 0))
     between = max(1, min(5, steps // ARCHITECTURE_STEPS))
     return _filled(filled, {"search": {"steps_per_update": between}})
+
+
+def searched_epochs(config: SearchConfig) -> int:
+    """Return how many epochs the search trains: the rule `sensitivity` trains none."""
+    return 0 if config.rule == "sensitivity" else config.search.warmup_epochs + config.search.epochs
 
 
 def epochs_for(images: int) -> int:
@@ -157,22 +164,33 @@ def _epochs(config: SearchConfig, images: int, *, knows: bool) -> dict[str, dict
     start = asked.start_epochs
     if start is None:
         start = 0 if knows else max(1, round(START * total))
-    searched = max(2, round(SEARCH * total))
-    # candidates that inherit their weights need none
-    warmup = search.warmup_epochs if "warmup_epochs" in search.model_fields_set else 0
-    after = search.epochs if "epochs" in search.model_fields_set else max(1, searched - warmup)
-    tuned = max(1, total - start - warmup - after)
+    schedule: dict[str, int] = {}
+    if config.rule != "sensitivity":
+        searched = max(2, round(SEARCH * total))
+        # candidates that inherit their weights need none
+        warmup = search.warmup_epochs if "warmup_epochs" in search.model_fields_set else 0
+        after = search.epochs if "epochs" in search.model_fields_set else max(1, searched - warmup)
+        schedule = {"warmup_epochs": warmup, "epochs": after}
+    tuned = max(1, total - start - sum(schedule.values()))
     if retrain is not None and "epochs" in retrain.model_fields_set:
         tuned = retrain.epochs
     return {
-        "search": {"warmup_epochs": warmup, "epochs": after},
+        "search": schedule,
         "retrain": {"epochs": tuned},
         "shrink": {
             "start_epochs": start,
             # as many as the subnet gets, so that it is no better for having seen more
-            "original_epochs": warmup + after + tuned,
+            "original_epochs": sum(schedule.values()) + tuned,
         },
     }
+
+
+def _searching(config: SearchConfig, model: Model) -> dict[str, Any]:
+    """Return how a search that starts from weights is made, as far as its rule has one."""
+    if config.rule == "sensitivity":
+        return {}
+    asks_weights = {"start": "sensitivity"} if model.space.weights != NONE else {}
+    return {**SEARCH_SETTINGS, **asks_weights}
 
 
 def _reading(config: SearchConfig, model: Model) -> dict[str, Any]:

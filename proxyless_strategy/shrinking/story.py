@@ -37,11 +37,12 @@ from ..runs.forecast import forecast, step_seconds
 from ..runs.prepare import Library, Prepared, prepare
 from ..runs.same_run import check_same_run
 from ..runs.search import run_search
+from ..runs.sensitivity import measuring_seconds
 from .comparison import Compared, Comparison
 from .layout import COMPARISON_FILE, ORIGINAL, PICTURE_FILE, SEARCH, SETTINGS_FILE, START
 from .originals import is_made, make_original, make_start, metrics_of, weights_of
 from .picture import draw
-from .plan import Model, check_shrink, planned, read_model, sized
+from .plan import Model, check_shrink, planned, read_model, searched_epochs, sized
 
 FREE = ("out", "data.workers", "search.checkpoint_every", "search.resume_anyway", "retrain.checkpoint_every")
 """Settings that no result depends on."""
@@ -221,14 +222,18 @@ def forecast_sentence(config: SearchConfig, model: Model, costs: SpaceCosts, dat
     assert config.retrain is not None
     tuned = config.retrain.epochs
     taught = 0.0 if config.retrain.teacher == NO_TEACHER else FORWARD * per_image * training * tuned
+    asks_weights = "sensitivity" in (config.rule, config.search.start)
+    fine_tuning = per_image * training * tuned
+    trained = fine_tuning if config.rule == "sensitivity" else forecast(config, space, costs, data).seconds
     seconds = {
         "the table": TABLE_SECONDS if table and not is_there(Path(config.hardware.table or "")) else 0.0,
         "the original": per_image * (training * (shrink.original_epochs or 0) + weights * (shrink.start_epochs or 0)),
-        "search and fine-tuning": forecast(config, space, costs, data).seconds + taught,
+        "what the weights say": measuring_seconds(costs, data, FORWARD * per_image) if asks_weights else 0.0,
+        "search and fine-tuning": trained + taught,
         "the comparison": COMPARING_SECONDS,
     }
     stages = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value)
-    epochs = config.search.warmup_epochs + config.search.epochs + tuned
+    epochs = searched_epochs(config) + tuned
     return (
         f"predicted for all: about {sum(seconds.values()) / 60:.0f} minutes ({stages}); of the original "
         f"{shrink.start_epochs} + {shrink.original_epochs} epochs, of the subnet {shrink.start_epochs} + {epochs}"
@@ -261,7 +266,7 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
     measured = _measured(prepared, subnets, files)
     figures = (metrics_of(folders[0]), found.row)
     first = config.shrink.start_epochs or 0
-    later = config.search.warmup_epochs + config.search.epochs + config.retrain.epochs
+    later = searched_epochs(config) + config.retrain.epochs
     epochs = (first + (config.shrink.original_epochs or 0), first + later)
     nets = [
         Compared(

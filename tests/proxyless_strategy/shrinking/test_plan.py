@@ -13,7 +13,16 @@ from hardware.errors import ConfigError, DataError, ExportError, ProxylessError,
 from proxyless_strategy.config import SearchConfig, parse_config
 from proxyless_strategy.data.feeding import fed
 from proxyless_strategy.data.sources import load_data
-from proxyless_strategy.shrinking.plan import Model, check_shrink, planned, read_model, sized
+from proxyless_strategy.runs.early_checks import USED_BY_SENSITIVITY
+from proxyless_strategy.shrinking.plan import (
+    Model,
+    check_shrink,
+    epochs_for,
+    planned,
+    read_model,
+    searched_epochs,
+    sized,
+)
 from proxyless_strategy.shrinking.story import check_all, run_shrink, search_config
 from tests.search_spaces.from_timm.samples import with_weights
 
@@ -94,6 +103,24 @@ def test_what_is_set_stays(root: Path, tmp_path: Path) -> None:
     assert config.search.warmup_learning_rate is None
     assert (config.retrain.ema_decay, config.retrain.learning_rate) == (0.5, 0.2)
     assert (config.hardware.table, config.hardware.threads) == (None, 2), "null is a setting too"
+
+
+def test_the_rule_that_trains_no_supernet_leaves_all_epochs_to_the_fine_tuning(root: Path, tmp_path: Path) -> None:
+    found = plan(bare(root, tmp_path / "out", rule="sensitivity"))
+    assert found.shrink is not None
+    assert found.retrain is not None
+    assert searched_epochs(found) == 0
+    assert found.shrink.original_epochs == found.retrain.epochs == epochs_for(36) - (found.shrink.start_epochs or 0)
+    assert found.search.model_fields_set <= USED_BY_SENSITIVITY, "it has no use for others, and would say so"
+
+
+def test_a_search_starts_from_what_the_weights_say_where_there_are_any(
+    root: Path, weights: Path, tmp_path: Path
+) -> None:
+    given = {"name": f"timm:{NAME}", "options": {"weights": str(weights)}}
+    assert plan(bare(root, tmp_path / "out", space=given)).search.start == "sensitivity"
+    assert plan(bare(root, tmp_path / "out", space=given, search={"start": "uniform"})).search.start == "uniform"
+    assert plan(bare(root, tmp_path / "out")).search.start == "uniform", "fresh weights say nothing"
 
 
 def test_what_is_not_set_follows_from_the_model(root: Path, tmp_path: Path) -> None:
@@ -237,6 +264,7 @@ def test_the_whole_is_predicted_before_it_begins(
     ready = check_all(settings(root, weights, tmp_path / "out"))
     output, notices = capsys.readouterr()
     assert output.count("predicted for all: about ") == 1
+    assert "what the weights say 0." in output
     assert "of the original 1 + 2 epochs, of the subnet 1 + 2" in output
     assert "grey" not in notices
     assert ready.prepared.original is not None
