@@ -24,14 +24,15 @@ from .layout import TABLE_FILE
 IMAGES_SEEN = 60_000
 """Images times epochs that each network is trained with by default: on two cores minutes at 128 pixels, not hours."""
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
-START, SEARCH = 0.25, 0.35
+START, SEARCH = 0.25, 0.2
 """Of all epochs, the shares of the original before the search and of the search."""
 ARCHITECTURE_STEPS = 150
 """That a search has where there are images enough."""
 OPTIONS = {"kernels": [3], "expansions": [2, 4]}
 """Candidates beside each block's own: few, as each of them learns in its share of a short search alone."""
-SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02}
-"""A search that starts from trained weights, in all that does not follow from the number of images."""
+SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02, "weight_paths": "sampled"}
+"""A search that starts from trained weights, in all that does not follow from the number of images. Its weight steps go
+where alpha leads: they then train what is likely to be chosen, rather than each candidate in its small share."""
 RECIPE = "finetune"
 _OF_THE_SHRINKING = {"epochs", "batch_size", "warmup_epochs", "weights", "teacher", "threads", "checkpoint_every"}
 """What the recipe does not decide here."""
