@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -70,32 +71,50 @@ class Inherited:
         self.supernet, self.architecture = strategy.paths_of_space, strategy.architecture
 
     def table(self) -> Sensitivity:
-        """Measure what each candidate does to the original's loss; its classifier is fitted first if it is fresh."""
-        prepared, network = self.prepared, self.network
-        seed, original = prepared.config.seed, prepared.space.original()  # type: ignore[attr-defined]
-        calibration = self.calibration()
+        """Measure what each candidate does to the original's loss, after a classifier was fitted where it needs one.
+
+        It does where the weights are of another number of classes, and where the original is no better than chance on
+        the data's: as many classes need not be the same ones.
+        """
         if not self.fits_classes:
-            batches = self._batches("weights", PROBE_IMAGES)
-            loss = fit_classifier(
-                network.chain(), self.supernet, original, calibration=calibration, batches=batches, seed=seed
-            )
-            images = sum(len(y) for _, y in batches)
-            print(
-                f"the weights are of another number of classes than the data's {prepared.data.num_classes}: a new "
-                f"classifier was fitted to the original's features of {images} images of the weights part (loss "
-                f"{loss:.3g}), before any candidate's loss was taken",
-                flush=True,
-            )
+            self._fit("the weights are of another number of classes than the data's")
+            return self._measured()
+        found, chance = self._measured(), math.log(self.prepared.data.num_classes)
+        if found.loss < chance:
+            return found
+        self._fit(f"the weights' loss of {found.loss:.3g} is no better than chance ({chance:.3g}) on the data's")
+        return self._measured()
+
+    def _fit(self, why: str) -> None:
+        prepared = self.prepared
+        batches = self._batches("weights", PROBE_IMAGES)
+        loss = fit_classifier(
+            self.network.chain(),
+            self.supernet,
+            prepared.space.original(),  # type: ignore[attr-defined]
+            calibration=self.calibration(),
+            batches=batches,
+            seed=prepared.config.seed,
+        )
+        print(
+            f"{why} {prepared.data.num_classes} classes: a new classifier was fitted to the original's features of "
+            f"{sum(len(y) for _, y in batches)} images of the weights part (loss {loss:.3g}), before any candidate's "
+            "loss was taken",
+            flush=True,
+        )
+
+    def _measured(self) -> Sensitivity:
+        calibration = self.calibration()
         evaluation = self._batches("architecture", EVALUATION_IMAGES)
         counts = sum(map(len, calibration)), sum(len(y) for _, y in evaluation)
         with _progress(*counts) as moved:
             return measure(
-                network.chain(),
+                self.network.chain(),
                 self.supernet,
-                original,
+                self.prepared.space.original(),  # type: ignore[attr-defined]
                 calibration=calibration,
                 evaluation=evaluation,
-                seed=seed,
+                seed=self.prepared.config.seed,
                 moved=moved,
             )
 

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from hardware.errors import ConfigError
 from proxyless_strategy.config import SearchConfig, parse_config
@@ -223,24 +224,33 @@ def test_without_a_target_the_least_loss_is_taken_and_that_is_said(weights: Path
     assert any("there is no target" in warning for warning in result.warnings)
 
 
-def test_a_classifier_of_other_classes_is_said_and_one_of_the_same_is_left(
+def test_a_classifier_that_knows_other_classes_is_fitted_anew_and_that_is_said(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensitivity, "PROBE_IMAGES", 960)
     monkeypatch.setattr(sensitivity, "CALIBRATION_IMAGES", 256)
-    inherited = Inherited(prepare(config_of(weights, tmp_path), quiet=True))
-    fresh = inherited.network.classifier.weight.clone()
-    table = inherited.table()
-    assert "a new classifier was fitted" in capsys.readouterr().out
-    assert not torch.equal(inherited.network.classifier.weight, fresh)
+
+    def table_of(weights: Path, out: str) -> tuple[Inherited, bool, Sensitivity]:
+        inherited = Inherited(prepare(config_of(weights, tmp_path / out), quiet=True))
+        before = inherited.network.classifier.weight.clone()
+        table = inherited.table()
+        return inherited, torch.equal(inherited.network.classifier.weight, before), table
+
+    inherited, stays, table = table_of(weights, "of 1000")
+    assert "are of another number of classes than the data's 10 classes: a new" in capsys.readouterr().out
     # The digits' loss of a classifier that knows nothing is log 10.
-    assert table.loss < 0.95 * np.log(10)
-    own = with_weights(NAME, tmp_path, num_classes=10)[1]
-    inherited = Inherited(prepare(config_of(own, tmp_path / "own"), quiet=True))
-    known = inherited.network.classifier.weight.clone()
-    inherited.table()
+    assert (stays, table.loss < 0.95 * np.log(10)) == (False, True)
+
+    # as many classes, but others: the classifier is random
+    _, stays, table = table_of(with_weights(NAME, tmp_path, num_classes=10)[1], "of 10 others")
+    assert "no better than chance (2.3) on the data's 10 classes: a new" in capsys.readouterr().out
+    assert (stays, table.loss < 0.95 * np.log(10)) == (False, True)
+
+    own = tmp_path / "own.safetensors"
+    save_file(inherited.subnet_weights(inherited.prepared.space.original()), own)  # type: ignore[attr-defined]
+    _, stays, table = table_of(own, "of these 10")
     assert "a new classifier" not in capsys.readouterr().out
-    assert torch.equal(inherited.network.classifier.weight, known)
+    assert (stays, table.loss < 0.95 * np.log(10)) == (True, True)
 
 
 @pytest.mark.slow
