@@ -81,6 +81,7 @@ Rate = Annotated[float, Field(gt=0), BeforeValidator(number)]
 ThreadCount = Annotated[int, Field(ge=1, le=1024), BeforeValidator(number)]
 TARGETS = ("target", "target_ms", "target_cost")
 _NAMED = ("space", "data", "hardware")
+_BESIDE = "(by --set, a preset or a sweep)"
 """Sections that a text stands for: their `name`."""
 
 
@@ -468,10 +469,7 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
         if isinstance(child, str) and parent in _NAMED and node is values:
             child = node[parent] = {"name": child}
         if not isinstance(child, dict):
-            raise ConfigError(
-                f"cannot set {dotted} (by --set, a preset or a sweep): {parent} is {shown(child)}, not a section of "
-                "settings"
-            )
+            raise ConfigError(f"cannot set {dotted} {_BESIDE}: {parent} is {shown(child)}, not a section of settings")
         node = child
     # A target takes the place of the file's own, of whichever kind; none takes the place of its own kind alone.
     if last in TARGETS and not parents and value is not None:
@@ -482,13 +480,14 @@ def _lay_over(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _refuse_erasing(settings: dict[str, Any]) -> None:
     """Refuse settings of which a later one would silently erase an earlier one that was given beside it."""
-    given = [f"{name} = {settings[name]}" for name in TARGETS if settings.get(name) is not None]
+    given = [f"{name} = {cut(str(settings[name]))}" for name in TARGETS if settings.get(name) is not None]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are given together; keep one of them")
+        raise ConfigError(f"{' and '.join(given)} are given together {_BESIDE}; keep one of them")
     seen: list[str] = []
     for dotted in settings:
         erased = next((name for name in seen if name.startswith(f"{dotted}.")), None)
         if erased is not None:
             here, there = f"{dotted} = {shown(settings[dotted])}", f"{erased} = {shown(settings[erased])}"
-            raise ConfigError(f"{here} would erase {there}, given before it; give {dotted} first, or leave one out")
+            first = f"give {cut(dotted)} first, or leave one out"
+            raise ConfigError(f"{cut(here)} would erase {cut(there)}, given before it {_BESIDE}; {first}")
         seen.append(dotted)

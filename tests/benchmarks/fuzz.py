@@ -35,7 +35,7 @@ from typing import Any
 
 from tests.benchmarks.fuzz_cases import Case, Fault, Judge, Target, case_of, of_special
 from tests.benchmarks.fuzz_texts import shrunk
-from tests.benchmarks.fuzz_workers import Chunk, Worker, chunks, findings, plainly
+from tests.benchmarks.fuzz_workers import At, Chunk, Worker, chunks, findings, plainly
 
 CHUNK = 1000
 """Cases of a process; fewer for slow targets, so that every target has its turn."""
@@ -86,7 +86,7 @@ class Fuzzing:
     jobs: int
     seed: int
     deadline: float
-    work: Callable[[Chunk, Path, int, Callable[[int], None]], None] = plainly
+    work: Callable[[Chunk, Path, int, At], None] = plainly
     result: Result = field(default_factory=Result)
 
     def run(self, queue: collections.deque[Chunk]) -> Result:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.fuzz_cases import Case, Judge, specials
-from tests.benchmarks.fuzz_workers import Chunk, note
+from tests.benchmarks.fuzz_workers import At, Chunk, note
 
 PACKAGES = ("hardware", "search_spaces", "proxyless_strategy")
 LARGEST = 2_000_000
@@ -54,7 +54,7 @@ def instrumented() -> Iterator[None]:
         sys.stderr = original
 
 
-def guidedly(chunk: Chunk, place: Path, seed: int, at: Callable[[int], None]) -> None:
+def guidedly(chunk: Chunk, place: Path, seed: int, at: At) -> None:
     """Carry out as many cases as a chunk has, whose inputs libFuzzer chooses; what is no content comes first."""
     import atheris
 
@@ -75,7 +75,7 @@ def guidedly(chunk: Chunk, place: Path, seed: int, at: Callable[[int], None]) ->
         if fault is not None:
             note(stream, fault, case, number, known)
         number += 1
-        at(number)
+        at(number, idle=True)
 
     if chunk.start == 0:
         judged(Case(chunk.seeds[0]), good=True)
@@ -104,5 +104,6 @@ def guidedly(chunk: Chunk, place: Path, seed: int, at: Callable[[int], None]) ->
     settings = ["-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", f"-max_len={LARGEST}", "-len_control=0"]
     settings += [f"-runs={chunk.stop - number}", f"-seed={seed + 1 + chunk.start}", "-handle_term=0", "-handle_int=0"]
     if number < chunk.stop:
+        at(number, idle=True)
         atheris.Setup(["fuzz", *settings, str(corpus)], one, custom_mutator=change, internal_libfuzzer=True)
         atheris.Fuzz()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import mmap
 import os
 import resource
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.benchmarks.fuzz_cases import Case, Fault, Judge, Target, case_of
 
@@ -28,6 +30,12 @@ STILL_SECONDS = 90.0
 MEMORY = 2**30
 """Bytes that reading an input may take beside what the process has already."""
 _AT = struct.Struct("<qdd")  # which case, and since when
+
+
+class At(Protocol):
+    """Called before each case with its number; with `idle` between two, where an engine looks for the next input."""
+
+    def __call__(self, number: int, idle: bool = ...) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,7 @@ class Worker:
         work: Carries out the chunk, in the process; `at` is to be called before each case.
     """
 
-    def __init__(
-        self, chunk: Chunk, place: Path, *, seed: int, work: Callable[[Chunk, Path, int, Callable[[int], None]], None]
-    ) -> None:
+    def __init__(self, chunk: Chunk, place: Path, *, seed: int, work: Callable[[Chunk, Path, int, At], None]) -> None:
         self.chunk, self.place = chunk, place
         place.mkdir(parents=True)
         self._clock = mmap.mmap(-1, _AT.size)
@@ -75,14 +81,19 @@ class Worker:
                 # Whatever a reader starts must go with it, and Ctrl-C is the parent's to hear.
                 os.setsid()
                 faulthandler.disable()
-                _limit_memory()
                 work(chunk, place, seed, self._at)
                 status = 0
             finally:
                 os._exit(status)
 
-    def _at(self, number: int) -> None:
-        self._clock[:] = _AT.pack(number, time.monotonic(), time.process_time())
+    def _at(self, number: int, idle: bool = False) -> None:
+        """Note which case comes next; `idle` where it is not yet begun, and what takes time is no reader."""
+        if idle:
+            self._clock[:] = _AT.pack(number, math.inf, math.inf)
+        else:
+            # Before each: what an engine itself gathers in a process is no case's doing.
+            _limit_memory()
+            self._clock[:] = _AT.pack(number, time.monotonic(), time.process_time())
 
     @property
     def number(self) -> int:
@@ -120,12 +131,12 @@ def _processor_seconds(pid: int) -> float:
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     # A thousand nested brackets are no reason for a core file of a GB.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def plainly(chunk: Chunk, place: Path, seed: int, at: Callable[[int], None]) -> None:
+def plainly(chunk: Chunk, place: Path, seed: int, at: At) -> None:
     """Carry out a chunk's cases, which their numbers decide on."""
     judge = Judge(chunk.target, chunk.good, place / "case")
     known: dict[str, int] = {}

@@ -83,9 +83,18 @@ def test_no_target_of_one_kind_erases_no_target_of_another(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"target": 0.4, "target_ms": 30.0}, r"target = 0.4 and target_ms = 30.0 are given together"),
-        ({"target_cost": 2.0, "target": 0.4}, r"target = 0.4 and target_cost = 2.0 are given together"),
-        ({"search.epochs": 3, "search": {"batch_size": 8}}, r"search = .* would erase search.epochs = 3"),
+        (
+            {"target": 0.4, "target_ms": 30.0},
+            r"target = 0.4 and target_ms = 30.0 are given together \(by --set, a preset or a sweep\)",
+        ),
+        (
+            {"target_cost": 2.0, "target": 0.4},
+            r"target = 0.4 and target_cost = 2.0 are given together \(by --set, a preset or a sweep\)",
+        ),
+        (
+            {"search.epochs": 3, "search": {"batch_size": 8}},
+            r"search = .* would erase search.epochs = 3, given before it \(by --set",
+        ),
         ({"hardware.threads": 2, "hardware": "desk"}, r"hardware = 'desk' would erase hardware.threads = 2"),
     ],
 )
