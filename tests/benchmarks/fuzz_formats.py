@@ -166,9 +166,26 @@ def pickled(content: bytes, rng: random.Random) -> bytes:
     return pickle.dumps(values_of(tree), protocol=rng.randrange(2, 6))
 
 
+class _Plain(pickle.Unpickler):
+    """Makes arrays and plain values alone: an engine may want to change what was made to do harm."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "numpy" and name in (
+            "_reconstruct",
+            "ndarray",
+            "dtype",
+            "scalar",
+            "_frombuffer",
+        ):
+            return super().find_class(module, name)
+        if (module, name) in (("_codecs", "encode"), ("collections", "OrderedDict")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor a plain value")
+
+
 @functools.lru_cache(maxsize=16)
 def _unpickled(content: bytes) -> Node:
-    return tree_of(pickle.loads(content))
+    return tree_of(_Plain(io.BytesIO(content)).load())
 
 
 @functools.lru_cache(maxsize=16)

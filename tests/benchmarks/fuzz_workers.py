@@ -89,10 +89,11 @@ class Worker:
     def _at(self, number: int, idle: bool = False) -> None:
         """Note which case comes next; `idle` where it is not yet begun, and what takes time is no reader."""
         if idle:
+            _limit_memory(None)
             self._clock[:] = _AT.pack(number, math.inf, math.inf)
         else:
             # Before each: what an engine itself gathers in a process is no case's doing.
-            _limit_memory()
+            _limit_memory(MEMORY)
             self._clock[:] = _AT.pack(number, time.monotonic(), time.process_time())
 
     @property
@@ -128,10 +129,13 @@ def _processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+def _limit_memory(beside: int | None) -> None:
+    """Let this process take so many bytes beside what it has already; None: as many as it likes."""
+    most = hardest = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if beside is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + beside
+    resource.setrlimit(resource.RLIMIT_AS, (most, hardest))
     # A thousand nested brackets are no reason for a core file of a GB.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

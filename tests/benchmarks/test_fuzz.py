@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from hardware.errors import DataError, ProxylessError
 from tests.benchmarks import fuzz, fuzz_workers
 from tests.benchmarks.fuzz_cases import Case, Judge, Target, case_of, specials
-from tests.benchmarks.fuzz_formats import json_text, key_text, pictures, yaml_text
+from tests.benchmarks.fuzz_formats import PAYLOADS, json_text, key_text, pictures, yaml_text
 from tests.benchmarks.fuzz_mutations import MARK, changed_tree, tree_of, values_of
 from tests.benchmarks.fuzz_targets import targets
 from tests.benchmarks.fuzz_texts import alias_bomb, flow, shrunk
@@ -249,6 +250,20 @@ def test_any_content_can_be_changed_further(make: Any) -> None:
     content, rng = b"", random.Random(1)
     for _ in range(150):
         content = make(content, rng)[:2000]
+
+
+@pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
+def test_an_input_that_does_harm_is_changed_unharmed(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is guided by coverage changes its own inputs anew, and what runs then is no reader's doing."""
+    monkeypatch.chdir(tmp_path)
+    yaml = f"a: !!python/object/apply:os.system ['touch {MARK}']".encode()
+    for content in (*PAYLOADS, yaml):
+        for seed in range(30):
+            with suppress(Exception):
+                target.format(content, random.Random(seed))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tree_is_written_as_it_was_read() -> None:
