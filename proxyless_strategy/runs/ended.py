@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.checker import ValidationError
 
 from hardware.errors import ProxylessError
 from hardware.reading import DAMAGE, expect, is_there, json_of
 from search_spaces import Subnet, users_space
 
 from ..config import SearchConfig
+from ..export.folder import SUBNET, load_exported
 from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ONNX_FILE, ROW_FILE, SEARCH_FILE
+from .finished import read_searched
 from .result import SearchResult
 from .same_run import differences
 
@@ -19,9 +26,9 @@ _LATER = ("original_cost", "search_loss", "knapsack_loss")
 
 
 def finished_result(config: SearchConfig) -> SearchResult | None:
-    """Return the result of a search that ended with these very settings; None where anything is left to do.
+    """Return the result of a search that ended with these very settings; None where anything is left to do or damaged.
 
-    Nothing is written, and no damage is named: a search that goes on where it was finds and names it.
+    Nothing is written, and no damage is named: a search that goes on where it was finds and names it, or mends it.
     """
     out = config.out
     needed = (out / SEARCH_FILE, out / ROW_FILE, out / MODEL / HUB_FILE, out / ONNX_FILE)
@@ -33,6 +40,9 @@ def finished_result(config: SearchConfig) -> SearchResult | None:
         row: dict[str, Any] = json_of(out / ROW_FILE)
         record = json_of(out / SEARCH_FILE, nonfinite=("history",))
         space = users_space(config.space.name, **config.space.options)
+        read_searched(out, space)
+        if not _is_exported(out, record["subnet"]):
+            return None
         return SearchResult(
             config=config,
             subnet=Subnet(space, dict(record["subnet"]["choices"])),
@@ -47,5 +57,16 @@ def finished_result(config: SearchConfig) -> SearchResult | None:
             **{name: expect(row[name], float, name, none=True) for name in _NUMBERS},
             **{name: expect(row.get(name), float, name, none=True) for name in _LATER},
         )
-    except (*DAMAGE, ProxylessError):
+    except (*DAMAGE, ProxylessError, DecodeError, ValidationError):
         return None
+
+
+def _is_exported(out: Path, subnet: Any) -> bool:
+    """Return whether what lies there is this subnet: a damaged network that is called finished would be deployed.
+
+    Raises:
+        ProxylessError, OSError, DecodeError, ValidationError: It is damaged.
+    """
+    load_exported(out / MODEL)
+    onnx.checker.check_model(onnx.load(out / ONNX_FILE))
+    return json_of(out / MODEL / SUBNET) == subnet

@@ -68,6 +68,8 @@ READ_BY = {
     "supernet.pt": {"search": "finished"},
     "model/config.json": {"search": "finished", "derive": "finished"},
     "model/model.safetensors": {"search": "finished"},
+    "model/subnet.json": {"search": "finished"},
+    "model.onnx": {"search": "finished"},
     "table": {"search": "searching", "derive": "finished"},
 }
 """Which command reads or replaces a file of a run folder, and the state of the folder then."""

@@ -71,6 +71,8 @@ PHASES = (
 OVER = len(PHASES) - 1
 
 SAME_BYTES = ("search.json", "model/model.safetensors")
+SAME_WHERE_DUE = ("model/config.json", "model/subnet.json", "supernet.pt")
+"""Of files that not every search leaves."""
 VOLATILE = {"seconds", "starts", "folder", "onnx", "trial"}
 """Keys of a row that differ between two equal searches."""
 SPARE = ("*.previous.ckpt",)
@@ -384,6 +386,11 @@ def difference(found: Path, wanted: Path, *, extra: Iterable[str] = SET_ASIDE) -
     for name in SAME_BYTES:
         if (found / name).read_bytes() != (wanted / name).read_bytes():
             return f"another {name}{_other_keys(found / name, wanted / name)}"
+    for name in SAME_WHERE_DUE:
+        if (wanted / name).is_file() and not (found / name).is_file():
+            return f"no {name}"
+        if (wanted / name).is_file() and (found / name).read_bytes() != (wanted / name).read_bytes():
+            return f"another {name}"
     rows = [row_of(folder / "row.json") for folder in (found, wanted)]
     if rows[0] != rows[1]:
         return f"another row.json{_other_keys(found / 'row.json', wanted / 'row.json')}"
