@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -53,15 +53,15 @@ def answers(command: Callable[..., Mapping[str, Any] | Answer]) -> Callable[...,
         if answer.status:
             raise typer.Exit(answer.status)
 
-    # typer reads parameters and their types from these two; texts would be looked up in this module.
-    hints = {**get_type_hints(command, include_extras=True), "as_json": Json, "return": None}
-    signature = inspect.signature(command)
-    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
+    # typer reads parameters and their types from these two; texts would be looked up in this module. `get_type_hints`
+    # would hide, on Python 3.10, what typer is told of a parameter whose default is None.
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
     option = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
     wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*parameters, option], return_annotation=None
     )
-    wrapped.__annotations__ = hints
+    wrapped.__annotations__ = {p.name: p.annotation for p in (*parameters, option)} | {"return": None}
     return wrapped
 
 
