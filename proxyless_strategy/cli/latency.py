@@ -76,6 +76,13 @@ def build(
     device: Annotated[
         str | None, typer.Option(help="Which of the backend's devices: cpu, cuda:1, ... (default: its own choice).")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format that is measured: float32, int8, ... (default: float32).")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the backend; `proxyless list backends`."),
+    ] = None,
     threads: Threads = 1,
     batch: Batch = 1,
     classes: Classes = 1000,
@@ -91,6 +98,7 @@ def build(
     from hardware.processor import say_if_busy
 
     check_new(out, force=force)
+    options = key_values(option or [], option="--option")
     say_if_busy()
     with table_lock(out, wait=False):
         check_new(out, force=force)
@@ -101,6 +109,8 @@ def build(
                 name=name,
                 backend=backend,
                 place=device,
+                dtype=dtype,
+                options=options,
                 threads=threads,
                 batch=batch,
                 nets=nets,

@@ -57,15 +57,20 @@ def _spaces() -> tuple[list[Row], str]:
 
 def _backends() -> tuple[list[Row], str]:
     from hardware.backends import backend_names, get_backend
+    from hardware.backends.base import described
 
-    rows = []
+    rows: list[Row] = []
     for name in backend_names():
         try:
             with get_backend(name) as backend:
                 place, device = backend.place, backend.device()
-            rows.append({"name": name, "about": f"{place}: {device}", "usable": True, "place": place, "device": device})
+                dtypes, options = list(backend.dtypes), dict(backend.known_options)
         except ProxylessError as error:
             rows.append({"name": name, "about": f"not here: {error}", "usable": False, "place": None, "device": None})
+            continue
+        about = f"{place}: {device}; {', '.join(dtypes)}" + (f"; options {described(options)}" if options else "")
+        values = {"place": place, "device": device, "dtypes": dtypes, "options": options}
+        rows.append({"name": name, "about": about, "usable": True, **values})
     return rows, ""
 
 
@@ -97,8 +102,9 @@ def _tables() -> tuple[list[Row], str]:
             rows.append({"name": name, "about": f"cannot be used: {error}", "usable": False})
             continue
         header = table.header
-        about = f"{len(table.entries)} operators at {header.input_size} px on {header.device} ({header.backend})"
+        about = f"{len(table.entries)} operators at {header.input_size} px on {header.device} ({header.runtime()})"
         values = {"operators": len(table.entries), "input_size": header.input_size, "device": header.device}
+        values |= {"dtype": header.dtype, "options": dict(header.options), "batch": header.batch}
         rows.append({"name": name, "about": about, "usable": True, "backend": header.backend, **values})
     return rows, f"and those that your searches name; one that a search does not name is kept in {folder}"
 

@@ -331,7 +331,7 @@ def _measured(prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | N
     if hardware.device == "other":
         return None
     table = None if prepared.latency is None else prepared.latency.table
-    with get_backend(hardware.backend, hardware.place or (table.header.place if table else None)) as backend:
+    with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
         if hardware.backend == "onnxruntime":
             return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)

@@ -54,6 +54,8 @@ def test_backends(capsys: pytest.CaptureFixture[str]) -> None:
         if row["usable"]:
             with get_backend(row["name"], row["place"]) as backend:
                 assert backend.device() == row["device"]
+                assert row["dtypes"] == list(backend.dtypes)
+                assert all(text in row["about"] for text in (*backend.dtypes, *backend.known_options))
         else:
             assert "not here" in row["about"]
 
