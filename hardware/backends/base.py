@@ -151,7 +151,13 @@ class Backend(abc.ABC):
 
 
 class SharedBackend(Backend):
-    """A backend that can also time a model file as it is deployed."""
+    """A backend that can also time a model file as it is deployed.
+
+    Attributes:
+        suffix: What the name of such a file ends in.
+    """
+
+    suffix: ClassVar[str] = ".onnx"
 
     @abc.abstractmethod
     def prepare_model_file(

@@ -15,6 +15,7 @@ FACTORIES: dict[str, str | Callable[[], Backend]] = {
     "torch": ".torch:TorchBackend",
     "inductor": ".inductor:InductorBackend",
     "cuda": ".cuda:CudaBackend",
+    "openvino": ".openvino:OpenVINOBackend",
     "litert": ".litert:LiteRTBackend",
     "executorch": ".executorch:ExecuTorchBackend",
 }

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hardware.backends import get_backend
+from hardware.backends import SharedBackend, get_backend
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from hardware.measuring.nets import measure_model_files, measure_nets
@@ -308,7 +308,7 @@ def _measured(
     table = None if prepared.latency is None else prepared.latency.table
     with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if hardware.backend == "onnxruntime":
+        if isinstance(backend, SharedBackend) and backend.suffix == ".onnx":
             figures = measure_model_files(files, input_shape=prepared.costs.input_shape, table=table, **shared)
         else:
             chains = [prepared.costs.chain(subnet.choices) for subnet in subnets]
