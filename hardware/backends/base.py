@@ -159,6 +159,10 @@ class SharedBackend(Backend):
 
     suffix: ClassVar[str] = ".onnx"
 
+    def times_float_onnx(self) -> bool:
+        """Whether it times a float32 ONNX file as it is: not one of another kind, nor where it measures int8."""
+        return self.suffix == ".onnx" and self.dtype != "int8"
+
     @abc.abstractmethod
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None

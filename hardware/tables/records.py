@@ -55,7 +55,7 @@ class TableHeader:
         place: Which of the backend's devices it was (`cpu`, `cuda:1`, ...); empty where unknown.
         threads: Threads that one inference may use.
         batch: Images per inference.
-        dtype: Number format (`float32`, `int8`, ...).
+        dtype: Number format (`float32`, `int8`: activations uint8 and weights int8, ...).
         options: What else was chosen of the backend's options (`graphs`, `channels_last`, ...).
         input_size: Side of the network's input image in pixels.
         space: The search space in words; informative.

@@ -333,6 +333,6 @@ def _measured(prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | N
     table = None if prepared.latency is None else prepared.latency.table
     with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if isinstance(backend, SharedBackend) and backend.suffix == ".onnx":
+        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
             return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
         return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]

@@ -308,7 +308,7 @@ def _measured(
     table = None if prepared.latency is None else prepared.latency.table
     with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if isinstance(backend, SharedBackend) and backend.suffix == ".onnx":
+        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
             figures = measure_model_files(files, input_shape=prepared.costs.input_shape, table=table, **shared)
         else:
             chains = [prepared.costs.chain(subnet.choices) for subnet in subnets]
