@@ -146,6 +146,15 @@ def prepare(config: Config, settings: Settings = None) -> dict[str, Any]:
     return {"table": table, "unit": cost.unit, **extremes, "target": prepared.target}
 
 
+@app.command("list")
+@answers
+def list_() -> dict[str, Any]:
+    """List the tables that ship and those that your searches keep, and say what each is of."""
+    from .lists import What, echo_list
+
+    return {"tables": echo_list(What.tables)}
+
+
 @app.command()
 @answers
 def show(

@@ -29,13 +29,18 @@ class What(str, enum.Enum):
 @answers
 def list_command(what: Annotated[What, typer.Argument(help="What to list.")]) -> dict[str, Any]:
     """List spaces, backends, recipes, latency tables, or the models that this project adds to timm."""
+    return {what.value: echo_list(what)}
+
+
+def echo_list(what: What) -> list[Row]:
+    """Print what there is of a kind, a line each; return it."""
     rows, more = _LISTED[what]()
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         typer.echo(f"{row['name']:{width}}  {row['about']}")
     if more:
         typer.echo(more)
-    return {what.value: rows}
+    return rows
 
 
 def _spaces() -> tuple[list[Row], str]:
