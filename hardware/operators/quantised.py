@@ -17,11 +17,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
+from ..files import write_atomically
 from ..onnx_runtime import import_onnxruntime
 from ..op_spec import OpSpec
+from ..reading import ARRAY_BYTES, Kind, read_bytes
 from .onnx_graph import INPUT, OUTPUT, chain_model
 from .primitives import Shape
 
+MODEL = Kind(
+    "the ONNX file",
+    "export it again",
+    BackendError,
+    limit=ARRAY_BYTES,
+    missing="there is no model file at {path}; export one first",
+)
 _RANGE = (np.float32(-6.0), np.float32(6.0))
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
@@ -88,10 +97,7 @@ def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarr
             raise BackendError(
                 f"{source} cannot be quantised: {' '.join(str(error).split())[:200]}; deploy it as float32"
             ) from error
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(f"{out.name}.part")
-        part.write_bytes(made.read_bytes())
-        part.replace(out)
+        write_atomically(out, read_bytes(made, MODEL), error=BackendError, remedy="choose another place")
     return out
 
 
@@ -104,7 +110,9 @@ def is_quantised(path: str | Path) -> bool:
     import onnx
 
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        graph = onnx.load_from_string(read_bytes(path, MODEL)).graph
+    except BackendError:
+        raise
     except Exception as error:
         raise BackendError(f"{path} is no ONNX file: {' '.join(str(error).split())[:200]}; export it again") from None
     return any(node.op_type.startswith(("QuantizeLinear", "QLinear")) for node in graph.node)
