@@ -80,6 +80,10 @@ class HardwareConfig(Section):
     fill: Path | None = None
     """A learned model (`proxyless latency fit`) that predicts the operators which the table lacks, at another width or
     input size; without it a missing operator is an error."""
+    dtype: str | None = Field(None, min_length=1)
+    """Number format that is measured. None: float32, or with `device: other` whichever the table is of."""
+    options: dict[str, bool | int | str] = Field(default_factory=dict)
+    """What else is chosen of the backend's options; `proxyless list backends` names them."""
     threads: int = Field(1, ge=1, le=1024)
     batch: int = Field(1, ge=1, le=65_536)
     device: str = Field("this", min_length=1)
@@ -90,6 +94,11 @@ class HardwareConfig(Section):
     def place(self) -> str | None:
         """Which of the backend's devices measures, where the config names one."""
         return None if self.device in ("this", "other") else self.device
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What `hardware.backends.get_backend` makes the backend of."""
+        return {"name": self.backend, "place": self.place, "dtype": self.dtype, "options": self.options}
 
     @property
     def uses_table(self) -> bool:

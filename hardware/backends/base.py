@@ -5,15 +5,19 @@ from __future__ import annotations
 import abc
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import BackendError
 from ..onnx_runtime import import_onnxruntime
 from ..op_spec import OpSpec
+from ..reading import cut, shown
+from ..tables.records import FLOAT32
+
+_KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,19 @@ class Backend(abc.ABC):
 
     Attributes:
         name: The backend's name in table headers.
+        dtypes: Number formats that it can measure.
         dtype: Number format of the tensors.
+        known_options: What else can be chosen, each with its default, whose type is the option's.
+        options: All of these, as chosen.
         place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...), as the backend calls it. The command
             line and YAML call it `device`; here `device` is a device's name in words.
     """
 
     name: str
-    dtype: str = "float32"
+    dtypes: ClassVar[tuple[str, ...]] = (FLOAT32,)
+    known_options: ClassVar[Mapping[str, bool | int | str]] = {}
+    dtype: str = FLOAT32
+    options: Mapping[str, Any] = {}
     place: str = "cpu"
 
     def use(self, place: str) -> None:
@@ -58,6 +68,41 @@ class Backend(abc.ABC):
                 f"backend {self.name!r} measures on {self.place!r} alone, not on {place!r}; leave the device out, or "
                 "choose another backend"
             )
+
+    def choose(self, *, dtype: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """Choose number format and options, before anything is prepared.
+
+        Args:
+            dtype: One of `dtypes`; None keeps the one that is chosen.
+            options: Some of `known_options`; the others stay as they are.
+
+        Raises:
+            BackendError: The backend has no such number format or option, or the option no such value.
+        """
+        if dtype is not None and dtype not in self.dtypes:
+            raise BackendError(
+                f"backend {self.name!r} does not measure {shown(dtype)}; it measures {', '.join(self.dtypes)}"
+            )
+        for option, value in (options or {}).items():
+            if option not in self.known_options:
+                raise BackendError(
+                    f"backend {self.name!r} has no option {shown(option)}; it has {described(self.known_options)}"
+                )
+            kind = type(self.known_options[option])
+            # for Python True is a whole number
+            if type(value) is not kind:
+                raise BackendError(
+                    f"option {option} of backend {self.name!r} is {shown(value)}; it must be {_KINDS[kind]}"
+                )
+        self.dtype = dtype or self.dtype
+        self.options = {**self.known_options, **self.options, **(options or {})}
+
+    def of_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options that a table's header or a config names, with the defaults of all others.
+
+        A table that was measured before an option existed is of its default.
+        """
+        return {**self.known_options, **options}
 
     @abc.abstractmethod
     def prepare(
@@ -106,7 +151,17 @@ class Backend(abc.ABC):
 
 
 class SharedBackend(Backend):
-    """A backend that can also time a model file as it is deployed."""
+    """A backend that can also time a model file as it is deployed.
+
+    Attributes:
+        suffix: What the name of such a file ends in.
+    """
+
+    suffix: ClassVar[str] = ".onnx"
+
+    def times_float_onnx(self) -> bool:
+        """Whether it times a float32 ONNX file as it is: not one of another kind, nor where it measures int8."""
+        return self.suffix == ".onnx" and self.dtype != "int8"
 
     @abc.abstractmethod
     def prepare_model_file(
@@ -120,6 +175,16 @@ class SharedBackend(Backend):
             threads: Threads that one inference may use.
             input_shape: `(C, H, W)`; None takes it from the file.
         """
+
+
+def described(options: Mapping[str, Any]) -> str:
+    """Say which options there are, each with its default.
+
+    >>> described({"graphs": False, "streams": 1}), described({})
+    ('graphs (false), streams (1)', 'none')
+    """
+    said = [f"{name} ({str(value).lower() if isinstance(value, bool) else value})" for name, value in options.items()]
+    return cut(", ".join(said), 200) or "none"
 
 
 def seconds_per_run(call: Callable[[], object], *, repeats: int, cpu_time: bool) -> float:

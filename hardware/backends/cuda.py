@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ..errors import BackendError
 from ..op_spec import OpSpec
@@ -32,6 +32,7 @@ class CudaBackend(Backend):
     """
 
     name = "cuda"
+    known_options: ClassVar[Mapping[str, bool]] = {"graphs": False, "channels_last": False}
 
     def __init__(
         self, *, graphs: bool = False, channels_last: bool = False, cuda: Any = None, place: str = "cuda:0"
@@ -40,8 +41,7 @@ class CudaBackend(Backend):
         self._cuda = torch.cuda if cuda is None else cuda
         if not self._cuda.is_available():
             raise BackendError("backend 'cuda' needs an NVIDIA GPU, and torch sees none here; use 'onnxruntime'")
-        self._graphs = graphs
-        self._channels_last = channels_last
+        self.options = {"graphs": graphs, "channels_last": channels_last}
         self.place = place
         self._last_busy = float("-inf")
 
@@ -68,7 +68,7 @@ class CudaBackend(Backend):
         chain = primitives.check_chain(chain)
         shape = input_of(chain, input_shape)
         groups = [primitives.decompose(op) for op in chain]
-        module, x = chain_and_image(groups, (batch, *shape), channels_last=self._channels_last)
+        module, x = chain_and_image(groups, (batch, *shape), channels_last=self.options["channels_last"])
         module, x = module.to(self.place), x.to(self.place)
 
         def call() -> object:
@@ -81,7 +81,7 @@ class CudaBackend(Backend):
             """Do the least that a graph can hold, so that an operator is rid of its own graph's launch."""
             return one.relu_()
 
-        run = self._captured(call if chain else nothing) if self._graphs else call
+        run = self._captured(call if chain else nothing) if self.options["graphs"] else call
         return Runnable(run, threads=threads, handle=(module, x, one))
 
     def time(self, runnable: Runnable, *, repeats: int = 1) -> float:

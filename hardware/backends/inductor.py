@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from ..errors import BackendError
 from .torch import TorchBackend
 
 
@@ -15,9 +15,7 @@ class InductorBackend(TorchBackend):
     """
 
     name = "inductor"
+    known_options: ClassVar[Mapping[str, bool]] = {"channels_last": False}
 
-    def __init__(self, *, channels_last: bool = False) -> None:
-        # Inductor compiles C++; without a compiler it would fail at the first graph only, with a long trace
-        if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
-            raise BackendError("backend 'inductor' needs a C++ compiler, and there is none on the PATH; install g++")
-        super().__init__(channels_last=channels_last, compiled=True)
+    def worker_options(self) -> dict[str, Any]:
+        return {**self.options, "compiled": True}

@@ -35,6 +35,7 @@ class LiteRTBackend(SharedBackend):
     """Float models with channels-last inputs and outputs; converting takes 1 to 4 s each."""
 
     name = "litert"
+    suffix = ".tflite"
 
     def __init__(self) -> None:
         module = required("ai_edge_litert.interpreter", backend=self.name, package="ai-edge-litert", extra="litert")
@@ -56,7 +57,7 @@ class LiteRTBackend(SharedBackend):
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
         path = Path(path)
-        if path.suffix != ".tflite":
+        if path.suffix != self.suffix:
             raise BackendError(f"backend 'litert' times .tflite files, and {path} is none; use 'onnxruntime'")
         return self._runnable(read_bytes(path, MODEL), threads)
 

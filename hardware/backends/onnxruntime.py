@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import BackendError
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
+from ..operators.quantised import is_quantised, quantised_chain
+from ..tables.records import FLOAT32
 from .base import Runnable, SharedBackend, cpu_name, required
 
+INT8 = "int8"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxRuntimeBackend(SharedBackend):
     """Graphs written with `onnx.helper`, run with bound inputs and outputs and all graph optimisations.
 
+    In int8 graphs are quantised (`hardware.operators.quantised`), on the CPU alone.
+
     Devices are `cpu`, `cuda` or `cuda:N`, and any other execution provider of the installed ONNX Runtime by its own
     name (`XnnpackExecutionProvider`). Only on the CPU proper is the calling thread's CPU time the clock.
     """
 
     name = "onnxruntime"
+    dtypes: ClassVar[tuple[str, ...]] = (FLOAT32, INT8)
 
     def __init__(self) -> None:
         self._runtime = required("onnxruntime", backend=self.name, package="onnxruntime")
@@ -43,6 +49,11 @@ class OnnxRuntimeBackend(SharedBackend):
         self.provider_options = {"device_id": int(index or 0)} if provider == CUDA else {}
         self.place = f"cuda:{int(index or 0)}" if provider == CUDA else "cpu" if provider == CPU else provider
 
+    def choose(self, *, dtype: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        super().choose(dtype=dtype, options=options)
+        if self.dtype == INT8 and self._provider != CPU:
+            raise BackendError(f"backend 'onnxruntime' measures int8 on the CPU alone, not on {self.place}; use 'cpu'")
+
     def prepare(
         self,
         chain: Sequence[OpSpec],
@@ -51,7 +62,8 @@ class OnnxRuntimeBackend(SharedBackend):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
-        model = chain_model(chain, batch=batch, input_shape=input_shape)
+        write = quantised_chain if self.dtype == INT8 else chain_model
+        model = write(chain, batch=batch, input_shape=input_shape)
         return self._runnable(model.SerializeToString(), batch=batch, threads=threads, input_shape=None)
 
     def prepare_model_file(
@@ -60,6 +72,8 @@ class OnnxRuntimeBackend(SharedBackend):
         path = Path(path)
         if not path.is_file():
             raise BackendError(f"there is no model file at {path}; export one first")
+        if self.dtype == INT8 and not is_quantised(path):
+            raise BackendError(f"{path} is not quantised, but int8 is to be measured; quantise it, or measure float32")
         return self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
 
     def device(self) -> str:
@@ -83,7 +97,7 @@ class OnnxRuntimeBackend(SharedBackend):
         )
         if not fits or not all(isinstance(side, int) for side in shape):
             raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape")
-        array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        array = _image(inputs[0].type, shape)
         # inputs and outputs are bound once; `run` would copy both in every call
         binding = session.io_binding()
         feed = self._value(array)
@@ -122,3 +136,11 @@ class OnnxRuntimeBackend(SharedBackend):
         if session.get_providers()[0] != self._provider:
             raise BackendError(f"ONNX Runtime could not start {self._provider}, see its log; use the device 'cpu'")
         return session
+
+
+def _image(kind: str, shape: Sequence[int]) -> np.ndarray:
+    """Draw numbers for an input: floats, or for an operator of a quantised net its uint8."""
+    generator = np.random.default_rng(0)
+    if kind == "tensor(uint8)":
+        return generator.integers(0, 256, shape, dtype=np.uint8)
+    return generator.standard_normal(shape, dtype=np.float32)

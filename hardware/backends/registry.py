@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 from ..errors import BackendError
 from ..reading import shown
@@ -14,21 +15,31 @@ FACTORIES: dict[str, str | Callable[[], Backend]] = {
     "torch": ".torch:TorchBackend",
     "inductor": ".inductor:InductorBackend",
     "cuda": ".cuda:CudaBackend",
+    "openvino": ".openvino:OpenVINOBackend",
     "litert": ".litert:LiteRTBackend",
     "executorch": ".executorch:ExecuTorchBackend",
 }
 """Name to `module:class` in this folder, or to what makes the backend."""
 
 
-def get_backend(name: str, place: str | None = None) -> Backend:
+def get_backend(
+    name: str,
+    place: str | None = None,
+    *,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Backend:
     """Make a fresh backend.
 
     Args:
         name: The backend's name.
         place: Which of its devices measures (`cpu`, `cuda:1`, ...); None or empty takes the backend's own choice.
+        dtype: Number format (`float32`, `int8`, ...); None takes the backend's own choice.
+        options: What else of the backend's `known_options` is chosen.
 
     Raises:
-        BackendError: The name is unknown, the backend's package is not installed, or it has no such device.
+        BackendError: The name is unknown, the backend's package is not installed, or it has no such device, number
+            format or option.
     """
     if name not in FACTORIES:
         raise BackendError(f"backend {shown(name)} is unknown; known are {', '.join(backend_names())}")
@@ -39,6 +50,7 @@ def get_backend(name: str, place: str | None = None) -> Backend:
     backend: Backend = factory()
     if place:
         backend.use(place)
+    backend.choose(dtype=dtype, options=options)
     return backend
 
 

@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from ..child_process import measuring_environment
 from ..errors import BackendError
@@ -27,15 +28,17 @@ class TorchBackend(Backend):
     """Eager modules under `torch.no_grad`.
 
     Args:
-        channels_last: Whether tensors are in the channels-last memory format.
-        compiled: Whether modules are compiled by Inductor with frozen weights.
+        **options: `channels_last`: whether tensors are in the channels-last memory format. `compiled`: whether modules
+            are compiled by Inductor with frozen weights.
     """
 
     name = "torch"
+    known_options: ClassVar[Mapping[str, bool]] = {"channels_last": False, "compiled": False}
 
-    def __init__(self, *, channels_last: bool = False, compiled: bool = False) -> None:
+    def __init__(self, **options: bool) -> None:
         required("torch", backend=self.name, package="torch")
-        self._options = {"channels_last": channels_last, "compiled": compiled}
+        self.options = {}
+        self.choose(options=options)
         self.process: subprocess.Popen[str] | None = None
 
     def prepare(
@@ -49,7 +52,8 @@ class TorchBackend(Backend):
         chain = primitives.check_chain(chain)
         shape = input_of(chain, input_shape)
         groups = [[to_plain(p) for p in primitives.decompose(op)] for op in chain]
-        number = self.ask("prepare", groups=groups, shape=[batch, *shape], threads=threads, options=self._options)
+        options = self.worker_options()
+        number = self.ask("prepare", groups=groups, shape=[batch, *shape], threads=threads, options=options)
         return Runnable(lambda: self.ask("run", number=number), threads=threads, handle=number)
 
     def time(self, runnable: Runnable, *, repeats: int = 1) -> float:
@@ -57,6 +61,27 @@ class TorchBackend(Backend):
 
     def versions(self) -> dict[str, str]:
         return {"python": platform.python_version(), "torch": str(self.ask("version"))}
+
+    def choose(self, *, dtype: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        super().choose(dtype=dtype, options=options)
+        if self.worker_options()["compiled"]:
+            self.check_compiler()
+
+    def worker_options(self) -> dict[str, Any]:
+        """Return how the child builds modules: `channels_last` and `compiled`."""
+        return dict(self.options)
+
+    def check_compiler(self) -> None:
+        """Refuse to compile where there is no C++ compiler.
+
+        Raises:
+            BackendError: There is none; Inductor would fail at the first graph only, with a long trace.
+        """
+        if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
+            raise BackendError(
+                f"backend {self.name!r} needs a C++ compiler to compile graphs, and there is none on the PATH; "
+                "install g++"
+            )
 
     def close(self) -> None:
         if self.process is not None:

@@ -32,6 +32,8 @@ def measure(
     threads: int = 1,
     rounds: int | None = None,
     seconds: float | None = None,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -45,6 +47,8 @@ def measure(
         threads: Threads that one inference may use.
         rounds: Rounds; None takes the plan's.
         seconds: Time limit; None takes the plan's.
+        dtype: Number format; None takes the backend's own choice.
+        options: What else is chosen of the backend's options.
         plan: How long to measure otherwise.
         seed: Seed of the rounds' orders.
         progress: Whether to show a progress bar.
@@ -58,7 +62,7 @@ def measure(
     if seconds is not None:
         plan = dataclasses.replace(plan, seconds=seconds)
     # locked while preparing too: compiling graphs would disturb whoever measures
-    with open_backend(backend) as opened, measuring_lock():
+    with open_backend(backend, dtype=dtype, options=options) as opened, measuring_lock():
         runnables = prepare_all(opened, chains, batch=batch, threads=threads, progress=progress)
         samples = sample(opened, runnables, plan=plan, seed=seed, progress=progress)
     return {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
@@ -124,12 +128,15 @@ def _references(
         TableError: The table was measured in another setting, so that its latencies are no reference here.
     """
     header = table.header
-    for name, there, here in (
+    compared: tuple[tuple[str, Any, Any], ...] = (
         ("backend", header.backend, backend.name),
         ("place", header.place or backend.place, backend.place),
+        ("dtype", header.dtype, backend.dtype),
+        ("options", backend.of_options(header.options), backend.of_options(backend.options)),
         ("batch", header.batch, batch),
         ("threads", header.threads, threads),
-    ):
+    )
+    for name, there, here in compared:
         if there != here:
             raise TableError(
                 f"the latency table has {name} {shown(there)}, but this measurement {here!r}; use the table's"
@@ -207,21 +214,32 @@ def measure_nets(
 
 @contextmanager
 def open_backend(
-    backend: str | Backend, place: str | None = None, *, table: LatencyTable | None = None
+    backend: str | Backend,
+    place: str | None = None,
+    *,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    table: LatencyTable | None = None,
 ) -> Iterator[Backend]:
     """Yield a backend that is closed at the end where its name was given, and left to the caller otherwise.
 
     Args:
         backend: A backend or its name.
         place: Which of its devices measures; None takes the one that a table was measured on, where one is given.
+        dtype: Number format; None likewise.
+        options: What else is chosen of its options; None likewise.
         table: That table.
     """
     if isinstance(backend, Backend):
         if place:
             backend.use(place)
+        if dtype is not None or options:
+            backend.choose(dtype=dtype, options=options)
         yield backend
         return
-    with get_backend(backend, place or (table.header.place if table else None)) as opened:
+    chosen = {} if table is None else {**table.header.chosen, "name": backend}
+    given = {"name": backend, "place": place, "dtype": dtype, "options": options}
+    with get_backend(**{**chosen, **{name: value for name, value in given.items() if value}}) as opened:
         yield opened
 
 

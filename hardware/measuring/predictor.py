@@ -26,7 +26,7 @@ from ..op_spec import OpSpec, executed
 from ..operators.primitives import Conv, decompose
 from ..reading import Kind, Unreadable, cut, expect, read_json, reading, shown
 from ..tables.plausibility import check_units
-from ..tables.records import Calibration, LatencyEntry, TableHeader
+from ..tables.records import FLOAT32, Calibration, LatencyEntry, TableHeader
 from ..tables.table import LatencyTable, parse_header, plain
 from . import statistics
 
@@ -112,7 +112,7 @@ class LearnedModel:
             TableError: The table was measured in other settings than the model's nets, or no device can take what the
                 model predicts.
         """
-        for name in ("device", "backend", "place", "threads", "batch"):
+        for name in ("device", "backend", "place", "threads", "batch", "dtype", "options"):
             there, here = getattr(table.header, name), getattr(self.header, name)
             if there != here and (name != "place" or (there and here)):
                 raise TableError(
@@ -288,7 +288,15 @@ def split(count: int, *, test_share: float = 0.2, seed: int = 0) -> tuple[np.nda
 
 
 def header_of(
-    *, backend: str, input_size: int, device: str, batch: int = 1, threads: int = 1, space: str = "", **other: Any
+    *,
+    backend: str,
+    input_size: int,
+    device: str,
+    batch: int = 1,
+    threads: int = 1,
+    dtype: str = FLOAT32,
+    space: str = "",
+    **other: Any,
 ) -> TableHeader:
     """Make a header for a model's tables, where there is no measured table to take it from."""
     return TableHeader(
@@ -296,7 +304,7 @@ def header_of(
         backend=backend,
         threads=threads,
         batch=batch,
-        dtype="float32",
+        dtype=dtype,
         input_size=input_size,
         space=space,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

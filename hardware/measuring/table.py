@@ -12,8 +12,9 @@ import contextlib
 import datetime
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..backends import Backend
 from ..errors import TableError
@@ -41,6 +42,8 @@ def build_table(
     batch: int = 1,
     threads: int = 1,
     place: str | None = None,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
     space: str = "",
     out: str | Path | None = None,
     plan: Plan | None = None,
@@ -57,6 +60,8 @@ def build_table(
         batch: Images per inference.
         threads: Threads that one inference may use.
         place: Which of the backend's devices measures (`cpu`, `cuda:1`, ...); None takes the backend's own choice.
+        dtype: Number format (`float32`, `int8`, ...); None takes the backend's own choice.
+        options: What else is chosen of the backend's options; the header keeps all of them.
         space: The search space in words.
         out: Where to save the table; what is measured meanwhile is kept in `<out>.partial` and taken up again by
             a build with the same settings. None saves nothing.
@@ -67,7 +72,7 @@ def build_table(
     Raises:
         TableError: The nets are too few or have operators beside `ops`, another process is building `out`, or what was
             measured is impossible.
-        BackendError: The backend is unknown, not installed, or has no such device.
+        BackendError: The backend is unknown, not installed, or has no such device, number format or option.
     """
     plan = plan or Plan(rounds=300, seconds=40.0)
     distinct = distinct_operators(ops)
@@ -82,12 +87,14 @@ def build_table(
     first = next(iter(distinct.values()))
     # two builds of one table would write one partial file; the second is refused before it measures anything
     unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
-    with unshared, open_backend(backend, place) as opened, measuring_lock():
+    with unshared, open_backend(backend, place, dtype=dtype, options=options) as opened, measuring_lock():
         device, versions = opened.device(), opened.versions()
         settings = {
             "backend": opened.name,
             "device": device,
             "place": opened.place,
+            "dtype": opened.dtype,
+            "options": opened.of_options(opened.options),
             "versions": versions,
             "batch": batch,
             "threads": threads,
@@ -115,6 +122,7 @@ def build_table(
             input_size=input_size,
             space=space,
             place=opened.place,
+            options=opened.of_options(opened.options),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             versions=versions,
             repeats=min(len(values) for values in samples.values()),

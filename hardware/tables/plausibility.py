@@ -64,7 +64,10 @@ _CPU = _Limits(5e11, 1e8, 2e-5, 0.3, 0.5, per_thread=True, what="a CPU thread")
 _TFLITE = _Limits(5e11, 2e7, 2e-5, 1.0, math.inf, per_thread=True, what="a CPU thread")
 # From an 8-bit microcontroller without floating point to the largest accelerators, whose kernels take a microsecond.
 _ANY = _Limits(2e14, 1e5, 2e-4, 100.0, math.inf, per_thread=False, what="a device")
-_BY_BACKEND = {**dict.fromkeys(("onnxruntime", "torch", "inductor", "litert", "executorch"), _CPU), "tflite": _TFLITE}
+_BY_BACKEND = {
+    **dict.fromkeys(("onnxruntime", "openvino", "torch", "inductor", "litert", "executorch"), _CPU),
+    "tflite": _TFLITE,
+}
 
 
 def check_units(table: LatencyTable, where: str) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+FLOAT32 = "float32"
+"""The number format of what is measured where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -52,7 +55,8 @@ class TableHeader:
         place: Which of the backend's devices it was (`cpu`, `cuda:1`, ...); empty where unknown.
         threads: Threads that one inference may use.
         batch: Images per inference.
-        dtype: Number format, `float32` for all backends here.
+        dtype: Number format (`float32`, `int8`: activations uint8 and weights int8, ...).
+        options: What else was chosen of the backend's options (`graphs`, `channels_last`, ...).
         input_size: Side of the network's input image in pixels.
         space: The search space in words; informative.
         created: Date of the measurement, ISO 8601.
@@ -76,6 +80,7 @@ class TableHeader:
     input_size: int
     space: str = ""
     place: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: int = 0
@@ -86,6 +91,21 @@ class TableHeader:
     context: Mapping[str, float] = field(default_factory=dict)
     source: str = "measured"
     checks: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What `get_backend` makes the backend of, as it measured this table."""
+        return {"name": self.backend, "place": self.place, "dtype": self.dtype, "options": self.options}
+
+    def runtime(self) -> str:
+        """Say what ran the operators, and how.
+
+        >>> TableHeader("a GPU", "cuda", 1, 8, "float32", 224, options={"graphs": True}).runtime()
+        'cuda, 1 thread, batch 8, float32, graphs true'
+        """
+        chosen = [f"{name} {str(value).lower()}" for name, value in self.options.items()]
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return ", ".join([self.backend, threads, f"batch {self.batch}", self.dtype, *chosen])
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class LatencyTable:
         header, calibration = self.header, self.header.calibration
         about = {
             "device": header.device,
-            "runtime": f"{header.backend}, {header.threads} threads, batch {header.batch}",
+            "runtime": header.runtime(),
             "space": header.space,
             "input size": header.input_size,
             "operators": len(self.entries),
@@ -334,6 +334,12 @@ def _check_header(header: TableHeader, where: str) -> None:
         raise TableError(f"{where} has quantile {header.quantile}; it must be a share between 0 and 1")
     if header.load_average is not None:
         _check_number(header.load_average, f"load_average in {where}")
+    for option, value in header.options.items():
+        if not isinstance(value, (bool, int, str)):
+            raise TableError(
+                f"the option {cut(str(option))} in {where} is {shown(value)}; it must be true, false, a "
+                "whole number or a text"
+            )
     if header.context:
         _check_context(header.context, where)
     _check_number(header.overhead_ms, f"overhead_ms in {where}")

@@ -237,7 +237,7 @@ def tables() -> Iterator[Finding]:
             if header.backend not in backend_names():
                 yield Finding("warning", "tables", f"{path} is of the backend {cut(header.backend)}, not here", again)
                 continue
-            with get_backend(header.backend, header.place) as backend:
+            with get_backend(**header.chosen) as backend:
                 here = backend.device()
         except ProxylessError as error:
             yield Finding("warning", "tables", f"{path}: {error}", "a search with it cannot measure its subnet")

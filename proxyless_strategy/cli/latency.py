@@ -77,6 +77,13 @@ def build(
     device: Annotated[
         str | None, typer.Option(help="Which of the backend's devices: cpu, cuda:1, ... (default: its own choice).")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format that is measured: float32, int8, ... (default: float32).")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the backend; `proxyless list backends`."),
+    ] = None,
     threads: Threads = 1,
     batch: Batch = 1,
     classes: Classes = 1000,
@@ -92,6 +99,7 @@ def build(
     from hardware.processor import say_if_busy
 
     check_new(out, force=force)
+    options = key_values(option or [], option="--option")
     say_if_busy()
     with table_lock(out, wait=False):
         check_new(out, force=force)
@@ -102,6 +110,8 @@ def build(
                 name=name,
                 backend=backend,
                 place=device,
+                dtype=dtype,
+                options=options,
                 threads=threads,
                 batch=batch,
                 nets=nets,
@@ -135,6 +145,15 @@ def prepare(config: Config, settings: Settings = None) -> dict[str, Any]:
     typer.echo(f"no table is needed: the search counts {loaded.hardware.cost}" if table is None else f"table: {table}")
     extremes = {"minimum": cost.minimum()[0], "maximum": cost.maximum()[0]}
     return {"table": table, "unit": cost.unit, **extremes, "target": prepared.target}
+
+
+@app.command("list")
+@answers
+def list_() -> dict[str, Any]:
+    """List the tables that ship and those that your searches keep, and say what each is of."""
+    from .lists import What, echo_list
+
+    return {"tables": echo_list(What.tables)}
 
 
 @app.command()

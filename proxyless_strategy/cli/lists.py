@@ -29,13 +29,18 @@ class What(str, enum.Enum):
 @answers
 def list_command(what: Annotated[What, typer.Argument(help="What to list.")]) -> dict[str, Any]:
     """List spaces, backends, recipes, latency tables, or the models that this project adds to timm."""
+    return {what.value: echo_list(what)}
+
+
+def echo_list(what: What) -> list[Row]:
+    """Print what there is of a kind, a line each; return it."""
     rows, more = _LISTED[what]()
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         typer.echo(f"{row['name']:{width}}  {row['about']}")
     if more:
         typer.echo(more)
-    return {what.value: rows}
+    return rows
 
 
 def _spaces() -> tuple[list[Row], str]:
@@ -57,15 +62,20 @@ def _spaces() -> tuple[list[Row], str]:
 
 def _backends() -> tuple[list[Row], str]:
     from hardware.backends import backend_names, get_backend
+    from hardware.backends.base import described
 
-    rows = []
+    rows: list[Row] = []
     for name in backend_names():
         try:
             with get_backend(name) as backend:
                 place, device = backend.place, backend.device()
-            rows.append({"name": name, "about": f"{place}: {device}", "usable": True, "place": place, "device": device})
+                dtypes, options = list(backend.dtypes), dict(backend.known_options)
         except ProxylessError as error:
             rows.append({"name": name, "about": f"not here: {error}", "usable": False, "place": None, "device": None})
+            continue
+        about = f"{place}: {device}; {', '.join(dtypes)}" + (f"; options {described(options)}" if options else "")
+        values = {"place": place, "device": device, "dtypes": dtypes, "options": options}
+        rows.append({"name": name, "about": about, "usable": True, **values})
     return rows, ""
 
 
@@ -97,8 +107,9 @@ def _tables() -> tuple[list[Row], str]:
             rows.append({"name": name, "about": f"cannot be used: {error}", "usable": False})
             continue
         header = table.header
-        about = f"{len(table.entries)} operators at {header.input_size} px on {header.device} ({header.backend})"
+        about = f"{len(table.entries)} operators at {header.input_size} px on {header.device} ({header.runtime()})"
         values = {"operators": len(table.entries), "input_size": header.input_size, "device": header.device}
+        values |= {"dtype": header.dtype, "options": dict(header.options), "batch": header.batch}
         rows.append({"name": name, "about": about, "usable": True, "backend": header.backend, **values})
     return rows, f"and those that your searches name; one that a search does not name is kept in {folder}"
 

@@ -16,7 +16,7 @@ import typer
 
 from hardware.child_process import wait_passively
 from hardware.errors import ConfigError, ExportError, ProxylessError
-from hardware.reading import Kind, read_json
+from hardware.reading import Kind, cut, read_json
 from search_spaces.nni_import import silence_false_alarms
 
 from .. import signals
@@ -111,8 +111,23 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that timm loads as local-dir:FOLDER.")],
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
     batch: Annotated[int, typer.Option(min=1, help="Images in the file's fixed batch.")] = 1,
+    dtype: Annotated[
+        str, typer.Option(help="float32; or int8, for the model of a search: calibrated on its architecture images.")
+    ] = "float32",
 ) -> dict[str, Any]:
-    """Write an exported model as one ONNX file, compared with PyTorch."""
+    """Write an exported model as one ONNX file, compared with PyTorch; in int8 by its accuracy on test images."""
+    if dtype not in ("float32", "int8"):
+        raise ConfigError(f"--dtype {cut(dtype)} is no number format of an export; give float32 or int8")
+    if dtype == "int8":
+        from ..runs.quantised import export_quantised
+
+        made = export_quantised(folder, onnx, batch=batch)
+        exact = "" if made.float_accuracy is None else f", in float32 {100 * made.float_accuracy:.2f} %"
+        typer.echo(
+            f"{made.path}: int8, calibrated on {made.calibration_images} architecture images; "
+            f"{100 * made.accuracy:.2f} % of {made.test_images} test images right{exact}"
+        )
+        return dataclasses.asdict(made) | {"onnx": made.path}
     from ..export.onnx import export_onnx
 
     written = export_onnx(folder, onnx, batch=batch)

@@ -36,13 +36,12 @@ def echo_header(name: str, table: LatencyTable) -> None:
     header = table.header
     predicted = sum(entry.predicted for entry in table.entries.values())
     count = f"{len(table.entries)} operators" + (f" ({predicted} predicted)" if predicted else "")
-    threads = f"{header.threads} thread{'s' * (header.threads > 1)}"
     load = "" if header.load_average is None else f", load {header.load_average:.2f}"
     versions = ", ".join(f"{library} {version}" for library, version in header.versions.items())
     rows = {
         "table": f"{name}: {count} of {header.space or 'an unnamed space'} at {header.input_size} px",
         "device": header.device + (f" ({header.place})" if header.place not in ("", "cpu") else ""),
-        "runtime": f"{header.backend}, {threads}, batch {header.batch}, {header.dtype}",
+        "runtime": header.runtime(),
         "versions": versions,
         "measured": f"{header.created or 'date unknown'}, {header.repeats} samples or more of each operator{load}",
         "source": header.source,

@@ -162,7 +162,7 @@ def _check_device(config: SearchConfig, costs: SpaceCosts) -> None:
             "hardware.device to other"
         )
     smallest = min(costs.distinct(), key=lambda op: (sum(op.output_shape), op.key))
-    with get_backend(hardware.backend, hardware.place) as backend:
+    with get_backend(**hardware.chosen) as backend:
         try:
             backend.prepare([smallest], batch=hardware.batch, threads=hardware.threads)
         except ProxylessError:

@@ -16,6 +16,8 @@ from hardware.errors import ConfigError, TableError, TargetError
 from hardware.measuring.locks import load_or_build
 from hardware.measuring.predictor import LearnedModel
 from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.reading import cut
+from hardware.tables.records import FLOAT32
 from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
@@ -148,7 +150,7 @@ def prepare(
     check_data(config.data)
     _asked(space, "check_weights")
     if hardware.device != "other":
-        get_backend(hardware.backend, hardware.place).close()
+        get_backend(**hardware.chosen).close()
     _check_objective(config)
     _check_out(config)
     if trains:
@@ -237,22 +239,33 @@ def _existing_table(config: SearchConfig, path: Path, library: Library) -> Laten
 
 def _check_table(config: SearchConfig, path: Path, table: LatencyTable) -> None:
     hardware, header = config.hardware, table.header
+    compared: list[tuple[str, Any, Any]]
     if hardware.device == "other":
-        return
-    compared: list[tuple[str, Any, Any]] = [
-        ("backend", header.backend, hardware.backend),
-        ("threads", header.threads, hardware.threads),
-    ]
-    if hardware.place:
-        # A backend knows its devices under several names; it says which one `place` means.
-        with get_backend(hardware.backend, hardware.place) as backend:
-            compared.append(("device", header.place or "unknown", backend.place))
+        # What is not said of another device is as its table says.
+        compared = [("dtype", header.dtype, hardware.dtype)] if hardware.dtype is not None else []
+        compared += [(f"options.{name}", header.options.get(name), value) for name, value in hardware.options.items()]
+    else:
+        compared = [
+            ("backend", header.backend, hardware.backend),
+            ("threads", header.threads, hardware.threads),
+            ("dtype", header.dtype, hardware.dtype or FLOAT32),
+        ]
+        # A backend knows its devices under several names, of which it says which one `place` means, and its defaults.
+        with get_backend(**hardware.chosen) as backend:
+            if hardware.place:
+                compared.append(("device", header.place or "unknown", backend.place))
+            there, here = backend.of_options(header.options), backend.of_options(hardware.options)
+        compared += [(f"options.{name}", there.get(name), here.get(name)) for name in {**there, **here}]
     for name, there, here in compared:
         if there != here:
             raise TableError(
-                f"the table {path} was measured with {name} {there}, but the config says {here}; "
+                f"the table {path} was measured with {name} {_said(there)}, but the config says {_said(here)}; "
                 f"set hardware.{name} or give another table"
             )
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else cut(str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: str, *, quiet: bool) -> LatencyTable:
@@ -270,6 +283,8 @@ def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: 
             name=space,
             backend=hardware.backend,
             place=hardware.place,
+            dtype=hardware.dtype,
+            options=hardware.options,
             threads=hardware.threads,
             batch=hardware.batch,
         )
@@ -324,7 +339,7 @@ def _summary(prepared: Prepared) -> str:
     title, words = prepared.space.name, ("cheapest", "dearest")
     if latency is not None and cost is latency:
         title, words = (
-            f"{title} on {latency.table.header.device} ({latency.table.header.backend})",
+            f"{title} on {latency.table.header.device} ({latency.table.header.runtime()})",
             ("fastest", "slowest"),
         )
     lines = [

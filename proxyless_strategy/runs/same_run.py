@@ -22,7 +22,7 @@ NEVER = ("data.workers",)
 """Settings that no result depends on: what a loader gives is the same for any number of workers."""
 ANYWAY: dict[Change, tuple[str, ...]] = {"table": ("hardware",), "data": ("data",), "target": TARGETS}
 """The settings that `search.resume_anyway` lets be others."""
-DEPLOYED = ("hardware.backend", "hardware.threads", "hardware.batch", "hardware.device", "hardware.name")
+DEPLOYED = tuple(f"hardware.{name}" for name in ("backend", "dtype", "options", "threads", "batch", "device", "name"))
 """Settings of the last measurement, and before it of the table, where there is one."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 
-from hardware.backends import get_backend
+from hardware.backends import SharedBackend, get_backend
 from hardware.errors import ConfigError
 from hardware.measuring.nets import measure_model_file, measure_nets
 from hardware.measuring.sampling import Measurement
@@ -331,8 +331,8 @@ def _measured(prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | N
     if hardware.device == "other":
         return None
     table = None if prepared.latency is None else prepared.latency.table
-    with get_backend(hardware.backend, hardware.place or (table.header.place if table else None)) as backend:
+    with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if hardware.backend == "onnxruntime":
+        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
             return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
         return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]

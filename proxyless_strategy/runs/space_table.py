@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardware.errors import BackendError, ConfigError, SpaceError, TableError
 from hardware.reading import cut, shown
 from hardware.tables import shipped
+from hardware.tables.records import FLOAT32
 
 from ..config import SearchConfig, key_values
 
@@ -43,13 +45,22 @@ def table_path(config: SearchConfig) -> Path:
 
 
 def default_table_path(config: SearchConfig) -> Path:
-    """Return where a table lies that the config does not name: in the user's cache, by space, size and backend."""
+    """Return where a table lies that the config does not name: in the user's cache, by space, size and hardware."""
     hardware = config.hardware
     # A space of a folder has that folder's path in its name.
     space = config.space.name.replace(":", ".").replace(os.sep, ".")
     name = f"{space}-{config.latency_input_size}px-{hardware.backend}"
     place = f"-{hardware.place.replace(':', '')}" if hardware.place else ""
-    return cache_folder() / f"{name}{place}-{hardware.threads}threads-batch{hardware.batch}.yml"
+    # float32 without options has the name that it had before there were others
+    dtype = f"-{hardware.dtype}" if hardware.dtype not in (None, FLOAT32) else ""
+    options = "".join(f"-{_in_a_name(option, value)}" for option, value in sorted(hardware.options.items()))
+    return cache_folder() / f"{name}{place}{dtype}{options}-{hardware.threads}threads-batch{hardware.batch}.yml"
+
+
+def _in_a_name(option: str, value: bool | int | str) -> str:
+    """Write an option as a part of a file's name, `graphs` or `streams.4`; `no.graphs` is one that is false."""
+    said = option if value is True else f"no.{option}" if value is False else f"{option}.{value}"
+    return re.sub(r"[^\w.]", "_", said)
 
 
 def cache_folder() -> Path:
@@ -64,6 +75,8 @@ def measure_space(
     name: str,
     backend: str,
     place: str | None,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
     threads: int,
     batch: int,
     nets: int = CALIBRATION_NETS,
@@ -77,6 +90,8 @@ def measure_space(
         name: The space's name and options, for the table's header.
         backend: What runs the operators.
         place: Which of the backend's devices; None: its own choice.
+        dtype: Number format; None: its own choice.
+        options: What else is chosen of its options.
         threads: Threads of one inference.
         batch: Images of one inference.
         nets: Whole nets that the table is calibrated on.
@@ -92,6 +107,8 @@ def measure_space(
         batch=batch,
         threads=threads,
         place=place,
+        dtype=dtype,
+        options=options,
         space=name,
         out=out,
         plan=plan,
@@ -277,7 +294,7 @@ def check_same_device(table: LatencyTable) -> None:
             "run; "
             f"backends here are {', '.join(backend_names())}"
         )
-    with get_backend(header.backend, header.place) as backend:
+    with get_backend(**header.chosen) as backend:
         here = backend.device()
     if here != header.device:
         raise TableError(

@@ -60,7 +60,8 @@ class Comparison:
         target: The target as it was asked for.
         unit: What the costs are in.
         limit: The target in that unit.
-        place: What was measured, and how: device, backend, threads, batch, input_size.
+        place: What was measured, and how: device, backend, threads, batch, input_size; since there are others than
+            float32, also dtype and options.
         original: The fine-tuned original.
         subnet: The subnet that the search found.
         seconds: Duration of everything, of all starts.
@@ -140,9 +141,10 @@ class Comparison:
     def sentences(self) -> list[str]:
         """Say where the networks are, and what the table does not tell."""
         place = self.place
+        options = [f"{name} {str(value).lower()}" for name, value in place.get("options", {}).items()]
+        runtime = [place["backend"], f"{place['threads']} thread(s)", f"batch {place['batch']}", place.get("dtype", "")]
         lines = [
-            f"{place['input_size']} px on {place['device']}: {place['backend']}, {place['threads']} thread(s), "
-            f"batch {place['batch']}",
+            f"{place['input_size']} px on {place['device']}: {', '.join(filter(None, [*runtime, *options]))}",
             f"the subnet is timm's local-dir:{self.subnet.folder}, and {self.subnet.onnx}",
             f"the original is timm's local-dir:{self.original.folder}, and {self.original.onnx}",
             f"all took {self.seconds / 60:.1f} minutes",

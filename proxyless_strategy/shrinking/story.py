@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hardware.backends import get_backend
+from hardware.backends import SharedBackend, get_backend
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
 from hardware.measuring.nets import measure_model_files, measure_nets
 from hardware.processor import say_if_busy
 from hardware.reading import Kind, cut, is_there, read_json, shown
+from hardware.tables.records import FLOAT32
 from search_spaces import SpaceCosts, Subnet
 
 from ..config import SearchConfig
@@ -310,9 +311,9 @@ def _measured(
     if hardware.device == "other":
         return None, None
     table = None if prepared.latency is None else prepared.latency.table
-    with get_backend(hardware.backend, hardware.place or (table.header.place if table else None)) as backend:
+    with get_backend(**(hardware if table is None else table.header).chosen) as backend:
         shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if hardware.backend == "onnxruntime":
+        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
             figures = measure_model_files(files, input_shape=prepared.costs.input_shape, table=table, **shared)
         else:
             chains = [prepared.costs.chain(subnet.choices) for subnet in subnets]
@@ -324,12 +325,18 @@ def _measured(
 def _place(prepared: Prepared) -> dict[str, Any]:
     hardware, latency = prepared.config.hardware, prepared.latency
     device = latency.table.header.device if latency is not None else hardware.device
+    dtype, options = hardware.dtype, dict(hardware.options)
+    if latency is not None:
+        dtype, options = latency.table.header.dtype, dict(latency.table.header.options)
     if hardware.device != "other":
-        with get_backend(hardware.backend, hardware.place) as backend:
+        with get_backend(**hardware.chosen) as backend:
             device = backend.device()
+            dtype, options = backend.dtype, dict(backend.options)
     return {
         "device": device,
         "backend": hardware.backend,
+        "dtype": dtype or FLOAT32,
+        "options": options,
         "threads": hardware.threads,
         "batch": hardware.batch,
         "input_size": prepared.config.latency_input_size,

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hardware.backends import Backend, get_backend
 from hardware.measuring import predictor
 from hardware.measuring.nets import measure_nets
+from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.measuring.validation import check_table
-from search_spaces import get_space
+from search_spaces import SpaceCosts, get_space
 
 
 def main() -> None:
@@ -27,6 +29,8 @@ def main() -> None:
     parser.add_argument("--input-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--dtype", help="number format, as int8 (default: float32)")
+    parser.add_argument("--seconds", type=float, help="limit of each of the measurements (default: theirs)")
     parser.add_argument("--calibration-nets", type=int, default=10)
     parser.add_argument("--held-out", type=int, default=15, help="subnets of each of the two groups")
     parser.add_argument("--learned-nets", type=int, default=300, help="subnets for the learned model; 0 leaves it out")
@@ -38,7 +42,13 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     costs = get_space(options.space).costs(options.input_size, num_classes=options.classes)
-    shared = {"backend": options.backend, "progress": options.progress}
+    with get_backend(options.backend, dtype=options.dtype) as backend:
+        return _judged(options, costs, backend)
+
+
+def _judged(options: argparse.Namespace, costs: SpaceCosts, backend: Backend) -> dict[str, Any]:
+    plan = None if options.seconds is None else Plan(seconds=options.seconds, extra_rounds=0)
+    shared: dict[str, Any] = {"backend": backend, "progress": options.progress, "plan": plan}
     calibration = [costs.chain(choices) for choices in costs.random_choices(options.calibration_nets, seed=1)]
     varied = costs.random_choices(2 * options.held_out, seed=3)[1::2]
     held_out = {
@@ -60,6 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "space": options.space,
         "input_size": options.input_size,
         "backend": options.backend,
+        "dtype": table.header.dtype,
         "device": table.header.device,
         "raw": figures["together"]["raw"],
         "calibrated": figures["together"]["calibrated"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 
@@ -122,6 +123,17 @@ class FakeBackend(Backend):
 
     def device(self) -> str:
         return "a formula"
+
+
+class Tunable(FakeBackend):
+    """The device of a formula, twice as fast in int8, and half as fast without graphs."""
+
+    dtypes = ("float32", "int8")
+    known_options: ClassVar = {"graphs": True, "streams": 1, "mode": "fair"}
+
+    def time(self, runnable, *, repeats=1):
+        factor = (0.5 if self.dtype == "int8" else 1.0) * (1.0 if self.of_options(self.options)["graphs"] else 2.0)
+        return factor * super().time(runnable, repeats=repeats)
 
 
 @pytest.fixture

@@ -56,7 +56,9 @@ class TestExecuTorch(BackendConformance):
         return get_backend("executorch")
 
 
-@pytest.mark.parametrize(("name", "package"), [("litert", "ai_edge_litert"), ("executorch", "executorch")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("litert", "ai_edge_litert"), ("executorch", "executorch"), ("openvino", "openvino")]
+)
 def test_an_extra_that_is_not_installed_is_named(name, package, monkeypatch):
     for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, loaded)

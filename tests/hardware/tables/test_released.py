@@ -22,7 +22,7 @@ from hardware.tables.released import (
 from hardware.tables.shipped import open_table, shipped_names
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.benchmark.published import PAPER_DEVICES
-from tests.hardware.conftest import make_table
+from tests.hardware.conftest import make_table, mbconv
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 PIXEL1 = DATA / "pixel1_mobile_trim.yaml"
@@ -76,11 +76,29 @@ def test_pixel1_names_its_source():
 
 
 def test_shipped_tables_by_name_or_path(tmp_path):
-    assert shipped_names() == ("pixel1",)
+    assert shipped_names() == ("h200_eager", "h200_graphs", "pixel1")
     open_table("pixel1").save(tmp_path / "mine.yml")
     assert open_table(tmp_path / "mine.yml") == open_table("pixel1")
-    with pytest.raises(TableError, match="shipped ones are pixel1"):
+    with pytest.raises(TableError, match="shipped ones are h200_eager, h200_graphs, pixel1"):
         open_table("pixel9")
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("h200_eager", False), ("h200_graphs", True)])
+def test_the_tables_of_an_h200_say_how_they_were_measured_and_are_of_the_whole_space(name, graphs, imagenet_space):
+    table = open_table(name)
+    header, (fixed, edges) = table.header, imagenet_space
+    assert (header.device, header.backend, header.dtype, header.batch) == ("NVIDIA H200", "cuda", "float32", 8)
+    assert header.options == {"graphs": graphs}
+    assert "measured by this project" in header.source
+    assert header.checks["together"]["calibrated"]["mape"] < 0.02
+    ops = [*fixed, *(op for options in edges.values() for op in options.values())]
+    table.check(ops, input_size=224, batch=8)
+    with pytest.raises(TableError, match="measured at batch 8, not 1"):
+        table.check(ops, input_size=224)
+    # run eagerly a block takes its launches whatever it computes; in a graph a larger kernel takes longer
+    kernels = [mbconv(16, 24, 112, kernel, 2, 6, False) for kernel in (3, 7)]
+    small, large = (table.latency_ms(op) for op in kernels)
+    assert (large > 1.2 * small) == graphs
 
 
 def test_paper_devices():

@@ -23,7 +23,7 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.runs.space_table import costs_of_table, latency_model
 from search_spaces import get_space
-from tests.hardware.conftest import FakeBackend
+from tests.hardware.conftest import FakeBackend, Tunable
 
 SPACE = ("--space", "small_mbconv", "--input-size", "16", "--classes", "10", "--channels", "1")
 PIXEL1 = Path(tables_file).with_name("pixel1.yml")
@@ -178,6 +178,24 @@ def test_a_device_of_the_backend_is_chosen_recorded_and_used_again(
     build_on = ("build", *SPACE, "--backend", "fake", "--out", "third.yml", "--device", "npu:1")
     assert "leave the device out" in refused(capsys, *build_on)
     assert not (here / "third.yml").exists()
+
+
+def test_number_format_and_options_are_chosen_recorded_and_used_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry.FACTORIES, "fake", Tunable)
+    assert build("plain.yml") == 0
+    assert build("tuned.yml", "--dtype", "int8", "--option", "graphs=false", "--option", "streams=2") == 0
+    header = LatencyTable.load("tuned.yml").header
+    assert (header.dtype, header.options) == ("int8", {"graphs": False, "streams": 2, "mode": "fair"})
+    # as fast as by the table only if it is measured with the table's own settings
+    assert status_of("check", "tuned.yml", "--nets", "6", "--seconds", "0.1") == 0
+    assert "was 1.000 x as slow" in capsys.readouterr().out
+    assert status_of("show", "tuned.yml") == 0
+    assert "int8, graphs false, streams 2, mode fair" in capsys.readouterr().out
+    build_on = ("build", *SPACE, "--backend", "fake", "--out", "third.yml")
+    assert "no option 'graph'; it has graphs (true)" in refused(capsys, *build_on, "--option", "graph=true")
+    assert "measures float32, int8" in refused(capsys, *build_on, "--dtype", "int4")
 
 
 def test_options_of_the_space_are_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,8 @@ def test_backends(capsys: pytest.CaptureFixture[str]) -> None:
         if row["usable"]:
             with get_backend(row["name"], row["place"]) as backend:
                 assert backend.device() == row["device"]
+                assert row["dtypes"] == list(backend.dtypes)
+                assert all(text in row["about"] for text in (*backend.dtypes, *backend.known_options))
         else:
             assert "not here" in row["about"]
 
@@ -72,7 +74,10 @@ def test_tables_of_this_user_too(
     shutil.copy(Path(shipped.__file__).with_name("pixel1.yml"), kept / "mine.yml")
     (kept / "broken.yml").write_text("[")
     rows = {row["name"]: row for row in listed("tables", capsys)}
-    assert rows.keys() == {"pixel1", str(kept / "mine.yml"), str(kept / "broken.yml")}
+    mine = {str(kept / "mine.yml"), str(kept / "broken.yml")}
+    assert rows.keys() == {*shipped.shipped_names(), *mine}
+    assert "NVIDIA H200 (cuda, 1 thread, batch 8, float32, graphs true)" in rows["h200_graphs"]["about"]
+    assert "Google Pixel 1 (phone) (tflite, 1 thread, batch 1, float32)" in rows["pixel1"]["about"]
     assert not rows[str(kept / "broken.yml")]["usable"]
     assert rows[str(kept / "mine.yml")]["operators"] == len(open_table("pixel1").entries)
 

@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "out": PATHS,
     "data.root": PATHS | NONE,  # digits have no root
     "hardware.name": NONE,
+    "hardware.dtype": NONE,  # float32
     "hardware.table": NONE,
     "hardware.fill": NONE,
     "deploy_input_size": NONE,

@@ -1,0 +1,127 @@
+"""OpenVINO on Intel's devices and on other CPUs: the ONNX graphs of ONNX Runtime's backend, compiled by OpenVINO."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import BackendError
+from ..op_spec import OpSpec
+from ..operators.onnx_graph import chain_model
+from ..reading import cut, shown
+from .base import Runnable, SharedBackend, cpu_name, required
+
+CPU = "CPU"
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+class OpenVINOBackend(SharedBackend):
+    """Models compiled for one synchronous inference at a time.
+
+    The precision is always set, and looked at in what was compiled: left alone, OpenVINO takes bfloat16 for float32 on
+    CPUs that are fast at it, and there also for float16, which is refused here.
+
+    Devices are OpenVINO's own (`CPU`, `GPU`, `GPU.1`, `NPU`, ...), in any case. On the CPU proper and one thread, the
+    calling thread does the work and its CPU time is the clock. OpenVINO reports its use only when it converts a model,
+    which nothing here has it do.
+    """
+
+    name = "openvino"
+    dtypes: ClassVar[tuple[str, ...]] = tuple(_HINTS)
+
+    def __init__(self) -> None:
+        self._runtime = required("openvino", backend=self.name, package="openvino", extra="openvino")
+        self._core = self._runtime.Core()
+
+    def use(self, place: str) -> None:
+        device, available = place.upper(), list(self._core.available_devices)
+        # of several GPUs the plain name is the first
+        if device not in {*available, *(name.partition(".")[0] for name in available)}:
+            raise BackendError(
+                f"backend 'openvino' has no device {shown(place)} here; it has "
+                f"{', '.join(name.lower() for name in available) or 'none'}"
+            )
+        self.place = device.lower()
+
+    def prepare(
+        self,
+        chain: Sequence[OpSpec],
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> Runnable:
+        model = chain_model(chain, batch=batch, input_shape=input_shape)
+        return self._runnable(model.SerializeToString(), batch=batch, threads=threads, input_shape=None)
+
+    def prepare_model_file(
+        self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
+    ) -> Runnable:
+        path = Path(path)
+        if not path.is_file():
+            raise BackendError(f"there is no model file at {path}; export one first")
+        return self._runnable(path, batch=batch, threads=threads, input_shape=input_shape)
+
+    def device(self) -> str:
+        if self.place == CPU.lower():
+            return cpu_name()
+        return f"{self._core.get_property(self.place.upper(), 'FULL_DEVICE_NAME')} beside {cpu_name()}"
+
+    def versions(self) -> dict[str, str]:
+        return {"python": platform.python_version(), "openvino": str(self._runtime.__version__)}
+
+    def _runnable(
+        self, source: Path | bytes, *, batch: int, threads: int, input_shape: tuple[int, ...] | None
+    ) -> Runnable:
+        compiled = self._compiled(source, batch=batch, threads=threads, input_shape=input_shape)
+        request = compiled.create_infer_request()
+        array = np.random.default_rng(0).standard_normal(tuple(compiled.input(0).shape), dtype=np.float32)
+        # bound once, as a tensor of this memory: a call would copy the image
+        image = self._runtime.Tensor(array, shared_memory=True)
+        request.set_input_tensor(image)
+        return Runnable(
+            request.infer,
+            threads=threads,
+            handle=(compiled, request, image, array),
+            wall_clock=self.place != CPU.lower(),
+        )
+
+    def _compiled(self, source: Path | bytes, *, batch: int, threads: int, input_shape: tuple[int, ...] | None) -> Any:
+        what = str(source) if isinstance(source, Path) else "the graph of a chain"
+        device, hint = self.place.upper(), _HINTS[self.dtype]
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if device == CPU:
+            # a pinned thread of this process would stay on its core for whatever is measured next
+            settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        try:
+            model = self._core.read_model(source)
+            inputs = [(one.get_any_name(), one.get_partial_shape()) for one in model.inputs]
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot load {what}: {_short(error)}") from None
+        if len(inputs) != 1:
+            names = ", ".join(name for name, _ in inputs)
+            raise BackendError(f"the model has {len(inputs)} inputs ({names}); only nets of one image can be timed")
+        declared = [side.get_length() if side.is_static else None for side in inputs[0][1]]
+        shape = [batch, *(input_shape if input_shape is not None else declared[1:])]
+        fits = len(declared) == len(shape) and all(a in (None, b) for a, b in zip(declared, shape, strict=False))
+        if not fits or None in shape:
+            raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape")
+        try:
+            model.reshape(shape)
+            compiled = self._core.compile_model(model, device, settings)
+            taken = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot compile {what} for {device}: {_short(error)}") from None
+        if taken != hint:
+            raise BackendError(
+                f"OpenVINO computes {self.dtype} as {taken} on {self.device()}; choose another dtype than {self.dtype}"
+            )
+        return compiled
+
+
+def _short(error: Exception) -> str:
+    return cut(" ".join(str(error).split()), 200)

@@ -1,0 +1,124 @@
+"""A finished search's network as an int8 ONNX file: calibrated on architecture images, judged once on test images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from hardware.errors import DataError, ExportError
+from hardware.onnx_runtime import import_onnxruntime
+from hardware.operators.quantised import quantise_file
+from hardware.reading import is_there
+
+from ..data.feeding import fed
+from ..data.images import ImageData, Part
+from ..data.sources import load_data
+from ..export.onnx import export_onnx
+from ..layout import ONNX_FILE, SEARCH_FILE
+from .finished import FinishedRun, read_run
+
+CALIBRATION_IMAGES = 512
+"""Most architecture images that the ranges of the activations are taken from."""
+
+
+@dataclass(frozen=True)
+class QuantisedExport:
+    """An int8 ONNX file and what it is worth.
+
+    Attributes:
+        path: The file.
+        accuracy: Share of the test images that it classifies correctly, 0..1.
+        float_accuracy: The same of the network in float32, as the search has measured it; None where it has not.
+        calibration_images: Architecture images that it was calibrated on.
+        test_images: Test images that it was judged by.
+    """
+
+    path: Path
+    accuracy: float
+    float_accuracy: float | None
+    calibration_images: int
+    test_images: int
+
+
+def export_quantised(folder: Path, out: Path, *, batch: int = 1) -> QuantisedExport:
+    """Write the network of a search as an int8 ONNX file; the search's config says which images are read.
+
+    Args:
+        folder: The export folder, where the search has left it.
+        out: The file to write.
+        batch: Images in the file's fixed batch.
+
+    Raises:
+        ExportError: The folder lies in no search's, or the network cannot be exported.
+        DataError: The images are gone, or a part has fewer of them than `batch`.
+        BackendError: The network cannot be quantised.
+    """
+    folder = Path(folder)
+    if not is_there(folder.absolute().parent / SEARCH_FILE):
+        raise ExportError(
+            f"{folder} lies in no folder of a search, whose images int8 is calibrated on; give RUN/model of a search, "
+            "or export it as float32"
+        )
+    found = read_run(folder.absolute().parent)
+    data = images_of(found)
+    with tempfile.TemporaryDirectory() as place:
+        exact = export_onnx(folder, Path(place) / ONNX_FILE, batch=batch).path
+        return quantised(exact, out, data, batch=batch, float_accuracy=found.row.get("accuracy"))
+
+
+def images_of(found: FinishedRun) -> ImageData:
+    """Load the images of a finished search, in the parts that it had."""
+    config, feeding = found.config, getattr(found.space, "feeding", None)
+    source = fed(config.data, (feeding() if feeding else None) or {})
+    return load_data(source, input_size=config.input_size, seed=config.seed)
+
+
+def quantised(
+    exact: Path, out: Path, data: ImageData, *, batch: int, float_accuracy: float | None = None
+) -> QuantisedExport:
+    """Quantise an exported file on the architecture part, and judge the result on the test part.
+
+    Args:
+        exact: The file in float32, of a fixed batch.
+        out: The file to write.
+        data: The images.
+        batch: That batch.
+        float_accuracy: What is known of the network in float32.
+    """
+    there = len(data.architecture)  # type: ignore[arg-type]
+    if there < batch:
+        raise DataError(f"the architecture part has {there} images, fewer than the batch of {batch}; lower the batch")
+    calibration = max(1, min(CALIBRATION_IMAGES, there) // batch)
+    drawn = islice(_batches(data, "architecture", batch), calibration)
+    path = quantise_file(exact, out, (images for images, _ in drawn))
+    accuracy, count = onnx_accuracy(path, data, batch=batch)
+    return QuantisedExport(path, accuracy, float_accuracy, calibration * batch, count)
+
+
+def onnx_accuracy(path: Path, data: ImageData, *, batch: int) -> tuple[float, int]:
+    """Return the share of the test images that an ONNX file classifies correctly, 0..1, and their number."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    right = count = 0
+    for images, labels in _batches(data, "test", batch, whole=False):
+        # the file's batch is fixed: a last one that is not full is filled up with images that do not count
+        filled = np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), images.dtype)])
+        (logits,) = session.run(None, {name: filled})
+        right += int((logits[: len(images)].argmax(axis=1) == labels).sum())
+        count += len(images)
+    return right / count, count
+
+
+def _batches(data: ImageData, part: Part, batch: int, *, whole: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give a part's images and labels; the architecture part shuffled, as it may be sorted by class."""
+    shuffle = part != "test"
+    for images, labels in data.loader(part, batch_size=batch, shuffle=shuffle, drop_last=whole):
+        yield images.numpy(), labels.numpy()
