@@ -47,6 +47,7 @@ def parse_yaml(text: str) -> Any:
         yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     try:
+        _check_depth(yaml, text, Plain)
         # composed, and not constructed: a tag could name other types, and an alias would share one object
         root = yaml.compose(text, Loader=Plain)
         return None if root is None else _Builder(yaml).value(root, 0)
@@ -56,6 +57,18 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark is not None else ""
         raise Unreadable(f"it is no valid YAML{place} (perhaps truncated)") from None
+
+
+def _check_depth(yaml: Any, text: str, loader: Any) -> None:
+    """Refuse deep nesting while it is still a row of events: composing it recurses, and older PyYAMLs then crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST + 1:
+                raise Unreadable(f"it is nested too deeply at line {event.start_mark.line + 1}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def dump_yaml(values: Any, **options: Any) -> str:
