@@ -277,6 +277,10 @@ def _end_children() -> bool:
             if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
                 child.terminate()
                 found.append(child)
+    time.sleep(0.1)
+    for child in found:  # again, as a data worker outlives the first one
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
     _, alive = psutil.wait_procs(found, timeout=3)
     for child in alive:
         with contextlib.suppress(psutil.Error):

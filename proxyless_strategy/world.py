@@ -231,7 +231,7 @@ def _unheeded(claimed: list[Claim], asked: str) -> str | None:
 
 def _child(environ: Mapping[str, str], size: int) -> World | None:
     """Return the place of a process that the first one of this run has started."""
-    if environ.get(LAUNCHED_BY) != str(os.getppid()):
+    if not _is_ancestor(_number(environ.get(LAUNCHED_BY))):
         return None
     numbers = _numbers(environ, "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
     if numbers is None:
@@ -246,6 +246,15 @@ def _child(environ: Mapping[str, str], size: int) -> World | None:
             f"the first process of this run has started {started} in all, but the settings ask for {size}"
         )
     return World(size=size, rank=rank, local_size=size, local_rank=rank, launcher="here", port=port)
+
+
+def _is_ancestor(pid: int | None) -> bool:
+    """Return whether a process has started this one, by itself or through an interpreter's launcher."""
+    if pid is None or pid == os.getppid():
+        return pid is not None
+    import psutil
+
+    return pid in [parent.pid for parent in psutil.Process().parents()]
 
 
 def _torchrun(environ: Mapping[str, str]) -> Claim | None:

@@ -30,7 +30,7 @@ from ..data.images import ImageData
 from ..seeds import seeded
 from ..strategy.meeting import check_alike
 from ..strategy.nonfinite import blame, is_finite, largest
-from ..strategy.together import Together
+from ..strategy.together import Together, gathered
 from ..threads import Threads, crowded, settle, training_step
 from ..world import current
 from .checkpoints import TrainingCheckpoints, random_state, set_random_state
@@ -442,10 +442,9 @@ class _Training:
         random = random_state(self.device)
         if self.replicas == 1:
             return {"sums": self.sums, "random": random}
-        gathered: list[Any] = [None] * self.replicas
-        distributed.all_gather_object(gathered, (self.sums, random))
-        sums = [sum(values) for values in zip(*(sums for sums, _ in gathered), strict=True)]
-        return {"sums": sums, "random_of_each": [random for _, random in gathered]}
+        found = gathered((self.sums, random), self.device)
+        sums = [sum(values) for values in zip(*(sums for sums, _ in found), strict=True)]
+        return {"sums": sums, "random_of_each": [random for _, random in found]}
 
     def resume(self, path: Path) -> bool:
         """Continue from a checkpoint; False where there is none."""

@@ -143,15 +143,16 @@ def _check_alike(
     prepared: Prepared, searched: tuple[Subnet, dict[str, Any]] | None, checkpoints: SearchCheckpoints | None
 ) -> None:
     """Refuse processes on several hosts that have other data, another table or another checkpoint than the first."""
+    found: dict[str, Any] = {"searched": searched is not None}
+    if checkpoints is not None:
+        place = "none" if checkpoints.latest is None else " ".join(map(str, checkpoints.place))
+        found |= {**checkpoints.identity, "checkpoint": place}
+    check_alike("search", found)
     if searched is not None:
         # What is left to do is the first one's alone.
         part()
         if not is_first():
             raise SystemExit(0)
-        return
-    assert checkpoints is not None
-    place = "none" if checkpoints.latest is None else " ".join(map(str, checkpoints.place))
-    check_alike("search", {**checkpoints.identity, "checkpoint": place})
 
 
 def _finished(
@@ -225,7 +226,7 @@ def _finished(
 def _refuse_second_launch(config: SearchConfig) -> None:
     # Lightning starts further processes by running the script again. They would take part in the script's first search,
     # while this one waits for them in its second.
-    if config.search.devices > 1 and launched():
+    if config.search.processes > 1 and launched():
         raise ConfigError(
             f"search.devices = {config.search.devices}, but this script has already run a search on several processes; "
             "run each of them in a script of its own"

@@ -122,12 +122,12 @@ def met(world: World, *, cuda: bool) -> Iterator[Meeting | None]:
     try:
         yield _meeting
     except BaseException as error:
+        # The group ends with the process: taking it apart may wait for one that is gone.
         part(error)
         raise
-    finally:
-        part()
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+    part()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def part(error: BaseException | None = None) -> None:

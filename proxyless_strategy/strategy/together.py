@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
+from typing import Any
 
 import torch
 from torch import distributed
@@ -12,6 +14,28 @@ from .. import signals
 LOOK_SECONDS = 2.0
 """Time between two looks, which cost an exchange each; a signal has `signals.HOLD_SECONDS` until it ends a step."""
 MOST_STEPS = 10
+
+
+def gathered(value: Any, device: torch.device) -> list[Any]:
+    """Return what each process has, in plain types and tensors; torch's own way runs whatever code it is sent.
+
+    Args:
+        value: This process's.
+        device: Of the tensors that they exchange.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    mine = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).to(device)
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(lengths, torch.tensor([len(mine)], device=device))
+    padded = torch.zeros(max(int(length) for length in lengths), dtype=torch.uint8, device=device)
+    padded[: len(mine)] = mine
+    received = [torch.zeros_like(padded) for _ in lengths]
+    distributed.all_gather(received, padded)
+    return [
+        torch.load(io.BytesIO(found[: int(length)].cpu().numpy().tobytes()), weights_only=True)
+        for found, length in zip(received, lengths, strict=True)
+    ]
 
 
 class Together:

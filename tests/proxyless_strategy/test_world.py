@@ -152,7 +152,7 @@ def test_a_process_knows_itself_by_the_one_that_has_started_it(monkeypatch: pyte
         with entered(second):
             assert (is_first(), current()) == (False, second)
         os.environ["WORLD_SIZE"] = "2"  # as Lightning does
-        assert find_world(2, environ={**started, LAUNCHED_BY: "1"}).first
+        assert find_world(2, environ={**started, LAUNCHED_BY: str(os.getpid())}).first
     assert not {LAUNCHED_BY, "WORLD_SIZE"} & os.environ.keys()
     assert (is_first(), current()) == (True, World())
 
