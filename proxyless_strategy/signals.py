@@ -255,6 +255,9 @@ def _leave(state: _State, remedy: str) -> NoReturn:
     assert number is not None
     for other in state.handled:
         signal.signal(other, signal.SIG_IGN)  # until the process has ended: no traceback of a second Ctrl-C
+    if hasattr(signal, "SIGCHLD"):
+        # torch raises where a data worker ends by a signal, as each of them is about to
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ended = _end_children()
     if state.speaks:
         _say(f"{'interrupted' if number == signal.SIGINT else _name(number)}: stopped; {remedy}")
