@@ -99,7 +99,7 @@ class SearchSettings(Section):
     """Epochs after the warm-up."""
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
     batch_size: int = Field(64, ge=2, le=MOST_IMAGES)
-    """Images of one step, divided among the devices."""
+    """Images of one step, divided among the devices of all hosts."""
     learning_rate: float = Field(0.05, gt=0)
     """At the start of a cosine over `epochs`; the warm-up has a cosine of its own."""
     warmup_learning_rate: float | None = Field(None, gt=0)
@@ -127,7 +127,9 @@ class SearchSettings(Section):
     paths: Literal["two", "all"] = "two"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
     devices: int = Field(1, ge=1, le=1024)
-    """Processes that share every step: GPUs, where there are any."""
+    """Processes that share every step: GPUs, where there are any; on each host."""
+    nodes: int = Field(1, ge=1, le=1024)
+    """Hosts; several need a launcher that starts the processes, torchrun or srun."""
     start: Literal["uniform", "sensitivity"] = "uniform"
     """Where alpha starts: all candidates alike, or by what each does to the loss of inherited weights (`timm:` spaces).
     The knapsack on these losses then joins the finalists, and the result says whether the search has beaten it."""
@@ -147,9 +149,14 @@ class SearchSettings(Section):
     with."""
 
     @property
+    def processes(self) -> int:
+        """Processes that share every step, on all hosts."""
+        return self.devices * self.nodes
+
+    @property
     def process_batch_size(self) -> int:
         """Images of one step in one process."""
-        return self.batch_size // self.devices
+        return self.batch_size // self.processes
 
     def steps_between(self, rule: Rule) -> int:
         """Weight steps between two architecture steps of this rule."""
@@ -162,10 +169,11 @@ class SearchSettings(Section):
 
     @model_validator(mode="after")
     def _whole_batches(self) -> SearchSettings:
-        if self.batch_size % self.devices or self.process_batch_size < 2:
+        if self.batch_size % self.processes or self.process_batch_size < 2:
+            hosts = "" if self.nodes == 1 else f" on each of {self.nodes} hosts"
             raise ValueError(
-                f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices, at least 2 images "
-                "each; choose another"
+                f"batch_size = {self.batch_size} cannot be divided among {self.devices} devices{hosts}, at least 2 "
+                "images each; choose another"
             )
         if self.start_temperature is not None and self.start != "sensitivity":
             raise ValueError(
@@ -218,7 +226,7 @@ class RetrainSettings(Section):
     threads: ThreadCount | None = None
     """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440)
-    """Minutes between two checkpoints within an epoch, in one process; each epoch's end writes one too."""
+    """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
 
     @model_validator(mode="after")
     def _schedule_after_the_warmup(self) -> RetrainSettings:

@@ -1,6 +1,7 @@
 """How SIGTERM, Ctrl-C and a closed terminal end a command: unwound, with everything that it started, and one sentence.
 
-The exit status is a shell's, 128 and the signal's number: 143, 130, 129.
+So does SIGUSR1, by which a cluster says that a job's time is nearly over. The exit status is a shell's, 128 and the
+signal's number: 143, 130, 129, 138.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any, NoReturn
 
 from hardware.errors import ProxylessError
 
+from .world import is_first
+
 GRACE_SECONDS = 30.0
 """What a stopped command has to unwind; then it is ended, as when it waits in a collective for a dead process."""
 HOLD_SECONDS = 10.0
 """What of these a loop has to come to where it can save its state; then it is stopped where it is."""
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Stopped(SystemExit):
@@ -35,6 +38,8 @@ class Stopped(SystemExit):
 class _State:
     def __init__(self) -> None:
         self.number: int | None = None
+        self.speaks = True
+        """Whether this is the first process of its run, which says that it has stopped."""
         self.handled: dict[int, Any] = {}
         """The handlers of before, by signal."""
         self.holds = 0
@@ -116,6 +121,17 @@ def leave_if_asked(save: Callable[[], object] | None = None) -> None:
         raise Stopped(128 + number)
 
 
+def asked() -> int:
+    """Return the number of the signal that has asked this process to stop while stops were `held`; 0 for none."""
+    return 0 if _state is None or _state.number is None else _state.number
+
+
+def ask(number: int) -> None:
+    """Stop by a signal that another process of the run has got, where this one has got none."""
+    if _state is not None and _state.number is None:
+        _state.number, _state.speaks = number, is_first()
+
+
 def reclaim() -> None:
     """Take the signals back from a library that put handlers of its own over ours."""
     if _state is not None and threading.current_thread() is threading.main_thread():
@@ -142,7 +158,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     state = _state
     if state is None or state.number is not None:
         return
-    state.number = number
+    state.number, state.speaks = number, is_first()
     if not state.holds or state.overdue:
         raise Stopped(128 + number)
 
@@ -162,6 +178,27 @@ def _in_a_forked_child() -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         _state = None
+
+
+def last_through(worker: int) -> None:
+    """Let a data worker outlive a signal that reaches all processes of a job, until its own has saved its state.
+
+    torch gives a worker a handler of SIGTERM that ends it at once where its parent has not sent the signal. A second
+    one, as by the parent that has saved, ends it.
+
+    Args:
+        worker: Its number, which torch tells.
+    """
+    for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+        signal.signal(number, _last_a_while)
+
+
+def _last_a_while(number: int, frame: FrameType | None) -> None:
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(GRACE_SECONDS))
 
 
 if hasattr(os, "register_at_fork"):
@@ -218,9 +255,11 @@ def _leave(state: _State, remedy: str) -> NoReturn:
     assert number is not None
     for other in state.handled:
         signal.signal(other, signal.SIG_IGN)  # until the process has ended: no traceback of a second Ctrl-C
-    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    if hasattr(signal, "SIGCHLD"):
+        # torch raises where a data worker ends by a signal, as each of them is about to
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ended = _end_children()
-    if first:
+    if state.speaks:
         _say(f"{'interrupted' if number == signal.SIGINT else _name(number)}: stopped; {remedy}")
     if ended:
         # Lightning's thread that watches over the ranks would kill this process for their end.
@@ -241,6 +280,10 @@ def _end_children() -> bool:
             if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
                 child.terminate()
                 found.append(child)
+    time.sleep(0.1)
+    for child in found:  # again, as a data worker outlives the first one
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
     _, alive = psutil.wait_procs(found, timeout=3)
     for child in alive:
         with contextlib.suppress(psutil.Error):

@@ -28,6 +28,7 @@ from search_spaces.nni_import import silence_false_alarms
 from . import signals
 from .config import load_config
 from .layout import EXPERIMENT_VARIABLE, OUT_VARIABLE, PRESET_VARIABLE, RESULT, START_VARIABLE
+from .world import claims, find_world
 
 if TYPE_CHECKING:
     from .runs.reporting import Reports
@@ -68,7 +69,8 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
 
         # Not by NNI's NasExperiment: within a trial it takes the channel to the tuner over, and what is reported
         # afterwards arrives under another trial's parameters.
-        reports = Reports() if start.leads else None
+        leads = start.leads and find_world(config.search.devices, config.search.nodes).first
+        reports = Reports() if leads else None
         result = run_search(config, on_epoch=partial(_report_epoch, reports) if reports else None)
         row = {"trial": nni.get_trial_id() if start.in_experiment else None, **_plain(result.row())}
         if start.in_experiment:
@@ -147,11 +149,13 @@ def _parameters(*, under_nni: bool) -> Iterator[_Start]:
         yield _Start(handed["parameters"], False, in_experiment, restarts)
         return
     # A rank that asked would wait for ever: NNI answers once a trial, and rank 0 has the answer.
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    if under_nni and rank != "0":
+    launched = next(
+        (claim for claim in claims(os.environ) if claim.launcher in ("torchrun", "srun") and claim.direct), None
+    )
+    if under_nni and launched is not None and launched.world.rank > 0:
         raise ExperimentError(
-            f"rank {rank} of trial {trial} was not started by its rank 0; let trialCommand start one process and set "
-            "search.devices, which starts the other ranks"
+            f"rank {launched.world.rank} of trial {trial} was not started by its rank 0; let trialCommand start one "
+            "process and set search.devices, which starts the other ranks"
         )
     parameters = given["parameters"] if given else _asked()
     if parameters is None:

@@ -274,11 +274,27 @@ def run_ci(arguments: list[str], workplace: Workplace) -> None:
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
+def run_torchrun(arguments: list[str], workplace: Workplace) -> None:
+    launch = importlib.import_module("torch.distributed.run").parse_args(arguments)
+    if launch.module:
+        run_python(["-m", launch.training_script, *launch.training_script_args], workplace)
+    else:
+        assert launch.training_script == "proxyless"
+        run_proxyless(launch.training_script_args, workplace)
+
+
+def run_sbatch(arguments: list[str], workplace: Workplace) -> None:
+    assert 'proxyless "$@"' in text_of(arguments[0])
+    run_proxyless(arguments[1:], workplace)
+
+
 PROGRAMS: dict[str, Callable[[list[str], Workplace], None]] = {
     "proxyless": run_proxyless,
     "make": run_make,
     "python": run_python,
     "nnictl": run_nnictl,
+    "sbatch": run_sbatch,
+    "torchrun": run_torchrun,
     ".ci/run": run_ci,
 }
 

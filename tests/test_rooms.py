@@ -22,6 +22,7 @@ PACKAGES = ("hardware", "search_spaces", "proxyless_strategy")
 STOREYS: tuple[set[str], ...] = (
     {"hardware"},
     {"search_spaces"},
+    {"proxyless_strategy.world"},
     {
         "proxyless_strategy.checkpoints",
         "proxyless_strategy.layout",

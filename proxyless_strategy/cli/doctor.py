@@ -73,6 +73,7 @@ def examined(data: Path | None = None) -> Iterator[Finding]:
         ("port", port),
         ("gpu", gpu),
         ("threads", threads),
+        ("launcher", launcher),
         ("disk", disk),
         ("tables", tables),
     ]
@@ -199,6 +200,16 @@ def threads() -> Iterator[Finding]:
         yield Finding("warning", "load", f"{share:.0%} of this machine is busy with other work", remedy)
     else:
         yield Finding("ok", "load", f"{share:.0%} of this machine is busy with other work")
+
+
+def launcher() -> Iterator[Finding]:
+    """Say what the environment holds of launchers of processes; a run is of as many as its settings say."""
+    from ..world import claims
+
+    several = [claim for claim in claims(os.environ) if claim.world.size > 1 or claim.world.rank > 0]
+    said = [f"{claim.launcher} (process {claim.world.rank} of {claim.world.size})" for claim in several]
+    here = f"variables of {', '.join(said)}" if said else "none"
+    yield Finding("ok", "launcher", f"{here}: a run has search.devices x search.nodes processes")
 
 
 def disk() -> Iterator[Finding]:

@@ -151,7 +151,8 @@ def retrain(
     source: Annotated[
         str, typer.Option(metavar="NAME", help="Kind of data, as data.name of a search: torchvision:CIFAR10, ...")
     ] = "imagefolder",
-    devices: Annotated[int, typer.Option(min=1, help="Processes, each with its share of a batch.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on each host, each with its share of a batch.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts, where torchrun or srun starts the processes.")] = 1,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="NAME_OR_FOLDER", help="Learn from a model of timm, or from an export folder (./DIR)."),
@@ -165,6 +166,7 @@ def retrain(
     from ..retraining.folder import retrain as retrain_folder
     from ..retraining.folder import test_part
     from ..retraining.recipe import load_recipe
+    from ..world import find_world
 
     given = key_values(settings or [])
     if teacher is not None:
@@ -172,10 +174,11 @@ def retrain(
             raise ConfigError(f"--teacher {teacher} and --set teacher={given['teacher']} are both given; keep one")
         given["teacher"] = teacher
     loaded = load_recipe(recipe, given)
-    written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices)
+    written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices, nodes=nodes)
     metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
     part = test_part(source, data)
-    typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f} on {part}")
+    if find_world(devices, nodes, adopts=True).first:
+        typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f} on {part}")
     return {"folder": written, "part": part, **metrics}
 
 

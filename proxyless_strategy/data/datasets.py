@@ -100,7 +100,7 @@ class ItemImages(Dataset):
     """
 
     source: Dataset
-    indices: Sequence[int]
+    indices: Sequence[int] | np.ndarray
     transform: Callable[[Any], torch.Tensor] | None = None
 
     @cached_property
@@ -131,7 +131,7 @@ class ItemImages(Dataset):
         return tuple(default_collate(items))
 
     def _read(self, index: int) -> tuple[torch.Tensor, int]:
-        where = self.indices[index]
+        where = int(self.indices[index])
         try:
             image, label = self.source[where]
         except ProxylessError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from hardware.reading import Unreadable, opened
 
+from .file_list import FileList
 from .images import ImageData
 
 SIZED_FILES = 10_000
@@ -131,14 +132,17 @@ class _Digest:
             self.add_text(type(value).__name__)
 
     def _add_files(self, value: Any, root: str) -> None:
-        if not isinstance(value, list | tuple) or id(value) in self._seen:
+        if not isinstance(value, list | tuple | FileList) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        paths, labels = _paths_and_labels(value)
-        names = [path.removeprefix(root) for path in paths]
-        self.add_text(*names, *labels)
-        self.add_text(*(self._mark(path, _size) for path in paths[:: max(1, -(-len(paths) // SIZED_FILES))]))
-        self.add_text(*(self._mark(path, file_mark) for path in paths[:: max(1, -(-len(paths) // CONTENT_FILES))]))
+        # One after the other: of a million the text alone takes half a GB.
+        for sample in value:
+            self.add_text(_path_of(sample).removeprefix(root))
+        for sample in value:
+            self.add_text(*(sample[1:] if isinstance(sample, tuple | list) else ()))
+        for most, mark in ((SIZED_FILES, _size), (CONTENT_FILES, file_mark)):
+            chosen = value[:: max(1, -(-len(value) // most))]
+            self.add_text(*(self._mark(_path_of(sample), mark) for sample in chosen))
 
     def _mark(self, path: str, mark: Callable[[str], Any]) -> Any:
         """What is known of a file: its size, or its size and content; of a replaced one what was known before."""
@@ -152,13 +156,9 @@ class _Digest:
         return found
 
 
-def _paths_and_labels(samples: Iterable[Any]) -> tuple[Sequence[str], list[Any]]:
-    paths, labels = [], []
-    for sample in samples:
-        path, *rest = sample if isinstance(sample, tuple | list) else (sample,)
-        paths.append(os.fspath(path) if isinstance(path, str | os.PathLike) else str(path))
-        labels += rest
-    return paths, labels
+def _path_of(sample: Any) -> str:
+    path = sample[0] if isinstance(sample, tuple | list) else sample
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else str(path)
 
 
 def file_mark(path: str) -> str:

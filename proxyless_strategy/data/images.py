@@ -19,6 +19,7 @@ from torchvision import transforms
 
 from hardware.errors import DataError
 
+from ..signals import last_through
 from .batches import EpochBatches
 from .datasets import ItemImages, MemoryPictures, TensorImages
 from .reading import Reader
@@ -168,6 +169,7 @@ class ImageData:
             # Starting to iterate draws a number for the workers, by default from the caller's global generator.
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=processes > 0,
+            worker_init_fn=last_through,
         )
 
     def pretrained_cfg(self) -> dict[str, Any]:

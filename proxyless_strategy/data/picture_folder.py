@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hardware.errors import DataError
 
+from .file_list import FileList
 from .reading import open_picture
 from .state import SETTLED_NS
 
@@ -27,7 +29,8 @@ SUFFIXES = (
 class ImageFolder(torchvision_datasets.ImageFolder):
     """torchvision's, of pictures in the modes that they have, without what is hidden and with links that turn back.
 
-    It has torchvision's name, by which runs of earlier versions know their data.
+    It has torchvision's name, by which runs of earlier versions know their data. `samples` are a `FileList`, and
+    `targets` an array.
 
     Attributes:
         others: How many files are no pictures by their names, by the ends of these.
@@ -41,6 +44,7 @@ class ImageFolder(torchvision_datasets.ImageFolder):
         self.changed = {root: os.stat(root).st_mtime_ns}
         try:
             super().__init__(root, loader=open_picture)
+            self.targets: Any = self.samples.labels
         except OSError as error:  # a folder that may not be listed
             if error.strerror is None:
                 raise
@@ -51,13 +55,17 @@ class ImageFolder(torchvision_datasets.ImageFolder):
         return classes, {name: number for number, name in enumerate(classes)}
 
     # torchvision calls it of the instance; there it is a static method.
-    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:
-        samples, empty = [], []
-        for name, number in class_to_idx.items():
-            found = [path for path in self._files(os.path.join(directory, name)) if self._is_picture(path)]
-            samples += [(path, number) for path in found]
-            if not found:
-                empty.append(name)
+    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], **_: Any) -> Any:
+        empty = []
+
+        def pairs() -> Iterator[tuple[str, int]]:
+            for name, number in class_to_idx.items():
+                found = [path for path in self._files(os.path.join(directory, name)) if self._is_picture(path)]
+                yield from ((path, number) for path in found)
+                if not found:
+                    empty.append(name)
+
+        samples = FileList(pairs())
         if empty:
             raise FileNotFoundError(
                 f"Found no valid file for the classes {', '.join(empty)}. Supported extensions are: "

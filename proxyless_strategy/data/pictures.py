@@ -120,9 +120,9 @@ def image_data(
         augmented = train_transform(config.augment, mean=mean, std=std, **geometry)
         plain = plain_transform(mean=mean, std=std, **geometry)
         parts = {
-            "weights": ItemImages(train, weights.tolist(), augmented),
-            "architecture": ItemImages(train, architecture.tolist(), plain),
-            "training": ItemImages(train, both.tolist(), augmented),
+            "weights": ItemImages(train, weights, augmented),
+            "architecture": ItemImages(train, architecture, plain),
+            "training": ItemImages(train, both, augmented),
             "test": ItemImages(test, range(len(test)), plain),
         }
     return ImageData(

@@ -13,6 +13,7 @@ import torch
 
 from .. import signals
 from ..checkpoints import write_checkpoint
+from ..strategy.together import Together
 
 
 class TrainingCheckpoints:
@@ -22,27 +23,47 @@ class TrainingCheckpoints:
         path: The newest checkpoint's file.
         minutes: Time between two checkpoints.
         state: Returns what is to be written.
-        alone: Whether one process trains. Several hear a signal, and see their clocks, at different updates.
+        writes: Whether this is the process that writes; all of them call all methods.
+        together: How several processes agree; None for one.
     """
 
-    def __init__(self, path: Path, *, minutes: float, state: Callable[[], dict[str, Any]], alone: bool):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        minutes: float,
+        state: Callable[[], dict[str, Any]],
+        writes: bool = True,
+        together: Together | None = None,
+    ):
         self.path = path
         self.minutes = minutes
         self.state = state
-        self.alone = alone
+        self.writes = writes
+        self.together = together
         self._written = time.monotonic()
 
     def write(self) -> None:
         """Write one now."""
-        write_checkpoint(self.path, self.state())
+        state = self.state()
+        if self.writes:
+            write_checkpoint(self.path, state)
         self._written = time.monotonic()
 
     def after_update(self) -> None:
         """Write one where it is time to, and end here where a signal has asked for it."""
-        if self.alone:
-            signals.leave_if_asked(self.write)
-            if time.monotonic() - self._written >= 60 * self.minutes:
-                self.write()
+        due = time.monotonic() - self._written >= 60 * self.minutes
+        if self.together is not None:
+            due = self.together.save(due)
+        signals.leave_if_asked(self.write)
+        if due:
+            self.write()
+
+    def leave_if_asked(self) -> None:
+        """End here, where one has just been written, if a signal has asked any process for it."""
+        if self.together is not None:
+            self.together.save(False, now=True)
+        signals.leave_if_asked()
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

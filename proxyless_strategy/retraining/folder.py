@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -38,8 +37,10 @@ from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
 from ..owner import owned
 from ..progress import Phase, Told
-from ..strategy.loopback import join, stay_on_loopback
+from ..strategy.loopback import join
+from ..strategy.meeting import first_before_others, met
 from ..strategy.processes import lost_process_named
+from ..world import World, current, entered, find_world, is_first
 from .recipe import Recipe
 from .setup import check_training
 from .teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
@@ -59,6 +60,7 @@ def retrain(
     out: Path,
     source: str = "imagefolder",
     devices: int = 1,
+    nodes: int = 1,
 ) -> Path:
     """Train the network of an export folder, from fresh weights or from its own; a run that was killed continues.
 
@@ -69,8 +71,9 @@ def retrain(
             a classifier of other classes; else they are not read.
         out: Gets `retrain.ckpt` after each epoch, and at the end the export folder `model`.
         source: `data.name` of a search: imagefolder (ROOT/train/CLASS/*, ROOT/val/CLASS/*), torchvision:CLASS, ...
-        devices: Processes, each with its share of every batch: one GPU each, or the CPU. Under torchrun its own
-            processes are used.
+        devices: Processes on each host, each with its share of every batch: one GPU each, or the CPU. Where it is 1,
+            as many as torchrun has started.
+        nodes: Hosts; several need a launcher that starts the processes, torchrun or srun.
 
     Returns:
         The new export folder. Further processes return it too, once it is written.
@@ -92,17 +95,25 @@ def retrain(
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
-    if devices > 1 and "RANK" in os.environ:
-        raise ConfigError(f"devices = {devices} within torchrun's processes; leave it out, torchrun starts them")
+    world = find_world(devices, nodes, names=("devices", "nodes"), adopts=True)
     arguments = (folder, data, recipe, out, source)
-    if os.environ.get("RANK", "0") == "0":
+    if world.first:
         say_if_busy()
-    if devices == 1:
-        with lost_process_named(), ExitStack() as owning, _group():
-            return _run(*arguments, owning=owning)
+    if world.launcher != "here":
+        cuda = torch.cuda.is_available()
+        with lost_process_named(), ExitStack() as owning, entered(world), met(world, cuda=cuda) as meeting:
+            if world.launched and world.first:
+                print(world.sentence(), flush=True)
+            written = _run(*arguments, owning=owning)
+            if meeting is not None:
+                # Nobody leaves before the first process has tested and exported.
+                meeting.wait()
+            return written
     available = torch.cuda.device_count()
     if available and devices > available:
         raise ConfigError(f"devices = {devices}, but this machine has {available} GPUs; give at most {available}")
+    if world.note is not None:
+        notice(world.sentence())
     # torch passes on a dead process's traceback as text; the exception itself comes through this queue.
     refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
@@ -141,10 +152,9 @@ def free_port() -> int:
 
 
 def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple[Any, ...]) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    world = World(devices, rank, devices, rank, launcher="here", port=port)
     try:
-        with lost_process_named(), ExitStack() as owning, _group(port=port):
+        with lost_process_named(), ExitStack() as owning, entered(world), _group(world):
             _run(*arguments, owning=owning)
     except ProxylessError as error:
         refusals.put((type(error), str(error)))
@@ -152,22 +162,13 @@ def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple
 
 
 @contextmanager
-def _group(*, port: int | None = None) -> Iterator[None]:
-    """Join the process group of torchrun or, at a port of this machine, of `_process`; one process has none."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        yield
-        return
+def _group(world: World) -> Iterator[None]:
+    """Join the processes that the first one has started on this machine."""
+    assert world.port is not None
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "nccl" if cuda else "gloo"
-    if port is not None:
-        join(backend, rank=int(os.environ["RANK"]), world_size=world_size, port=port)
-    else:
-        if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
-            stay_on_loopback()
-        torch.distributed.init_process_group(backend)
+        torch.cuda.set_device(world.local_rank)
+    join("nccl" if cuda else "gloo", rank=world.rank, world_size=world.size, port=world.port)
     try:
         yield
         # Nobody leaves before the first process has tested and exported.
@@ -244,7 +245,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
         arguments.pop(name, None)
     arguments |= {"num_classes": images.num_classes, "in_chans": images.channels}
     drop: dict[str, Any] = {"drop_rate": recipe.dropout, "drop_path_rate": recipe.drop_path}
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
 
     keeps_head = not other_classes(config, images)
     if first and recipe.weights == INHERITED:
@@ -267,9 +268,10 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
             ) from error
 
     teacher = None if recipe.teacher in (None, NO_TEACHER) else load_teacher(str(recipe.teacher), images)
-    check_training(images, recipe.settings, seed=recipe.seed, replicas=int(os.environ.get("WORLD_SIZE", "1")))
-    if first:
-        owning.enter_context(owned(out))
+    check_training(images, recipe.settings, seed=recipe.seed, replicas=current().size)
+    with first_before_others("ownership"):
+        if first:
+            owning.enter_context(owned(out))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     threads = retraining_threads(
         recipe.settings, out, build, images, begun=(out / CHECKPOINT).exists(), names=("workers", "threads")

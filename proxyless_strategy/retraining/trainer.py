@@ -28,8 +28,11 @@ from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..seeds import seeded
+from ..strategy.meeting import check_alike
 from ..strategy.nonfinite import blame, is_finite, largest
+from ..strategy.together import Together, gathered
 from ..threads import Threads, crowded, settle, training_step
+from ..world import current
 from .checkpoints import TrainingCheckpoints, random_state, set_random_state
 from .evaluation import Evaluation, evaluate
 from .setup import make_optimizer, make_scheduler, training_loader, training_part
@@ -38,6 +41,7 @@ from .teacher import check_teacher, distilled, teacher_digest
 
 FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
+_OTHER_PROCESSES = "{} is of {} processes and goes on with {}: an update has the same images, with other random numbers"
 TEST_BATCH = 256
 _SINCE = {"layer_decay": None, "early_stopping": None, "starting_weights": None, "teacher_network": None}
 """How trainings were whose checkpoints do not say so: older versions knew none of it."""
@@ -86,9 +90,9 @@ def train(
     was the best.
 
     Every epoch is a function of (seed, epoch) and of the state at its start. So a run that was killed continues from
-    its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. One process also
-    writes checkpoints within an epoch, every `settings.checkpoint_every` minutes and when a signal ends it: with the
-    random numbers of that update. The random numbers of the caller stay as they are.
+    its checkpoint as if it had not stopped; on a CPU with the same number of threads, bit for bit. Checkpoints are
+    written within an epoch too, every `settings.checkpoint_every` minutes and when a signal ends it: with the random
+    numbers of that update. The random numbers of the caller stay as they are.
 
     Within a process group (torchrun, or `retraining.folder.retrain` with several devices) each process trains on its
     share of every batch; batch norms count their own share. The first process writes the checkpoint and tests.
@@ -129,10 +133,16 @@ def train(
             raise ConfigError("the teacher is a part of the network that it would teach; give a copy")
     training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {}, teacher=teacher)
     begun = checkpoint is not None and training.resume(checkpoint)
-    alone, saved = training.replicas == 1, None
-    if checkpoint is not None and training.rank == 0:
-        minutes = settings.checkpoint_every
-        saved = TrainingCheckpoints(checkpoint, minutes=minutes, state=training.state, alone=alone)
+    check_alike("retraining", {**training.identity, "epoch": training.epoch, "step": training.step})
+    saved = None
+    if checkpoint is not None:
+        saved = TrainingCheckpoints(
+            checkpoint,
+            minutes=settings.checkpoint_every,
+            state=training.state,
+            writes=training.rank == 0,
+            together=Together(where) if training.replicas > 1 else None,
+        )
         if not begun:
             # Before the first epoch: a path that cannot be written shows now, and not after hours.
             saved.write()
@@ -147,8 +157,7 @@ def train(
         moved()
 
     # An update that a signal cuts in two cannot be gone on with.
-    holding = alone and saved is not None
-    with signals.held() if holding else nullcontext():
+    with nullcontext() if saved is None else signals.held():
         while not training.over:
             moved()
             report = training.run_epoch(after_update)
@@ -156,8 +165,8 @@ def train(
                 saved.write()
             if on_epoch is not None and training.rank == 0:
                 on_epoch(report)
-            if holding:
-                signals.leave_if_asked()
+            if saved is not None:
+                saved.leave_if_asked()
     if checkpoint is not None and training.rank == 0:
         previous_checkpoint(checkpoint).unlink(missing_ok=True)
     best_epoch = None
@@ -200,6 +209,7 @@ def retraining_threads(
         names: Of the settings of the processes that read images and of the threads.
     """
     rank, replicas = _place()
+    here = current().local_size if current().size == replicas else replicas
     on_gpu = torch.cuda.is_available()
 
     def step() -> Callable[[], None]:
@@ -219,21 +229,21 @@ def retraining_threads(
         settings.threads,
         step=step,
         begun=begun,
-        processes=replicas,
+        processes=here,
         on_gpu=on_gpu,
         first=rank == 0,
     )
     if rank == 0:
         print(f"retraining on {threads.sentence()}", flush=True)
         workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
-        told = crowded(workers, threads, settings=names, processes=replicas, on_gpu=on_gpu)
+        told = crowded(workers, threads, settings=names, processes=here, on_gpu=on_gpu)
         if told:
             print(told, file=sys.stderr, flush=True)
     return threads
 
 
 class _Training:
-    """Everything that changes during a training, saved after each epoch and, in one process, within it."""
+    """Everything that changes during a training, saved after each epoch and within it."""
 
     def __init__(
         self,
@@ -415,12 +425,7 @@ class _Training:
         place: dict[str, Any] = {"epoch": self.epoch}
         if self.step:
             # Under another name: versions that know only whole epochs refuse the file, and do not begin the epoch anew.
-            place = {
-                "epoch_under_way": self.epoch,
-                "step": self.step,
-                "sums": self.sums,
-                "random": random_state(self.device),
-            }
+            place = {"epoch_under_way": self.epoch, "step": self.step, **self._of_all()}
         return {
             "identity": self.identity,
             **place,
@@ -431,6 +436,15 @@ class _Training:
             "scaler": self.scaler.state_dict(),
             **({} if self.stopping is None else {"stopping": self.stopping.state_dict()}),
         }
+
+    def _of_all(self) -> dict[str, Any]:
+        """Return what each process has of its own: the sums of its images, and its random numbers."""
+        random = random_state(self.device)
+        if self.replicas == 1:
+            return {"sums": self.sums, "random": random}
+        found = gathered((self.sums, random), self.device)
+        sums = [sum(values) for values in zip(*(sums for sums, _ in found), strict=True)]
+        return {"sums": sums, "random_of_each": [random for _, random in found]}
 
     def resume(self, path: Path) -> bool:
         """Continue from a checkpoint; False where there is none."""
@@ -473,8 +487,13 @@ class _Training:
             raise CheckpointError(f"the checkpoint {path}: {why(error)}; delete it to start anew") from error
         self.seconds = state["seconds"]
         self.epoch = state["epoch_under_way"] if "step" in state else state["epoch"]
-        self.step, self.sums = state.get("step", 0), state.get("sums", self.sums)
-        self._random = state.get("random")
+        self.step = state.get("step", 0)
+        self.sums = state.get("sums", self.sums) if first else self.sums  # they are of all processes
+        if self.step:
+            each = state.get("random_of_each", [state.get("random")])
+            self._random = each[self.rank] if len(each) == self.replicas else None
+            if self._random is None and first:
+                print(_OTHER_PROCESSES.format(path, len(each), self.replicas), flush=True)
         return True
 
 
@@ -485,7 +504,8 @@ def _why_not(state: Any) -> str | None:
     found = state["identity"].get("format")
     if found != FORMAT:
         return f"it was written by another version of this project: format {shown(found)}, where this one has {FORMAT}"
-    place = ("epoch_under_way", "sums", "random") if "step" in state else ("epoch",)
+    random = "random_of_each" if "random_of_each" in state else "random"
+    place = ("epoch_under_way", "sums", random) if "step" in state else ("epoch",)
     stopping = ("stopping",) if state["identity"].get("early_stopping") is not None else ()
     names = (*place, "seconds", "model", "ema", "optimizer", "scaler", *stopping)
     missing = [name for name in names if name not in state]

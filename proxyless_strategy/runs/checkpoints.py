@@ -29,6 +29,8 @@ from ..checkpoints import (
 from ..config import TARGETS, Change, SearchConfig
 from ..data.digest import data_digest
 from ..layout import SEARCH_CHECKPOINT
+from ..strategy.together import Together
+from ..world import current
 from .prepare import Prepared
 
 FORMAT = "proxyless-search/1"
@@ -37,8 +39,6 @@ WHAT = "a search"
 _SEARCH_KEY = "proxyless_strategy"  # of `SearchModule`
 _RUN_KEY = "proxyless_strategy_run"
 _LIBRARIES = ("proxyless-strategy", "torch", "pytorch-lightning", "nni", "timm", "numpy")
-_LOOK_EVERY = 10
-"""With several processes the clock is looked at once in so many batches, as all must hear what the first one saw."""
 
 
 # ---- what a checkpoint belongs to ------------------------------------------------------------------------------
@@ -48,7 +48,8 @@ def search_identity(prepared: Prepared) -> dict[str, Any]:
     """Return what tells one search from another, in plain values that are short enough for an error message."""
     config = prepared.config
     settings = config.model_dump(mode="json", include={"search", "objective", "objective_options", "input_size"})
-    for name in ("checkpoint_every", "resume_anyway"):
+    # On another number of processes a step has the same images.
+    for name in ("checkpoint_every", "resume_anyway", "devices", "nodes"):
         settings["search"].pop(name)
     return {
         "rule": config.rule,
@@ -92,6 +93,10 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any], *parents: str)
         else:
             found[".".join((*parents, name)).removeprefix("settings.")] = (there[name], value)
     return found
+
+
+def _where(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"epoch": state["epoch"], "step": state["global_step"]}
 
 
 def _versions() -> dict[str, str]:
@@ -149,6 +154,7 @@ class SearchCheckpoints(Checkpoint):
     Attributes:
         files: Writes and reads for Lightning.
         latest: The checkpoint that `resume` found; None where there was none.
+        place: Epoch and step of that checkpoint.
         groups: Groups of parameters with a rate of their own in that checkpoint; None where there was none.
         resumed_with: What was another thing when this search was continued, once for each time and thing.
     """
@@ -159,6 +165,7 @@ class SearchCheckpoints(Checkpoint):
         self.identity = dict(identity)
         self.files: CheckpointIO = _Files()
         self.latest: Path | None = None
+        self.place = (0, 0)
         self.groups: int | None = None
         self.resumed_with: list[dict[str, Any]] = []
         self._written = time.monotonic()
@@ -167,6 +174,7 @@ class SearchCheckpoints(Checkpoint):
         self._exact: dict[str, torch.Tensor] = {}
         self._within_epoch = False
         self._hold: ExitStack | None = None
+        self._together: Together | None = None
 
     # ---- continuing --------------------------------------------------------------------------------------------
 
@@ -195,6 +203,15 @@ class SearchCheckpoints(Checkpoint):
         else:
             self.resumed_with = list(run["resumed_with"])
             sentences += self._accept(latest.path, latest.state, anyway)
+        self.place = (int(latest.state["epoch"]), int(latest.state["global_step"]))
+        before, here = (run or {}).get("processes"), current().size
+        if before not in (None, here):
+            self.resumed_with.append({"changed": "processes", "from": before, "to": here, **_where(latest.state)})
+            sentences.append(
+                f"{latest.path} is of {before} process{'es' * (before > 1)} and goes on with {here}: each step has the "
+                "same images, but they are augmented by other random numbers and batch norms see other shares of them, "
+                "so that the result is not bit for bit that of a search that was never stopped"
+            )
         if first and sentences:
             print("\n".join(sentences), flush=True)
         self.latest = latest.path
@@ -210,9 +227,8 @@ class SearchCheckpoints(Checkpoint):
             if all(name in get_args(Change) for name in refused):
                 remedy += f", or go on with search.resume_anyway=[{','.join([*anyway, *refused])}]"
             raise CheckpointError(f"{path} is of another search ({named}); {remedy}")
-        step = {"epoch": state["epoch"], "step": state["global_step"]}
         self.resumed_with += [
-            {"changed": name, "from": there, "to": here, **step} for name, (there, here) in differing.items()
+            {"changed": name, "from": there, "to": here, **_where(state)} for name, (there, here) in differing.items()
         ]
         return [
             f"{path} is continued with another {name} ({there} there, {here} here), as search.resume_anyway says"
@@ -235,13 +251,14 @@ class SearchCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._written = time.monotonic()
+        self._together = Together(trainer.strategy.root_device) if trainer.world_size > 1 else None
         # The last values of metrics that are logged now and then (E[LAT], entropy) stand until the next ones come.
         trainer.callback_metrics.update(self._metrics)
         self._metrics = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        # A step that a signal cuts in two cannot be gone on with. Several processes hear it at different steps.
-        if trainer.world_size == 1 and self._hold is None:
+        # A step that a signal cuts in two cannot be gone on with.
+        if self._hold is None:
             self._hold = ExitStack()
             self._hold.enter_context(signals.held())
 
@@ -250,16 +267,19 @@ class SearchCheckpoints(Checkpoint):
         # After the last batch comes the epoch's own checkpoint.
         if trainer.is_last_batch:
             return
-        if trainer.world_size == 1:
-            signals.leave_if_asked(lambda: self._save_within_epoch(trainer))
-        if self._due(trainer):
+        due = self._due()
+        if self._together is not None:
+            due = self._together.save(due)
+        signals.leave_if_asked(lambda: self._save_within_epoch(trainer))
+        if due:
             self._save_within_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._sums = {}
         self.save(trainer)
-        if trainer.world_size == 1:
-            signals.leave_if_asked()
+        if self._together is not None:
+            self._together.save(False, now=True)
+        signals.leave_if_asked()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         # Finalists are compared next, which takes long and has nothing to save.
@@ -285,17 +305,15 @@ class SearchCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.path)
         self._written = time.monotonic()
 
-    def _due(self, trainer: Any) -> bool:
-        due = time.monotonic() - self._written >= 60 * self.minutes
-        if trainer.world_size == 1:
-            return due
-        return trainer.global_step % _LOOK_EVERY == 0 and bool(trainer.strategy.broadcast(due))
+    def _due(self) -> bool:
+        return time.monotonic() - self._written >= 60 * self.minutes
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[_RUN_KEY] = {
             "format": FORMAT,
             "identity": self.identity,
             "resumed_with": self.resumed_with,
+            "processes": trainer.world_size,
             "versions": _versions(),
             "sums": self._epoch_sums(trainer) if self._within_epoch else {},
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from ..config import SearchConfig, SearchSettings
 from ..data.images import ImageData
+from ..world import current
 from .checkpoints import SearchCheckpoints
 from .layer_rates import layer_scales
+from .placement import placed
 
 
 def image_evaluator(
@@ -30,13 +32,14 @@ def image_evaluator(
         decay: See `layer_rates.layer_decay`.
     """
     settings = config.search
+    places = placed(current())
     trainer = Trainer(
         max_epochs=settings.warmup_epochs + settings.epochs,
         accelerator=settings.accelerator,
-        devices=settings.devices,
         precision=settings.precision,
         callbacks=[log, checkpoints],
-        plugins=[checkpoints.files],
+        plugins=[checkpoints.files, *places.pop("plugins")],
+        **places,
         logger=False,
         enable_progress_bar=False,  # of an epoch; `progress.Told` shows the whole run
         enable_model_summary=False,

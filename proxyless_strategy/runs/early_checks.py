@@ -20,6 +20,7 @@ from ..retraining.setup import check_training
 from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
+from ..world import planned
 from .layer_rates import layer_decay
 from .logs import check_loggers
 from .retrained import starting_weights, teacher_of
@@ -37,6 +38,7 @@ def check_trainer(config: SearchConfig) -> None:
     check_loggers(config.loggers)
     from pytorch_lightning import Trainer
 
+    from .placement import placed
     from .quiet import quiet_lightning
 
     settings = config.search
@@ -45,12 +47,12 @@ def check_trainer(config: SearchConfig) -> None:
             warnings.simplefilter("ignore")  # the search's own trainer says it again
             Trainer(
                 accelerator=settings.accelerator,
-                devices=settings.devices,
                 precision=settings.precision,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
+                **placed(planned(settings.devices, settings.nodes)),
             )
     except Exception as error:
         raise ConfigError(
@@ -99,7 +101,7 @@ def check_plan(config: SearchConfig, data: ImageData) -> list[SearchWarning]:
         return []
     try:
         loader = data.loader(
-            "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.devices, workers=0
+            "weights", batch_size=settings.process_batch_size, drop_last=True, replicas=settings.processes, workers=0
         )
     except DataError as error:
         raise DataError(f"search.batch_size = {settings.batch_size}: {error}") from error

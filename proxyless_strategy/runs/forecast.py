@@ -121,7 +121,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
     with isolated_seed(0):
         loader_images = loader_rate(data, batch)
         step, place = _step_cost(config, space, costs.random_choices(SUBNETS, seed=1), data)
-    per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.devices))
+    per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.processes))
     steps = schedule(per_epoch, settings, config.update_rule)
     per_image = max(step.seconds, 1 / loader_images)
     architecture = GRADIENT_STEP * step.seconds
@@ -193,10 +193,10 @@ def _step_cost(
     device = torch.device("cuda" if on_gpu else "cpu")
     images = settings.process_batch_size
     if on_gpu:
-        place = f"{settings.devices} x {torch.cuda.get_device_name()}"
+        place = f"{settings.processes} x {torch.cuda.get_device_name()}"
     else:
         images = max(2, min(images, TIMED_PIXELS // config.input_size**2))
-        place = f"{settings.devices} x {torch.get_num_threads()} CPU threads (less on a GPU)"
+        place = f"{settings.processes} x {torch.get_num_threads()} CPU threads (less on a GPU)"
     x = torch.randn(images, data.channels, config.input_size, config.input_size, device=device)
     y = torch.arange(images, device=device) % data.num_classes
     measured = [step_cost(space, choices, x, y, num_classes=data.num_classes, settings=settings) for choices in nets]

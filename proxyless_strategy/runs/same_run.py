@@ -18,8 +18,9 @@ from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE, SUPERNET_FILE
 Differences = dict[str, tuple[Any, Any]]
 """The value there and the value here, by dotted key."""
 
-NEVER = ("data.workers",)
-"""Settings that no result depends on: what a loader gives is the same for any number of workers."""
+NEVER = ("data.workers", "search.devices", "search.nodes")
+"""Settings that may be others: what a loader gives is the same for any number of workers, and a step's images are the
+same on any number of processes."""
 ANYWAY: dict[Change, tuple[str, ...]] = {"table": ("hardware",), "data": ("data",), "target": TARGETS}
 """The settings that `search.resume_anyway` lets be others."""
 DEPLOYED = tuple(f"hardware.{name}" for name in ("backend", "dtype", "options", "threads", "batch", "device", "name"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from ..layout import MODEL, ONNX_FILE
 from ..owner import Start
 from ..progress import Told
 from ..seeds import isolated_seed
-from ..strategy.processes import end_processes, is_first_process, launched, lost_process_named
+from ..strategy.meeting import check_alike, first_before_others, met, part
+from ..strategy.processes import end_processes, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
+from ..world import entered, find_world, is_first
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
 from .ended import finished_result
@@ -58,8 +61,9 @@ OnEpoch = Callable[[dict[str, Any]], None]
 def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> SearchResult:
     """Search, derive, retrain, export and measure.
 
-    With `search.devices` above 1 Lightning starts the calling script once more for each further process. Those take
-    part in the search and then end here: only the first process retrains, exports and measures.
+    With `search.devices` above 1 Lightning starts the calling script once more for each further process, unless a
+    launcher (torchrun, srun) has started them: see `proxyless_strategy.world`. They take part in the search and then
+    end here: only the first process retrains, exports and measures.
 
     Args:
         config: What to search.
@@ -73,18 +77,29 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         raise ConfigError("the section shrink is for `proxyless shrink` alone; remove it, or search without a sweep")
     began = time.monotonic()
     _refuse_second_launch(config)
-    first = is_first_process()
-    if (ended := finished_result(config)) is not None:
-        if first:
-            print(f"{config.out} holds this search, which has ended: nothing is done; for another, choose another out")
-        return ended
-    report = on_epoch or (lambda metrics: None)
+    world = find_world(config.search.devices, config.search.nodes)
+    if world.launched and config.rule == "sensitivity":
+        raise ConfigError(
+            f"rule sensitivity works in one process, but {world.launcher} has started {world.size}; start one, and set "
+            "search.devices and search.nodes to 1"
+        )
+    with entered(world):
+        if (ended := finished_result(config)) is not None:
+            if world.first:
+                print(
+                    f"{config.out} holds this search, which has ended: nothing is done; for another, choose another out"
+                )
+            return ended
+        if world.launched and world.first:
+            print(world.sentence(), flush=True)
+        with lost_process_named(), met(world, cuda=trains_on_gpu(config.search)):
+            return _run(config, on_epoch or (lambda metrics: None), began)
+
+
+def _run(config: SearchConfig, report: OnEpoch, began: float) -> SearchResult:
+    first = is_first()
     if first:
         say_if_busy()
-    prepared = prepare(config, quiet=not first)
-    prepared = replace(prepared, data=as_begun(prepared.data, config.out))
-    told = Told(unit=prepared.cost.unit, target=prepared.target, shown=first)
-    logs = Logs(config, shown=first)
     found: dict[str, Any] = {"searched": None, "checkpoints": None}
 
     def look() -> None:
@@ -95,12 +110,25 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         # A checkpoint that cannot be continued is refused here: a refused start leaves `out` as it was.
         found["checkpoints"] = None if found["searched"] else find_checkpoints(prepared, first=first)
 
-    if not first:
-        look()
-        with lost_process_named(), noting_unreadable(config.out, prepared.data):
-            return _finished(prepared, report, Start(config.out, {}), told, logs, **found)
+    # The table is measured by the first process, on its host; the others read it.
+    with first_before_others("preparation"):
+        prepared = prepare(config, quiet=not first)
+        prepared = replace(prepared, data=as_begun(prepared.data, config.out))
+    told = Told(unit=prepared.cost.unit, target=prepared.target, shown=first)
+    logs = Logs(config, shown=first)
     noting = noting_unreadable(config.out, prepared.data)
-    with claim_out(prepared, look=look, began=began) as start, lost_process_named(), noting, told:
+    if not first:
+        with first_before_others("checkpoint"):
+            look()
+        _check_alike(prepared, **found)
+        with noting:
+            return _finished(prepared, report, Start(config.out, {}), told, logs, **found)
+    with ExitStack() as stack:
+        with first_before_others("checkpoint"):
+            start = stack.enter_context(claim_out(prepared, look=look, began=began))
+        stack.enter_context(noting)
+        stack.enter_context(told)
+        _check_alike(prepared, **found)
 
         def noted(metrics: dict[str, Any]) -> None:
             start.note()
@@ -109,6 +137,22 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
             report(metrics)
 
         return _finished(prepared, noted, start, told, logs, **found)
+
+
+def _check_alike(
+    prepared: Prepared, searched: tuple[Subnet, dict[str, Any]] | None, checkpoints: SearchCheckpoints | None
+) -> None:
+    """Refuse processes on several hosts that have other data, another table or another checkpoint than the first."""
+    found: dict[str, Any] = {"searched": searched is not None}
+    if checkpoints is not None:
+        place = "none" if checkpoints.latest is None else " ".join(map(str, checkpoints.place))
+        found |= {**checkpoints.identity, "checkpoint": place}
+    check_alike("search", found)
+    if searched is not None:
+        # What is left to do is the first one's alone.
+        part()
+        if not is_first():
+            raise SystemExit(0)
 
 
 def _finished(
@@ -182,7 +226,7 @@ def _finished(
 def _refuse_second_launch(config: SearchConfig) -> None:
     # Lightning starts further processes by running the script again. They would take part in the script's first search,
     # while this one waits for them in its second.
-    if config.search.devices > 1 and launched():
+    if config.search.processes > 1 and launched():
         raise ConfigError(
             f"search.devices = {config.search.devices}, but this script has already run a search on several processes; "
             "run each of them in a script of its own"
@@ -228,7 +272,7 @@ def search_supernet(
     checkpoints = checkpoints or find_checkpoints(prepared)
     begun = checkpoints.latest is not None
     threads = _search_threads(prepared, begun=begun)
-    with threads.used():
+    with threads.used(), first_before_others("start"):
         start = sensitivity_start(prepared, begun=begun)
     strategy = ProxylessStrategy(
         rule=config.update_rule,
@@ -261,7 +305,7 @@ def search_supernet(
     places = Places(told, warmup_epochs=settings.warmup_epochs)
     evaluator.trainer.callbacks[:0] = [OwnSignals(), places, *([logs] if logs else [])]
     with threads.used():
-        if is_first_process():
+        if is_first():
             predicted = forecast(config, prepared.space, prepared.costs, data)
             print(f"{predicted.sentence()}; {threads.sentence()}", flush=True)
             told.plan(phases(config, predicted), afterwards=EXPORT_SECONDS)
@@ -286,7 +330,7 @@ def search_supernet(
 def _search_threads(prepared: Prepared, *, begun: bool) -> Threads:
     """Decide on the threads of the search, and of the retraining where they are tried: its steps are of the kind."""
     config, settings, data = prepared.config, prepared.config.search, prepared.data
-    first = is_first_process()
+    first = is_first()
 
     def step() -> Any:
         subnet = Subnet(prepared.space, dict(prepared.costs.random_choices(1, seed=1)[0]))

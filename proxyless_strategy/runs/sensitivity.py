@@ -28,12 +28,12 @@ from ..data.images import ImageData, Part
 from ..layout import SENSITIVITY_FILE
 from ..seeds import isolated_seed, mix_seed
 from ..strategy.derivation import Derived, Deriver
-from ..strategy.processes import is_first_process
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.recalibration import recalibrate
 from ..strategy.sensitivity import STREAM, Sensitivity, fit_classifier, measure
 from ..strategy.supernet.frozen import one_path_copy
 from ..strategy.verdict import sentences, target_warnings
+from ..world import is_first
 from .checkpoints import search_identity
 from .forecast import trains_on_gpu
 from .network import network_record
@@ -300,7 +300,7 @@ def sensitivity_start(prepared: Prepared, *, begun: bool) -> SensitivityStart | 
         return None
     path = config.out / SENSITIVITY_FILE
     table = None
-    if is_there(path) and (begun or not is_first_process()):
+    if is_there(path) and (begun or not is_first()):
         table = read_sensitivity(path)[0]
         if {edge.label: edge.candidates for edge in table.edges} != prepared.space.candidates():
             raise ConfigError(f"{path} is of another space than {prepared.space.name}; {FILE.remedy}")

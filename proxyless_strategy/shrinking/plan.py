@@ -80,11 +80,12 @@ def check_shrink(config: SearchConfig) -> None:
             "retrain = null leaves the subnet as the search left it, which is no match for a fine-tuned original; "
             "remove it"
         )
-    if config.search.devices > 1:
-        raise ConfigError(
-            f"search.devices = {config.search.devices}, but a shrinking works in one process; remove it, or run "
-            "`proxyless search` without the section shrink"
-        )
+    for name in ("devices", "nodes"):
+        if getattr(config.search, name) > 1:
+            raise ConfigError(
+                f"search.{name} = {getattr(config.search, name)}, but a shrinking works in one process; remove it, or "
+                "run `proxyless search` without the section shrink"
+            )
 
 
 def read_model(config: SearchConfig) -> Model:

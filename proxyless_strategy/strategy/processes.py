@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from hardware.errors import TrainingError
 from hardware.reading import cut
 
 from .loopback import join, stay_on_loopback
+from .meeting import part
 
 BUFFERS_OPTION = next(
     name
@@ -90,10 +91,11 @@ def _on_loopback(strategy: DDPStrategy, setup: Callable[[], None]) -> Callable[[
 
     def setup_distributed() -> None:
         stay_on_loopback()
+        assert strategy.cluster_environment is not None
         # torchrun has processes meet at a store of its own
-        if not torch.distributed.is_initialized() and not torch.distributed.is_torchelastic_launched():
+        elastic = isinstance(strategy.cluster_environment, TorchElasticEnvironment)
+        if not torch.distributed.is_initialized() and not elastic:
             strategy.set_world_ranks()
-            assert strategy.cluster_environment is not None
             backend, device = strategy._get_process_group_backend(), strategy.root_device
             join(
                 backend,
@@ -132,11 +134,6 @@ def averaged(value: Tensor, trainer: Any) -> Tensor:
     return (shared / trainer.world_size).to(value.device)
 
 
-def is_first_process() -> bool:
-    """Return whether this is the process that a user started, and not one that joined its search."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
 def launched() -> bool:
     """Return whether this process has already run a search on several processes."""
     return _ended
@@ -152,6 +149,7 @@ def end_processes(strategy: Any) -> None:
     if not isinstance(strategy, DDPStrategy):
         return
     _ended = True
+    part()
     # Should one end earlier, the others would fail in what they still have to say to it.
     strategy.barrier()
     torch.distributed.destroy_process_group()

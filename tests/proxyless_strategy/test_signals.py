@@ -209,6 +209,39 @@ with signals.stopped_in_order():
     assert ends(process) == (0, "")
 
 
+def test_a_data_worker_outlives_the_first_signal_that_all_of_a_job_get(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = start("""
+with signals.stopped_in_order():
+    worker = os.fork()
+    if not worker:
+        signals.last_through(0)
+        while True:
+            time.sleep(1)
+    time.sleep(0.5)
+    os.kill(worker, signal.SIGUSR1)
+    time.sleep(0.5)
+    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+    print('ready')
+""")
+    assert ends(process) == (0, "")
+
+
+def test_another_process_of_the_run_may_ask_for_the_stop(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("""
+print('ready')
+with signals.stopped_in_order(), signals.held():
+    assert signals.asked() == 0
+    signals.ask(signal.SIGUSR1)
+    assert signals.asked() == signal.SIGUSR1
+    signals.leave_if_asked(lambda: print('saved'))
+""")
+    assert ends(process) == (138, "SIGUSR1: stopped; repeat the command to continue\n")
+
+
 def test_a_thread_leaves_the_signals_to_the_main_one(start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start("""
 import threading

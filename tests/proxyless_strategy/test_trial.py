@@ -23,6 +23,7 @@ from proxyless_strategy.runs import reporting
 from proxyless_strategy.runs.trials import read_trials
 from proxyless_strategy.trial import PARAMETERS_VARIABLE, main, run_trial
 from search_spaces.nni_import import FALSE_ALARMS
+from tests.proxyless_strategy.environments import torchrun
 
 
 class Nni:
@@ -160,7 +161,8 @@ def test_a_rank_that_its_launcher_did_not_start_is_refused(
     search: Any, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = as_trial(monkeypatch, {})
-    monkeypatch.setenv("RANK", "1")
+    for name, value in torchrun(1).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ExperimentError, match=r"rank 1 of trial abcde .* search\.devices"):
         run_trial(config)
     assert side.asked == 0

@@ -42,7 +42,19 @@ def test_a_line_for_each_thing_and_status_0_where_nothing_is_bad(capsys: pytest.
     assert status == int(bool(bad))
     assert values["ok"] == (not bad)
     looked = {finding["about"] for finding in values["findings"]}
-    assert looked == {"python", "packages", "nni", "port", "gpu", "threads", "load", "disk", "cache", "tables"}
+    assert looked == {
+        "python",
+        "packages",
+        "nni",
+        "port",
+        "gpu",
+        "threads",
+        "load",
+        "disk",
+        "cache",
+        "tables",
+        "launcher",
+    }
     assert all(finding["remedy"] for finding in values["findings"] if finding["state"] != "ok")
 
 

@@ -27,7 +27,8 @@ def test_it_lists_what_torchvision_lists(tmp_path: Path) -> None:
     for name in ("0.png", "X.JPG", "10.png", "é.png"):
         shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "train" / "b" / "deeper" / name)
     ours, theirs = (kind(str(tmp_path / "train")) for kind in (ImageFolder, torchvision_datasets.ImageFolder))
-    assert (ours.samples, ours.targets, ours.class_to_idx) == (theirs.samples, theirs.targets, theirs.class_to_idx)
+    assert (list(ours.samples), list(ours.targets)) == (theirs.samples, theirs.targets)
+    assert ours.class_to_idx == theirs.class_to_idx
     assert type(ours).__name__ == type(theirs).__name__, "else runs of earlier versions would not know their data"
 
 

@@ -112,8 +112,8 @@ def test_checkpoints_are_written_by_the_clock(tmp_path: Path, monkeypatch: pytes
     now, written = [0.0], []
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoints, "write_checkpoint", lambda path, state: written.append(now[0]))
-    for alone, times in ((True, [150, 300, 450]), (False, [])):
-        saved = checkpoints.TrainingCheckpoints(tmp_path / "a.ckpt", minutes=2, state=dict, alone=alone)
+    for writes, times in ((True, [150, 300, 450]), (False, [])):
+        saved = checkpoints.TrainingCheckpoints(tmp_path / "a.ckpt", minutes=2, state=dict, writes=writes)
         for _ in range(10):
             now[0] += 50
             saved.after_update()

@@ -60,7 +60,7 @@ def test_what_the_test_calls_listening_is():
 
 
 def test_groups_are_made_in_one_place():
-    """Another call would listen on every interface again; torchrun's processes meet at a store of its own."""
+    """Another call would listen on every interface again."""
     calls = [
         path.relative_to(ROOT).as_posix()
         for package in ("hardware", "search_spaces", "proxyless_strategy")
@@ -69,7 +69,8 @@ def test_groups_are_made_in_one_place():
         if isinstance(node, ast.Attribute) and node.attr in ("init_process_group", "TCPStore")
     ]
     assert sorted(calls) == [
-        "proxyless_strategy/retraining/folder.py",
         "proxyless_strategy/strategy/loopback.py",
         "proxyless_strategy/strategy/loopback.py",
+        "proxyless_strategy/strategy/meeting.py",
+        "proxyless_strategy/strategy/meeting.py",
     ]
