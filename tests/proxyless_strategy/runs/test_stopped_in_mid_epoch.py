@@ -109,12 +109,14 @@ def test_an_error_of_the_search_ends_the_hold(heard: Any, tmp_path: Path) -> Non
     assert heard.number is None
 
 
-def test_of_several_processes_none_puts_a_stop_off(heard: Any, tmp_path: Path) -> None:
+def test_of_several_processes_each_puts_a_stop_off_until_all_save(heard: Any, tmp_path: Path) -> None:
     class Trainer:
         world_size = 2
 
     saved = SearchCheckpoints(tmp_path / "search.ckpt", minutes=9, identity={})
     saved.on_train_batch_start(Trainer(), None, None, 0)
+    assert heard.holds == 1
+    saved.on_train_end(Trainer(), None)
     assert heard.holds == 0
 
 
