@@ -466,8 +466,8 @@ class _Training:
         if different:
             key = different[0]
             raise CheckpointError(
-                f"the checkpoint {path} is of another retraining ({key} = {found_or_default[key]!r} there, "
-                f"{self.identity[key]!r} here); delete it, or give another path"
+                f"the checkpoint {path} is of another retraining ({key} = {shown(found_or_default[key])} there, "
+                f"{shown(self.identity[key])} here); delete it, or give another path"
             )
         if first and "data" not in found:
             print(f"{path} does not say what images it is of, as older versions wrote it: it is continued", flush=True)

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from hardware.errors import CheckpointError
-from hardware.reading import shown
+from hardware.reading import cut, shown
 
 from .. import signals
 from ..checkpoints import (
@@ -91,8 +91,13 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any], *parents: str)
         if isinstance(value, Mapping) and isinstance(there[name], Mapping):
             found |= _differing(there[name], value, *parents, name)
         else:
-            found[".".join((*parents, name)).removeprefix("settings.")] = (there[name], value)
+            found[".".join((*parents, name)).removeprefix("settings.")] = (_short(there[name]), value)
     return found
+
+
+def _short(value: Any) -> Any:
+    """Return a value as a message and a record can hold it, whatever a file has there."""
+    return value if value is None or isinstance(value, (bool, int, float)) else cut(str(value))
 
 
 def _where(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +123,28 @@ def _why_not(state: Any) -> str | None:
         found = run.get("format") if isinstance(run, dict) else type(run).__name__
         return f"it was written by another version of this project: format {shown(found)}, where this one has {FORMAT}"
     missing = [name for name in ("state_dict", "loops", "optimizer_states", "lr_schedulers") if name not in state]
-    return f"it lacks {', '.join(missing)}" if missing else None
+    return f"it lacks {', '.join(missing)}" if missing else _wrong_part(state, {} if run is None else run)
+
+
+def _wrong_part(state: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """Say what is of another kind than a search has written, of all that is read before Lightning reads the rest."""
+    for name in ("epoch", "global_step"):
+        if not _is_count(state.get(name)):
+            return f"its {name} is {shown(state.get(name))}, which must be a whole number from 0 on"
+    optimizers = state["optimizer_states"]
+    if not isinstance(optimizers, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("param_groups"), list) for each in optimizers
+    ):
+        return f"its optimizer_states are {shown(optimizers)}, which must be those of optimisers"
+    if run and not (isinstance(run.get("identity"), dict) and isinstance(run.get("resumed_with"), list)):
+        return "it does not say of which search it is"
+    if run.get("processes") is not None and not _is_count(run["processes"]):
+        return f"its processes are {shown(run['processes'])}, which must be a number"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def find_checkpoints(prepared: Prepared, *, first: bool = True) -> SearchCheckpoints:

@@ -21,7 +21,7 @@ from proxyless_strategy.checkpoints import previous_checkpoint, read_checkpoint,
 from proxyless_strategy.config import parse_config
 from proxyless_strategy.layout import CONFIG_FILE, SEARCH_CHECKPOINT, SEARCH_FILE
 from proxyless_strategy.runs import checkpoints, prepare, search
-from proxyless_strategy.runs.checkpoints import SearchCheckpoints, search_identity
+from proxyless_strategy.runs.checkpoints import FORMAT, SearchCheckpoints, search_identity
 from proxyless_strategy.runs.epoch_log import EpochLog
 from tests.proxyless_strategy import tiny
 
@@ -411,8 +411,17 @@ def test_a_checkpoint_of_before_there_were_digests_is_continued_and_says_so(tmp_
         ),
         (state(proxyless_strategy_run=None, loops=None), None),
         ({k: v for k, v in state().items() if k not in ("loops", "lr_schedulers")}, "it lacks loops, lr_schedulers"),
+        (state(global_step=None), "its global_step is None, which must be a whole number"),
+        (state(epoch=1.5), "its epoch is 1.5, which"),
+        (state(epoch=-1), "its epoch is -1, which"),
+        (state(optimizer_states=[{"state": {}}]), "its optimizer_states are "),
+        (state(optimizer_states={"param_groups": []}), "its optimizer_states are "),
+        (state(proxyless_strategy_run={"format": FORMAT}), "it does not say of which search it is"),
+        (
+            state(proxyless_strategy_run={"format": FORMAT, "identity": {}, "resumed_with": [], "processes": "two"}),
+            "its processes are 'two'",
+        ),
     ],
-    ids=["Lightning's", "of another kind", "version", "fine", "keys"],
 )
 def test_a_foreign_checkpoint_is_named(found, reason, tmp_path):
     if reason is None:
