@@ -177,6 +177,18 @@ class SharedBackend(Backend):
         """
 
 
+def model_file(path: str | Path) -> Path:
+    """Return the path of a model file that is there.
+
+    Raises:
+        BackendError: It is not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BackendError(f"there is no model file at {path}; export one first")
+    return path
+
+
 def described(options: Mapping[str, Any]) -> str:
     """Say which options there are, each with its default.
 

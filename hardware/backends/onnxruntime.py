@@ -14,7 +14,7 @@ from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
 from ..operators.quantised import is_quantised, quantised_chain
 from ..tables.records import FLOAT32
-from .base import Runnable, SharedBackend, cpu_name, required
+from .base import Runnable, SharedBackend, cpu_name, model_file, required
 
 INT8 = "int8"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -69,9 +69,7 @@ class OnnxRuntimeBackend(SharedBackend):
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
-        path = Path(path)
-        if not path.is_file():
-            raise BackendError(f"there is no model file at {path}; export one first")
+        path = model_file(path)
         if self.dtype == INT8 and not is_quantised(path):
             raise BackendError(f"{path} is not quantised, but int8 is to be measured; quantise it, or measure float32")
         return self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)

@@ -13,7 +13,7 @@ from ..errors import BackendError
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
 from ..reading import cut, shown
-from .base import Runnable, SharedBackend, cpu_name, required
+from .base import Runnable, SharedBackend, cpu_name, model_file, required
 
 CPU = "CPU"
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -61,9 +61,7 @@ class OpenVINOBackend(SharedBackend):
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
-        path = Path(path)
-        if not path.is_file():
-            raise BackendError(f"there is no model file at {path}; export one first")
+        path = model_file(path)
         return self._runnable(path, batch=batch, threads=threads, input_shape=input_shape)
 
     def device(self) -> str:
