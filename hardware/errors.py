@@ -79,6 +79,10 @@ class BackendError(ProxylessError):
     """A measuring backend is unknown or not installed."""
 
 
+class EnergyError(ProxylessError):
+    """This machine does not tell what energy is used, or not of the device that measures."""
+
+
 class TargetError(ProxylessError):
     """A latency target cannot be reached by any subnet of the space."""
 

@@ -19,6 +19,7 @@ from .errors import SpaceError, SubnetError, TableError
 from .op_spec import IDENTITY, OpSpec, executed
 from .operators import primitives
 from .reading import shown
+from .tables.energy import EnergyTable
 from .tables.table import LatencyTable
 
 
@@ -213,6 +214,37 @@ class LatencyModel(CostModel):
         return op.kind != IDENTITY and self.table.entry(op).predicted
 
 
+class EnergyModel(CostModel):
+    """Gross energy in mJ of a space's subnets on the device of one table: `scale * (overhead + sum) + offset`.
+
+    Raises:
+        TableError: The table lacks an operator, or makes less than nothing of the cheapest subnet.
+
+    Attributes:
+        table: The table behind the figures.
+    """
+
+    def __init__(
+        self, table: EnergyTable, *, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[str, OpSpec]]
+    ) -> None:
+        header = table.header
+        self.table = table
+        super().__init__(
+            lambda op: header.scale * table.energy_mj(op),
+            fixed=fixed,
+            edges=edges,
+            constant=header.scale * header.overhead_mj + header.offset_mj,
+            unit="mJ" if header.nets else "mJ (uncalibrated)",
+        )
+        low, _ = self.minimum()
+        if low <= 0:
+            raise TableError(
+                f"by the energy table of {shown(header.device)} the cheapest subnet takes {low:.4g} mJ: scale "
+                f"{header.scale:.4g} and offset {header.offset_mj:.4g} mJ are of another kind of net; build "
+                "the table again"
+            )
+
+
 def given_costs(
     costs: Mapping[str, Mapping[str, float]],
     *,
@@ -260,7 +292,9 @@ def cost_model(name: str, fixed: Sequence[OpSpec], edges: Mapping[str, Mapping[s
         SpaceError: There is no such cost.
     """
     if name not in _MODELS:
-        raise SpaceError(f"cost {name!r} is unknown; known are {', '.join(_MODELS)}, and latency with a table")
+        raise SpaceError(
+            f"cost {name!r} is unknown; known are {', '.join(_MODELS)}, and latency and energy with a table"
+        )
     return _MODELS[name](fixed, edges)
 
 

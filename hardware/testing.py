@@ -8,11 +8,14 @@ class TestMyBackend(BackendConformance):
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .backends import Backend, Runnable
 from .measuring.sampling import Plan
 from .measuring.table import build_table
 from .op_spec import IDENTITY, OpSpec
+from .tables.table import LatencyTable
 
 
 def small_ops() -> tuple[OpSpec, ...]:
@@ -54,6 +57,14 @@ class BackendConformance:
             runnable = backend.prepare((), batch=1, threads=1, input_shape=(3, 16, 16))
             assert backend.time(runnable, repeats=3) >= 0
 
+    def test_runs_for_a_given_time_and_counts_its_runs(self) -> None:
+        with self.make_backend() as backend:
+            if type(backend).time is not Backend.time and type(backend).run_for is Backend.run_for:
+                return  # it keeps its own time, and nobody asks it for energy
+            runnable = backend.prepare(small_ops()[:1], batch=1, threads=1)
+            assert backend.run_for(runnable, 0.0) >= 1
+            assert backend.run_for(runnable, 0.01) >= 1
+
     def test_builds_a_table(self) -> None:
         ops = (*small_ops(), OpSpec(IDENTITY, (8, 8, 8), (8, 8, 8)))
         plan = Plan(rounds=3, minimum_rounds=1, seconds=5.0, sample_ms=0.05, extra_rounds=0)
@@ -62,3 +73,6 @@ class BackendConformance:
             assert table.header.backend == backend.name
         table.check(ops, input_size=16)
         assert len(table.entries) == len(small_ops())
+        with TemporaryDirectory() as folder:
+            table.save(Path(folder) / "table.yml")
+            assert LatencyTable.load(Path(folder) / "table.yml").header == table.header

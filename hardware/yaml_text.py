@@ -78,6 +78,8 @@ def dump_yaml(values: Any, **options: Any) -> str:
     class Plain(yaml.SafeDumper):
         pass
 
+    # a library's version, an NNI label, ... may be a text of a class of its own
+    Plain.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
     # texts that only this reader takes for numbers, or refuses, get their quotes here
     for number in (_FLOAT, _UNCLEAR):
         Plain.add_implicit_resolver("!unclear", re.compile(f"^(?:{number.pattern})$"), None)

@@ -132,6 +132,14 @@ class Backend(abc.ABC):
             runnable.call, repeats=repeats, cpu_time=runnable.threads == 1 and not runnable.wall_clock
         )
 
+    def run_for(self, runnable: Runnable, seconds: float) -> int:
+        """Run back to back until `seconds` are over, at least once; return the number of runs, all of them complete.
+
+        What else the device counts meanwhile (its energy) is then of so many runs. A backend whose `time` does not run
+        `Runnable.call` in this process overrides this too.
+        """
+        return runs_within(runnable.call, seconds)
+
     def device(self) -> str:
         """Name the device in words."""
         return cpu_name()
@@ -214,6 +222,17 @@ def seconds_per_run(call: Callable[[], object], *, repeats: int, cpu_time: bool)
     for _ in range(repeats):
         call()
     return (clock() - start) / repeats
+
+
+def runs_within(call: Callable[[], object], seconds: float) -> int:
+    """Run back to back until `seconds` are over by the wall clock, at least once; return the number of runs."""
+    end = time.perf_counter() + seconds
+    runs = 0
+    while True:
+        call()
+        runs += 1
+        if time.perf_counter() >= end:
+            return runs
 
 
 def cpu_name() -> str:

@@ -15,6 +15,8 @@ from .base import Backend, Runnable, required
 
 WARM_SECONDS = 0.2
 IDLE_SECONDS = 0.5
+QUEUE_SECONDS = 0.05
+"""What `run_for` queues at once takes at least so long, as the GPU idles while the next runs are launched."""
 
 
 class CudaBackend(Backend):
@@ -98,6 +100,24 @@ class CudaBackend(Backend):
             end.synchronize()
             self._last_busy = time.monotonic()
             return float(start.elapsed_time(end)) / 1e3 / repeats
+
+    def run_for(self, runnable: Runnable, seconds: float) -> int:
+        with self._cuda.device(self.place):
+            end = time.monotonic() + seconds
+            runs, queued = 0, 1
+            while True:
+                began = time.monotonic()
+                for _ in range(queued):
+                    runnable.call()
+                # calls return before their kernels have run, and a queue of all of them would outlast the time by far
+                self._cuda.synchronize()
+                now = time.monotonic()
+                runs += queued
+                self._last_busy = now
+                if now >= end:
+                    return runs
+                if now - began < QUEUE_SECONDS:
+                    queued *= 2
 
     def device(self) -> str:
         return str(self._cuda.get_device_name(self.place))

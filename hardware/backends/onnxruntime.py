@@ -48,9 +48,13 @@ class OnnxRuntimeBackend(SharedBackend):
         self._provider = provider
         self.provider_options = {"device_id": int(index or 0)} if provider == CUDA else {}
         self.place = f"cuda:{int(index or 0)}" if provider == CUDA else "cpu" if provider == CPU else provider
+        self._check_int8()
 
     def choose(self, *, dtype: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         super().choose(dtype=dtype, options=options)
+        self._check_int8()
+
+    def _check_int8(self) -> None:
         if self.dtype == INT8 and self._provider != CPU:
             raise BackendError(f"backend 'onnxruntime' measures int8 on the CPU alone, not on {self.place}; use 'cpu'")
 

@@ -59,6 +59,9 @@ class TorchBackend(Backend):
     def time(self, runnable: Runnable, *, repeats: int = 1) -> float:
         return float(self.ask("time", number=runnable.handle, repeats=repeats))
 
+    def run_for(self, runnable: Runnable, seconds: float) -> int:
+        return int(self.ask("run_for", number=runnable.handle, seconds=seconds))
+
     def versions(self) -> dict[str, str]:
         return {"python": platform.python_version(), "torch": str(self.ask("version"))}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..operators.torch_module import chain_and_image
-from .base import seconds_per_run
+from .base import runs_within, seconds_per_run
 from .torch import from_plain
 
 
@@ -68,6 +68,9 @@ class Worker:
 
     def run(self, number: int) -> None:
         self._calls[number]()
+
+    def run_for(self, number: int, seconds: float) -> int:
+        return runs_within(self._calls[number], seconds)
 
     def time(self, number: int, repeats: int) -> float:
         # timed here and not in the parent, whose clock would count the pipe between the two

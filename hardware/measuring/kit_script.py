@@ -5,7 +5,9 @@ tflite-runtime) and a .tflite file beside each .onnx file. Copy the whole folder
 
     python measure.py
 
-Then bring results.json back: `proxyless latency import results.json` makes the table.
+Then bring results.json back: `proxyless latency import results.json` makes the table. With --provider, ONNX Runtime
+measures on another of its devices (cuda, cuda:1, or an execution provider's own name): all of a graph, or none of it.
+A kit in int8 has graphs that are quantised for ONNX Runtime's CPU.
 
 The script has a timing loop of its own, as it must run where this project is not installed, on Python 3.8. It does the
 same as `hardware/measuring/sampling.py`: rounds in shuffled order, CPU time of the one thread, a low quantile.
@@ -26,16 +28,24 @@ from pathlib import Path
 try:
     import numpy as np
 except ImportError:
-    sys.exit("this script needs numpy; install it with `pip install numpy`")
+    np = None  # type: ignore[assignment]  # measure_android.py, beside this one, does without
 
 QUANTILE = 0.05
+FLOAT32, INT8 = "float32", "int8"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+ON_CUDA = (CUDA, "TensorrtExecutionProvider")
 
 
 def main():
+    if np is None:
+        sys.exit("this script needs numpy; install it with `pip install numpy`")
     parser = argparse.ArgumentParser(description="Measure the graphs of a latency kit on this device.")
     parser.add_argument("--kit", default=str(Path(__file__).resolve().parent), help="folder with kit.json")
     parser.add_argument("--out", default="results.json", help="the results file")
     parser.add_argument("--runtime", choices=["onnxruntime", "tflite"], default="onnxruntime")
+    parser.add_argument(
+        "--provider", default="cpu", help="ONNX Runtime's device: cpu, cuda, cuda:1, ... (default: cpu)"
+    )
     parser.add_argument("--device", default="", help="the device in words (default: its processor's name)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit of the measurement")
@@ -47,8 +57,17 @@ def main():
         sys.exit(f"cannot write {options.out}; give another file with --out")
     folder = Path(options.kit)
     manifest = read_manifest(folder)
-    prepare, versions = {"onnxruntime": onnxruntime_session, "tflite": tflite_session}[options.runtime](options.threads)
-    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    place, dtype = "cpu", dtype_of(manifest)
+    if dtype == INT8 and options.provider not in ("cpu", CPU):
+        sys.exit(f"--provider {options.provider}: the graphs of this kit are in int8 for the CPU; leave it out")
+    if options.runtime == "onnxruntime":
+        prepare, versions, place = onnxruntime_session(options.threads, options.provider)
+    elif options.provider != "cpu":
+        sys.exit(f"--provider {options.provider} is a device of ONNX Runtime; leave it out with --runtime tflite")
+    else:
+        prepare, versions = tflite_session(options.threads, dtype)
+    # while another processor computes, this thread waits and takes no time of its own
+    clock = time.thread_time if options.threads == 1 and place == "cpu" else time.perf_counter
     calls, repeats = {}, {}
     for name in manifest["graphs"]:
         calls[name] = prepare(folder / "graphs" / name)
@@ -71,9 +90,10 @@ def main():
         "version": 1,
         "unit": "ms",
         "kit": manifest,
-        "device": options.device or processor(),
+        "device": options.device or (processor() if place == "cpu" else f"{place} beside {processor()}"),
         "backend": options.runtime,
-        "place": "cpu",
+        "place": place,
+        "dtype": dtype,
         "threads": options.threads,
         "quantile": QUANTILE,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
@@ -88,39 +108,79 @@ def main():
             for name, values in samples.items()
         },
     }
-    # an interruption while writing must not cost the measurement that is there already
-    beside = options.out + ".part"
-    Path(beside).write_text(json.dumps(results, indent=1))
-    os.replace(beside, options.out)
+    write_whole(options.out, results)
     if sys.stdout.isatty():
         print()
     print(f"wrote {options.out} ({len(samples)} graphs)")
 
 
-def read_manifest(folder):
+def write_whole(path, values):
+    """Write a file of JSON; an interruption while writing must not cost what is there already."""
+    beside = path + ".part"
+    Path(beside).write_text(json.dumps(values, indent=1))
+    os.replace(beside, path)
+
+
+def read_manifest(folder, suffix=".onnx"):
     """Return what kit.json holds; all of it is passed on, so it is looked at before anything is measured."""
     path = folder / "kit.json"
     if not path.exists():
         sys.exit(f"there is no kit.json in {folder}; give the kit's folder with --kit")
-    # reading a pipe would wait, and a device may never end
-    if not path.is_file() or path.stat().st_size > 2**25:
-        sys.exit(f"{path} is no file of a kit; copy the kit again")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=not_finite)
-    except (OSError, ValueError, RecursionError):
-        sys.exit(f"{path} is no valid JSON (perhaps truncated); copy the kit again")
+    manifest = read_json(path, "a kit", "copy the kit again")
     graphs = manifest.get("graphs") if isinstance(manifest, dict) else None
     if not isinstance(graphs, dict) or not graphs or not all(isinstance(keys, list) for keys in graphs.values()):
         sys.exit(f"{path} names no graphs; copy the kit again")
-    there = {entry.name for entry in (folder / "graphs").glob("*.onnx") if entry.is_file()}
-    lost = [name for name in graphs if name not in there]
+    there = {entry.stem for entry in (folder / "graphs").glob("*" + suffix) if entry.is_file()}
+    lost = [name for name in graphs if not name.endswith(".onnx") or name[: -len(".onnx")] not in there]
     if lost:
         first = ascii(lost[0])[1:-1][:80]
+        if suffix != ".onnx":
+            sys.exit(
+                f"{folder / 'graphs'} has {len(lost)} graphs without a {suffix} file, first {first}; write the kit "
+                "with the extra `litert`, or use --runtime onnxruntime"
+            )
         sys.exit(
             f"{folder / 'graphs'} lacks {len(lost)} of the kit's graphs, first {first}; copy the kit again, as its "
             "kit.json names them"
         )
+    dtype = dtype_of(manifest)
+    for name in graphs:
+        said = (folder / "graphs" / name).read_bytes() if suffix == ".onnx" else b""
+        quantised = b"QuantizeLinear" in said or b"QLinear" in said
+        # an operator may have no quantised tensor, but a whole net has
+        if said and quantised != (dtype == INT8) and (quantised or not name.startswith(("op_", "overhead"))):
+            sys.exit(
+                f"the kit is in {dtype}, but its graph {ascii(name)[1:-1][:80]} is {'' if quantised else 'not '}"
+                "quantised; copy the kit again"
+            )
     return manifest
+
+
+def dtype_of(manifest):
+    """Return what a kit's graphs are in; one that does not say it is of a release that had float32 alone."""
+    dtype = manifest.get("dtype", FLOAT32)
+    if dtype not in (FLOAT32, INT8):
+        sys.exit(f"kit.json has the number format {ascii(dtype)[:80]}, not {FLOAT32} or {INT8}; copy the kit again")
+    return dtype
+
+
+def image(shape, kind):
+    """Draw numbers for a graph's input, in its type."""
+    random_state = np.random.RandomState(0)
+    if np.issubdtype(kind, np.integer):
+        span = np.iinfo(kind)
+        return random_state.randint(span.min, span.max + 1, size=tuple(shape)).astype(kind)
+    return random_state.randn(*shape).astype(np.float32)
+
+
+def read_json(path, what, remedy):
+    # reading a pipe would wait, and a device may never end
+    if not path.is_file() or path.stat().st_size > 2**25:
+        sys.exit(f"{path} is no file of {what}; {remedy}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=not_finite)
+    except (OSError, ValueError, RecursionError):
+        sys.exit(f"{path} is no valid JSON (perhaps truncated); {remedy}")
 
 
 def not_finite(word):
@@ -136,7 +196,8 @@ def timed(call, clock, repeats):
     return (clock() - start) / repeats
 
 
-def onnxruntime_session(threads):
+def onnxruntime_session(threads, place="cpu"):
+    """Return what prepares a graph, the versions, and the device by the name that tables have for it."""
     # it would send reports of its use, from a thread that runs while something is measured
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
@@ -144,6 +205,16 @@ def onnxruntime_session(threads):
     except ImportError:
         sys.exit("--runtime onnxruntime needs onnxruntime; install it with `pip install onnxruntime`")
     onnxruntime.disable_telemetry_events()
+    kind, _, index = place.partition(":")
+    provider = {"cpu": CPU, "cuda": CUDA}.get(kind, kind)
+    available = onnxruntime.get_available_providers()
+    if provider not in available or (index and not (kind == "cuda" and index.isdigit())) or place.endswith(":"):
+        sys.exit(
+            f"--provider {place}: ONNX Runtime has none of this name here; it has {', '.join(['cpu', *available])}"
+        )
+    choices = {"device_id": int(index or 0)} if provider == CUDA else {}
+    place = f"cuda:{int(index or 0)}" if provider == CUDA else "cpu" if provider == CPU else provider
+    memory = ("cuda", int(index or 0)) if provider in ON_CUDA else ("cpu", 0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = threads
@@ -151,21 +222,34 @@ def onnxruntime_session(threads):
     options.log_severity_level = 3
     # threads that wait by spinning would take the cores from the graph that is measured next
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != CPU:
+        # or operators that the provider lacks are run by the CPU, and timed as the provider's
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
     def prepare(path):
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            # the Python interface has a fallback of its own, to a session on the CPU
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=[(provider, choices)], enable_fallback=0
+            )
+            if session.get_providers()[0] != provider:
+                raise RuntimeError(f"it took {session.get_providers()[0]} instead")
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            sys.exit(f"ONNX Runtime cannot run {path.name} on {provider} alone ({reason}); use another --provider")
         entry = session.get_inputs()[0]
-        array = np.random.RandomState(0).randn(*entry.shape).astype(np.float32)
+        array = image(entry.shape, np.uint8 if entry.type == "tensor(uint8)" else np.float32)
         binding = session.io_binding()
-        binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        # where the device has its memory, so that copying there is no part of the time
+        binding.bind_ortvalue_input(entry.name, onnxruntime.OrtValue.ortvalue_from_numpy(array, *memory))
         for output, result in zip(session.get_outputs(), session.run(None, {entry.name: array})):  # noqa: B905
-            binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(result))
+            binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(result, *memory))
         return lambda: session.run_with_iobinding(binding)
 
-    return prepare, {"onnxruntime": onnxruntime.__version__}
+    return prepare, {"onnxruntime": onnxruntime.__version__}, place
 
 
-def tflite_session(threads):
+def tflite_session(threads, dtype):
     try:
         from ai_edge_litert import interpreter as tflite
 
@@ -184,8 +268,9 @@ def tflite_session(threads):
         interpreter = tflite.Interpreter(model_path=str(path), num_threads=threads)
         interpreter.allocate_tensors()
         entry = interpreter.get_input_details()[0]
-        array = np.random.RandomState(0).randn(*entry["shape"]).astype(np.float32)
-        interpreter.set_tensor(entry["index"], array)
+        if (entry["dtype"] == np.int8) != (dtype == INT8):
+            sys.exit(f"the kit is in {dtype}, but {path.name} takes {entry['dtype'].__name__}; copy the kit again")
+        interpreter.set_tensor(entry["index"], image(entry["shape"], entry["dtype"]))
         return interpreter.invoke
 
     return prepare, {package: version(package)}

@@ -12,14 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ..errors import LockError, TableError
-from ..tables.table import LatencyTable
 
 try:
     import fcntl
 except ImportError:  # Windows, which has no links that anyone may plant in a shared folder either
     fcntl = None  # type: ignore[assignment]
+
+
+class Savable(Protocol):
+    """A table that can be written to its file."""
+
+    def save(self, path: Path) -> None: ...
+
+
+Table = TypeVar("Table", bound=Savable)
 
 MEASURING_LOCK = "proxyless-measuring.lock"
 
@@ -57,23 +66,24 @@ def table_lock(path: str | Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def load_or_build(path: str | Path, builder: Callable[[], LatencyTable]) -> LatencyTable:
+def load_or_build(path: str | Path, builder: Callable[[], Table], load: Callable[[Path], Table]) -> Table:
     """Return the table at `path`; where there is none, the first to come builds and saves it, and others wait.
 
     Args:
         path: The table's file.
         builder: Makes the table; it may save it at `path` itself.
+        load: Reads it, and says what it is of: `LatencyTable.load`.
     """
     path = Path(path)
     if path.exists():
-        return LatencyTable.load(path)
+        return load(path)
     with table_lock(path):
         # whoever held the lock before may have built it
         if not path.exists():
             table = builder()
             if not path.exists():
                 table.save(path)
-        return LatencyTable.load(path)
+        return load(path)
 
 
 def own_folder() -> Path:

@@ -102,6 +102,7 @@ def interleaved(
     plan: Plan,
     seed: int = 0,
     trials: int = 1,
+    repeats: int | None = None,
     progress: bool = False,
     partial: PartialSamples | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -113,14 +114,15 @@ def interleaved(
         plan: How long to measure.
         seed: Seed of the orders.
         trials: Runs of each before the first round, the fastest of which says how many runs make a sample.
+        repeats: What every timer is given instead, without such trials: for samples that have a length of their own.
         progress: Whether to show a progress bar.
         partial: Where samples are kept meanwhile, and found again by the next call; keys are then texts.
         clock: What tells when the plan's seconds are over.
 
     Returns:
-        The samples of each, in ms, in the order of the rounds.
+        The samples of each, in ms (of timers that give joules, in mJ), in the order of the rounds.
     """
-    repeats = {key: _repeats(timer, plan, trials) for key, timer in timers.items()}
+    runs = {key: _repeats(timer, plan, trials) if repeats is None else repeats for key, timer in timers.items()}
     kept = {} if partial is None else partial.load()
     samples: dict[Key, list[float]] = {key: kept.get(str(key), []) for key in timers}
     # a build that goes on continues with orders of its own; the first ones again would tie the same graphs together
@@ -131,7 +133,7 @@ def interleaved(
             while due := _due(samples, plan, lambda: clock() - start):
                 order.shuffle(due)
                 for key in due:
-                    samples[key].append(1e3 * timers[key](repeats[key]))
+                    samples[key].append(1e3 * timers[key](runs[key]))
                 if progress:
                     advance(_share(plan, _done(samples), clock() - start))
                 # not after each round: the file holds all samples so far, and writing it takes as long as many of them

@@ -30,7 +30,7 @@ from .sampling import Measurement, PartialSamples, Plan
 MINIMUM_NETS = 8
 """Nets that a calibration of two numbers and the context's two takes at the least."""
 
-_OVERHEAD = "overhead"
+OVERHEAD = "overhead"
 
 
 def build_table(
@@ -75,15 +75,7 @@ def build_table(
         BackendError: The backend is unknown, not installed, or has no such device, number format or option.
     """
     plan = plan or Plan(rounds=300, seconds=40.0)
-    distinct = distinct_operators(ops)
-    whole = [executed(net) for net in nets]
-    if whole:
-        check_calibration_nets(whole)
-    check_measured(whole, distinct)
-    # each name says all that is timed, as the samples of an interrupted build are found again by name
-    chains: dict[str, tuple[OpSpec, ...]] = {_OVERHEAD: ()}
-    chains |= {f"op {key}": (op,) for key, op in distinct.items()}
-    chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
+    distinct, whole, chains = measured_chains(ops, nets)
     first = next(iter(distinct.values()))
     # two builds of one table would write one partial file; the second is refused before it measures anything
     unshared = table_lock(out, wait=False) if out is not None else contextlib.nullcontext()
@@ -108,7 +100,7 @@ def build_table(
         samples = sample(opened, runnables, plan=plan, seed=seed, progress=progress, partial=partial)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         figures = {name: Measurement.of(values, quantile=plan.quantile) for name, values in samples.items()}
-        overhead = round(figures[_OVERHEAD].ms, 7)
+        overhead = round(figures[OVERHEAD].ms, 7)
         entries = {}
         for key in distinct:
             figure = figures[f"op {key}"]
@@ -141,6 +133,32 @@ def build_table(
             table.save(out)
             Path(f"{out}.partial").unlink(missing_ok=True)
     return table
+
+
+def measured_chains(
+    ops: Iterable[OpSpec], nets: Sequence[Sequence[OpSpec]]
+) -> tuple[dict[str, OpSpec], list[tuple[OpSpec, ...]], dict[str, tuple[OpSpec, ...]]]:
+    """Return the distinct operators, the nets as they are executed, and all that a table measures by name.
+
+    That is `OVERHEAD` (the empty graph), `op KEY` and, in the order of the nets, `net NUMBER DIGEST`: each name says
+    all that is measured, as the samples of an interrupted build are found again by name.
+
+    Args:
+        ops: Operators, repeated ones counted once and `identity` left out.
+        nets: Whole nets in execution order.
+
+    Raises:
+        TableError: The nets are too few or have operators beside `ops`.
+    """
+    distinct = distinct_operators(ops)
+    whole = [executed(net) for net in nets]
+    if whole:
+        check_calibration_nets(whole)
+    check_measured(whole, distinct)
+    chains: dict[str, tuple[OpSpec, ...]] = {OVERHEAD: ()}
+    chains |= {f"op {key}": (op,) for key, op in distinct.items()}
+    chains |= {f"net {i} {_digest(net)}": net for i, net in enumerate(whole)}
+    return distinct, whole, chains
 
 
 def distinct_operators(ops: Iterable[OpSpec]) -> dict[str, OpSpec]:

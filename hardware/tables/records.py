@@ -92,6 +92,11 @@ class TableHeader:
     source: str = "measured"
     checks: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # torch's version is a text of a class of its own, which writers of YAML refuse
+        versions = {str(name): str.__str__(version) for name, version in self.versions.items()}
+        object.__setattr__(self, "versions", versions)
+
     @property
     def chosen(self) -> dict[str, Any]:
         """What `get_backend` makes the backend of, as it measured this table."""

@@ -26,6 +26,7 @@ from .plausibility import check_units
 from .records import Calibration, LatencyEntry, Reference, TableHeader
 
 FORMAT = "proxyless-latency-table"
+ENERGY_FORMAT = "proxyless-energy-table"
 VERSION = 1
 UNIT = "ms"
 FILE = Kind(
@@ -66,8 +67,8 @@ class LatencyTable:
     def __post_init__(self) -> None:
         _check_header(self.header, "the latency table")
         for key, entry in self.entries.items():
-            _check_number(entry.ms, f"the latency of {cut(key)} in the latency table")
-            _check_number(entry.spread, f"the spread of {cut(key)} in the latency table")
+            check_number(entry.ms, f"the latency of {cut(key)} in the latency table")
+            check_number(entry.spread, f"the spread of {cut(key)} in the latency table")
             if entry.count < 0:
                 raise TableError(
                     f"the count of {cut(key)} in the latency table is {entry.count}; it must not be negative"
@@ -96,6 +97,11 @@ class LatencyTable:
         """
         path = Path(path)
         document = load_yaml(path)
+        if isinstance(document, dict) and document.get("format") == ENERGY_FORMAT:
+            raise TableError(
+                f"{path} is a table of energy in mJ, not of latency; set hardware.cost to energy in a search, or give "
+                "a latency table"
+            )
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise TableError(
                 f"{path} is no latency table of this project (no `format: {FORMAT}`); "
@@ -225,7 +231,7 @@ def parse_header(values: Any, where: str) -> TableHeader:
     Raises:
         TableError: A field is unknown or missing, or its value is of another type or impossible.
     """
-    header: TableHeader = _build(TableHeader, values, f"the header of {where}")
+    header: TableHeader = built_record(TableHeader, values, f"the header of {where}")
     _check_header(header, where)
     return header
 
@@ -241,7 +247,7 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     unknown = set(document) - {"format", "version", "unit", "header", "entries"}
     if unknown:
         raise TableError(f"{where} has unknown keys: {cut(', '.join(sorted(map(str, unknown))))}; remove them")
-    header = _build(TableHeader, document.get("header"), f"the header of {where}")
+    header = built_record(TableHeader, document.get("header"), f"the header of {where}")
     raw_entries = document.get("entries")
     if not isinstance(raw_entries, dict) or not raw_entries:
         raise TableError(f"{where} has no entries (perhaps truncated); build it again")
@@ -249,7 +255,7 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     for key, value in raw_entries.items():
         if not isinstance(key, str):
             raise TableError(f"{where} has the key {shown(key)}, which is no operator; build it again")
-        entries[key] = _build(LatencyEntry, value, f"the entry {cut(key)} of {where}")
+        entries[key] = built_record(LatencyEntry, value, f"the entry {cut(key)} of {where}")
     try:
         table = LatencyTable(header, entries)
     except TableError as error:
@@ -258,7 +264,7 @@ def _parse(document: dict[str, Any], path: Path) -> LatencyTable:
     return table
 
 
-def _build(kind: type, value: Any, where: str) -> Any:
+def built_record(kind: type, value: Any, where: str) -> Any:
     """Make a dataclass from a mapping, refusing unknown and missing fields and values of another type."""
     if not isinstance(value, dict):
         raise TableError(f"{where} is missing or no mapping (perhaps truncated); build the table again")
@@ -281,10 +287,10 @@ def _convert(annotation: str, value: Any, where: str) -> Any:
     if annotation.startswith("tuple"):
         _expect(isinstance(value, list), value, "a list", where)
         if "Reference" in annotation:
-            return tuple(_build(Reference, item, where) for item in value)
+            return tuple(built_record(Reference, item, where) for item in value)
         return tuple(_convert("str", item, where) for item in value)
     if "Calibration" in annotation:
-        return _build(Calibration, value, where)
+        return built_record(Calibration, value, where)
     if annotation.startswith("Mapping"):
         _expect(isinstance(value, dict), value, "a mapping", where)
         if annotation.startswith("Mapping[str, Any]"):
@@ -333,7 +339,7 @@ def _check_header(header: TableHeader, where: str) -> None:
     if header.quantile is not None and not 0 <= header.quantile <= 1:
         raise TableError(f"{where} has quantile {header.quantile}; it must be a share between 0 and 1")
     if header.load_average is not None:
-        _check_number(header.load_average, f"load_average in {where}")
+        check_number(header.load_average, f"load_average in {where}")
     for option, value in header.options.items():
         if not isinstance(value, (bool, int, str)):
             raise TableError(
@@ -342,7 +348,7 @@ def _check_header(header: TableHeader, where: str) -> None:
             )
     if header.context:
         _check_context(header.context, where)
-    _check_number(header.overhead_ms, f"overhead_ms in {where}")
+    check_number(header.overhead_ms, f"overhead_ms in {where}")
     calibration = header.calibration
     if calibration is not None:
         if not (math.isfinite(calibration.scale) and calibration.scale > 0):
@@ -352,7 +358,7 @@ def _check_header(header: TableHeader, where: str) -> None:
         if calibration.nets < 1:
             raise TableError(f"the calibration in {where} is of {calibration.nets} nets; it must be of 1 or more")
         for reference in calibration.references:
-            _check_number(reference.ms, f"the latency of a reference net in {where}")
+            check_number(reference.ms, f"the latency of a reference net in {where}")
             if not reference.ms or not reference.ops:
                 raise TableError(
                     f"a reference net in {where} has {len(reference.ops)} operators and takes {reference.ms} ms; both "
@@ -369,6 +375,6 @@ def _check_context(context: Mapping[str, float], where: str) -> None:
         raise TableError(f"the context in {where} has an unknown part {shown(others[0])}; remove it")
 
 
-def _check_number(value: float, what: str) -> None:
+def check_number(value: float, what: str) -> None:
     if not math.isfinite(value) or value < 0:
-        raise TableError(f"{what} is {value}; a time must be finite and not negative")
+        raise TableError(f"{what} is {value}; it must be finite and not negative")

@@ -323,6 +323,24 @@ def test_cuda_times_between_events_and_warms_an_idle_gpu(monkeypatch, place):
     assert len(cuda.log) > 20
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_cuda_counts_the_runs_that_have_ended(monkeypatch, seconds):
+    cuda = FakeCuda()
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr("hardware.backends.cuda.time.monotonic", clock)
+    backend = CudaBackend(cuda=cuda)
+    backend.use("cuda:1")
+    runs = backend.run_for(Runnable(lambda: cuda.log.append("run")), seconds)
+    assert runs == cuda.log.count("run") >= 1
+    assert cuda.log[-1] == "synchronize cuda:1"
+    assert now[0] >= seconds
+
+
 def test_cuda_replays_graphs_and_the_overhead_is_a_graph_too():
     cuda = FakeCuda()
     backend = CudaBackend(cuda=cuda, graphs=True, place="cpu")

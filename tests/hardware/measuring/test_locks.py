@@ -63,7 +63,10 @@ def test_load_or_build_builds_once(tiny_table, tmp_path):
 
     path = tmp_path / "deep" / "table.yml"
     results = []
-    threads = [threading.Thread(target=lambda: results.append(locks.load_or_build(path, builder))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: results.append(locks.load_or_build(path, builder, LatencyTable.load)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,7 +95,7 @@ def test_load_or_build_does_not_replace_a_broken_table(tmp_path, tiny_table):
     path = tmp_path / "table.yml"
     path.write_text("hello")
     with pytest.raises(TableError):
-        locks.load_or_build(path, lambda: tiny_table)
+        locks.load_or_build(path, lambda: tiny_table, LatencyTable.load)
     assert path.read_text() == "hello"
 
 

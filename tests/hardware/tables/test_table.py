@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from torch.torch_version import TorchVersion
 
 from hardware.errors import MissingOperatorError, TableError
 from hardware.op_spec import IDENTITY, OpSpec
 from hardware.tables.records import LatencyEntry
 from hardware.tables.table import LatencyTable
+from hardware.yaml_text import dump_yaml
 from tests.hardware.conftest import make_table, operator_ms
 
 
@@ -24,6 +27,16 @@ def test_round_trip(tiny_table, tmp_path):
     tiny_table.save(path)
     assert LatencyTable.load(path) == tiny_table
     assert [p.name for p in path.parent.iterdir()] == ["table.yml"]
+
+
+def test_a_version_of_a_class_of_its_own_is_a_text_in_the_table(tiny_table, tmp_path):
+    """torch's is such a one, and its class is no plain YAML."""
+    versions = {"torch": TorchVersion("2.11.0+cu130"), "python": "3.11"}
+    table = replace(tiny_table, header=replace(tiny_table.header, versions=versions))
+    assert [type(text) for text in table.header.versions.values()] == [str, str]
+    table.save(tmp_path / "table.yml")
+    assert LatencyTable.load(tmp_path / "table.yml").header.versions == {"torch": "2.11.0+cu130", "python": "3.11"}
+    assert dump_yaml({"torch": TorchVersion("1.0")}) == dump_yaml({"torch": "1.0"})
 
 
 def test_predicted_entries_stay_marked(tiny_table, tmp_path):
