@@ -61,6 +61,24 @@ class EpochBatches(Sampler[BatchKey]):
         self.epoch = epoch
         self.start = start
 
+    def counts(self, step: int) -> list[int]:
+        """Return how many images of its own each process gets at a step of the epoch.
+
+        A last batch that is not full is one process's, and a batch that comes twice counts where it came first: by
+        these numbers the step's images weigh as they do in one process.
+        """
+        batches = _divided(self.length, self.batch_size, self.drop_last)
+        numbers = range(step * self.replicas, (step + 1) * self.replicas)
+        return [
+            min(self.batch_size, self.length - number * self.batch_size) if number < batches else 0
+            for number in numbers
+        ]
+
+    def weight(self, step: int) -> float:
+        """Return the factor of this process's mean over its batch, so that the mean over processes counts images."""
+        counts = self.counts(step)
+        return counts[self.rank] * len(counts) / sum(counts)
+
     def __len__(self) -> int:
         return _divided(_divided(self.length, self.batch_size, self.drop_last), self.replicas, self.drop_last)
 

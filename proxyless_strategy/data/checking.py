@@ -13,6 +13,7 @@ from hardware.errors import DataError
 
 from ..config import DataConfig
 from .imagefolder_source import check_imagefolder, left_aside
+from .other_kinds import other_kind
 from .picture_folder import SUFFIXES, ImageFolder, class_names, files_below, is_picture, suffix_of
 from .pictures import picture_options
 from .reading import PictureProblem, Reader, background_colour, is_turned, open_picture, picture_error, shown
@@ -81,6 +82,9 @@ def check_folder(config: DataConfig) -> Checked:
     files = list(filter(is_picture, everything))
     remarks.append(left_aside(root, Counter(suffix_of(path) for path in everything if not is_picture(path))))
     if not files:
+        other = other_kind(root)
+        if other:
+            raise DataError(f"{root} holds {other}; give such a config, or `--set name=...` as there")
         raise DataError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); give the root of a data set")
     seen = list(_seen(files, reader))
     problems += [str(one.problem) for one in seen if one.problem is not None]

@@ -34,9 +34,23 @@ class FileList(Sequence[tuple[str, int]]):
             text += os.fsencode(path)
             ends.append(len(text))
             labels.append(label)
-        self._text = np.frombuffer(bytes(text), dtype=np.uint8)
-        self._ends = np.array(ends, dtype=np.int64)
-        self.labels = np.array(labels, dtype=np.int64)
+        self._fill(np.frombuffer(bytes(text), dtype=np.uint8), np.array(ends), np.array(labels))
+
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> FileList:
+        """Return the list that `arrays` were taken from."""
+        files = cls(())
+        files._fill(text, ends, labels)
+        return files
+
+    def _fill(self, text: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> None:
+        self._text = text
+        self._ends = ends.astype(np.int64, copy=False)
+        self.labels = labels.astype(np.int64, copy=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all that the list holds: bytes of all paths, where each begins and the last one ends, labels."""
+        return {"text": self._text, "ends": self._ends, "labels": self.labels}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -22,7 +22,7 @@ from .transforms import default_normalisation, plain_transform, tensor_augment, 
 from .user_items import user_parts
 
 _PARTS = ("weights", "architecture", "test")
-SOURCES = "digits, imagefolder, torchvision:CLASS or module:function"
+SOURCES = "digits, imagefolder, webdataset, hfds, torchvision:CLASS or module:function"
 
 
 def find_function(config: DataConfig) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from hardware.errors import DataError
 
-from ..signals import last_through
+from ..signals import end_workers_at_exit, last_through
 from .batches import EpochBatches
 from .datasets import ItemImages, MemoryPictures, TensorImages
 from .reading import Reader
@@ -158,6 +158,8 @@ class ImageData:
                 "lower the batch size"
             )
         processes = 0 if isinstance(dataset, TensorImages) else self.workers if workers is None else workers
+        if processes:
+            end_workers_at_exit()
         return DataLoader(
             dataset,
             # The sampler gives whole batches and the data set reads them; torch must neither batch nor convert again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hardware.errors import DataError
 from ..config import DataConfig
 from .datasets import ItemImages, TensorImages
 from .images import ImageData
+from .picture_options import PICTURE_OPTIONS, PictureOptions
 from .reading import (
     PIL_MODES,
     Colour,
@@ -36,22 +37,8 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 _CROP_MODES = ("center", "squash", "border")
 
 
-@dataclass(frozen=True)
-class PictureOptions:
-    """What `data.options` may say about pictures."""
-
-    channels: int
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
-    range: tuple[float, float] | None = None
-
-
 LEAST_CROP, LEAST_STD = 0.05, 1e-4
 """Below them a picture is enlarged beyond every memory, and a pixel beyond every network's range."""
-PICTURE_OPTIONS = tuple(PictureOptions.__dataclass_fields__)
 
 
 def image_data(

@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from hardware.errors import DataError, PictureError
 from hardware.reading import Unreadable, opened
@@ -217,14 +217,25 @@ def open_picture(path: str) -> Image.Image:
         PictureProblem: It cannot be read, whatever its decoder raises.
     """
     try:
-        with opened(path) as file, Image.open(file) as image:
+        with opened(path) as file:
+            return picture_in(file)
+    except Unreadable as error:
+        raise PictureProblem(error.reason) from error
+
+
+def picture_in(stream: BinaryIO) -> Image.Image:
+    """Decode the picture that a stream holds from its start on, in the mode that it has.
+
+    Raises:
+        PictureProblem: It cannot be read, whatever its decoder raises.
+    """
+    try:
+        with Image.open(stream) as image:
             check_one_frame(image)
             image.load()
             return image
     except PictureProblem:
         raise
-    except Unreadable as error:
-        raise PictureProblem(error.reason) from error
     except Exception as error:
         raise PictureProblem(reason_of(error)) from error
 
@@ -261,6 +272,17 @@ def picture_error(name: str, error: BaseException, *, path: str | None = None) -
     )
 
 
+class NamedItems(Dataset):
+    """A data set of pictures that are no files of their own, and that threads may read side by side."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def item_name(self, index: int) -> str:
+        """Return how a message names an item."""
+        raise NotImplementedError
+
+
 def item_of(dataset: Any, index: int) -> tuple[Any, int]:
     """Return the innermost data set that an item comes from, and its index there."""
     if isinstance(dataset, Subset):
@@ -274,6 +296,8 @@ def item_of(dataset: Any, index: int) -> tuple[Any, int]:
 def name_in(dataset: Any, index: int) -> tuple[str, str | None]:
     """Return how a message names an item of a data set, and the path of its file where the data set lists files."""
     dataset, index = item_of(dataset, index)
+    if isinstance(dataset, NamedItems):
+        return dataset.item_name(index), None
     for attribute in ("samples", "_samples", "_image_files", "imgs"):  # torchvision's classes use them all
         files = getattr(dataset, attribute, None)
         if isinstance(files, Sequence) and len(files) == len(dataset):

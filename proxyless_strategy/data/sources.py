@@ -13,10 +13,13 @@ from ..config import DataConfig
 from .datasets import MemoryPictures
 from .first_batches import check_first_batches
 from .function_source import find_function, load_function
+from .hf_source import check_hf, is_hf, load_hf
 from .imagefolder_source import check_imagefolder, load_imagefolder
 from .images import ImageData
 from .look import look_at
 from .pictures import image_data, picture_options
+from .shard_source import NAME as SHARDS
+from .shard_source import check_shards, load_shards
 from .split import stratified_split
 from .torchvision_source import PREFIX, load_torchvision, torchvision_part
 from .unreadable import without_unreadable
@@ -46,6 +49,10 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
         data = _load_digits(config, input_size=input_size, seed=seed)
     elif config.name == "imagefolder":
         data = load_imagefolder(config, input_size=input_size, seed=seed)
+    elif config.name == SHARDS:
+        data = load_shards(config, input_size=input_size, seed=seed)
+    elif is_hf(config.name):
+        data = load_hf(config, input_size=input_size, seed=seed)
     elif config.name.startswith(PREFIX):
         data = load_torchvision(config, input_size=input_size, seed=seed)
     else:
@@ -66,7 +73,12 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
 
 def is_function(name: str) -> bool:
     """Say whether `data.name` is a user's `module:function`."""
-    return ":" in name and not name.startswith(PREFIX)
+    return ":" in name and not name.startswith(PREFIX) and not is_hf(name)
+
+
+def reads_pictures(name: str) -> bool:
+    """Say whether `data.name` is of pictures that are read in colour unless the options say otherwise."""
+    return name in ("imagefolder", SHARDS) or is_hf(name)
 
 
 def check_data(config: DataConfig, *, scan: bool = True) -> None:
@@ -74,7 +86,7 @@ def check_data(config: DataConfig, *, scan: bool = True) -> None:
 
     Args:
         config: The data set.
-        scan: Also list the files of an ImageFolder, which takes long for a million of them.
+        scan: Also list the files of an ImageFolder or of shards, which takes long for a million of them.
 
     Raises:
         DataError: The data set is unknown, missing, or has another layout than expected.
@@ -83,6 +95,10 @@ def check_data(config: DataConfig, *, scan: bool = True) -> None:
         picture_options(config, channels=1)
     elif config.name == "imagefolder":
         check_imagefolder(config, scan=scan)
+    elif config.name == SHARDS:
+        check_shards(config, scan=scan)
+    elif is_hf(config.name):
+        check_hf(config)
     elif config.name.startswith(PREFIX):
         torchvision_part(config, train=False)
     else:

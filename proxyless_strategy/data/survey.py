@@ -13,6 +13,7 @@ import numpy as np
 from hardware.errors import DataError
 from hardware.files import writing
 
+from .other_kinds import other_kind
 from .picture_folder import SUFFIXES, class_names, files_below, is_picture
 from .reading import PictureProblem, open_picture
 
@@ -118,6 +119,9 @@ def divide(root: Path, into: Path) -> None:
     few = [f"{label} ({len(files)})" for label, files in classes.items() if len(files) < 5]
     if len(classes) < 2 or few:
         what = f"the classes {', '.join(few[:5])}" if few else f"{len(classes)} class folders"
+        other = other_kind(root)
+        if other:
+            raise DataError(f"{root} holds {other}; --split divides folders of pictures alone")
         raise DataError(f"{root} has {what}; give a folder of at least two classes, of five pictures or more each")
     if into.exists() and any(into.iterdir()):
         raise DataError(f"{into} is not empty; give a new folder")
@@ -136,6 +140,9 @@ def _layout(root: Path) -> str:
     wanted = "pictures lie in ROOT/train/CLASS and ROOT/val/CLASS"
     if root.is_dir() and any(_pictures(root / label) for label in class_names(root)):
         return f"{wanted}; --split DIR links those of {root}/CLASS into such a folder"
+    other = other_kind(root)
+    if other:
+        return f"it holds {other}; `init` writes configs for folders of pictures alone"
     return f"{wanted}; give the root of such a folder"
 
 

@@ -23,7 +23,7 @@ from .digest import file_mark
 from .images import PARTS, ImageData
 from .notice import notice
 from .picture_folder import ImageFolder
-from .reading import Reader, item_of, name_in, picture_error
+from .reading import NamedItems, Reader, item_of, name_in, picture_error
 
 Item = tuple[int, int]
 MOST_THREADS = 8
@@ -77,7 +77,7 @@ def problems_of(source: Any, indices: Iterable[int], reader: Reader | None) -> I
 def threads_for(kind: type) -> int:
     """Return how many threads may read a data set at once."""
     # A user's own data set may hold a file handle, which threads would move under each other.
-    return min(MOST_THREADS, os.cpu_count() or 1) if issubclass(kind, ImageFolder) else 1
+    return min(MOST_THREADS, os.cpu_count() or 1) if issubclass(kind, ImageFolder | NamedItems) else 1
 
 
 def all_problems(data: ImageData) -> dict[Item, Problem | None]:

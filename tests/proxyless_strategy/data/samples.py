@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import pickle
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,30 @@ class Listed(torch.utils.data.Dataset):
 
 def tensors(count: int, size: int = 8) -> Listed:
     return Listed([torch.full((2, size, size), float(index)) for index in range(count)], [0, 1] * (count // 2))
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar file of these members, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_shards(folder: Path, root: Path, *, each: int = 5) -> Path:
+    """Write the pictures of an ImageFolder as shards of `each` samples, in the folder's order, and its classes."""
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    for part in ("train", "val"):
+        files = [path for name in names for path in sorted((folder / part / name).iterdir())]
+        for number, start in enumerate(range(0, len(files), each)):
+            members = {}
+            for path in files[start : start + each]:
+                key = f"{path.parent.name}/{path.stem}"
+                members[f"{key}{path.suffix}"] = path.read_bytes()
+                members[f"{key}.cls"] = str(names.index(path.parent.name)).encode()
+            write_shard(root / f"{part}-{number:04d}.tar", members)
+    (root / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from proxyless_strategy.data.batches import EpochBatches
@@ -43,3 +44,25 @@ def test_replicas_share_an_epoch(drop_last: bool, steps: int) -> None:
     shares = [list(sampler(drop_last=drop_last, rank=rank, replicas=2)) for rank in (0, 1)]
     assert [len(share) for share in shares] == [steps, steps]
     assert [key for pair in zip(*shares, strict=True) for key in pair] == whole[: 2 * steps]
+
+
+@pytest.mark.parametrize("length", range(1, 20))
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_weighted_by_counts_the_mean_over_processes_is_the_mean_over_the_images_of_the_step(
+    length: int, replicas: int
+) -> None:
+    """As one process has them: each image once, however unequally the last ones are divided."""
+    options = {"length": length, "shuffle": True, "drop_last": False, "seed": 1}
+    values = np.random.default_rng(0).normal(size=length)
+    alone = list(EpochBatches(batch_size=3 * replicas, **options))
+    samplers = [EpochBatches(batch_size=3, rank=rank, replicas=replicas, **options) for rank in range(replicas)]
+    shares = [list(share) for share in samplers]
+    assert all(len(share) == len(alone) for share in shares)
+    for step, whole in enumerate(alone):
+        means = [
+            sampler.weight(step) * values[share[step].indices].mean()
+            for sampler, share in zip(samplers, shares, strict=True)
+        ]
+        assert np.mean(means) == pytest.approx(values[whole.indices].mean(), abs=1e-12)
+        if len(whole.indices) == 3 * replicas:
+            assert [sampler.weight(step) for sampler in samplers] == [1.0] * replicas

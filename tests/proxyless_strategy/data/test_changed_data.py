@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from hardware.tables.shipped import open_table
+from hardware.tables.table import LatencyTable
 from proxyless_strategy.config import DataConfig, SearchConfig
 from proxyless_strategy.data import state
 from proxyless_strategy.data.digest import data_digest
@@ -290,17 +291,17 @@ def test_the_library_asks_a_users_function_each_time(user_module: Any) -> None:
 
 def test_the_library_reads_a_replaced_table_again(tmp_path: Path) -> None:
     table, path, library = open_table("pixel1"), tmp_path / "table.yml", Library()
-    assert library.table(path) is None
+    assert library.table(path, LatencyTable) is None
     table.save(path)
-    first = library.table(path)
-    assert library.table(path) is first
+    first = library.table(path, LatencyTable)
+    assert library.table(path, LatencyTable) is first
     key = next(iter(table.entries))
     other = replace(table, entries={**table.entries, key: replace(table.entries[key], ms=9.0)})
     other.save(path)
-    assert library.table(path) == other
-    assert library.keep(path, other) is library.table(path)
+    assert library.table(path, LatencyTable) == other
+    assert library.keep(path, other) is library.table(path, LatencyTable)
     path.unlink()
-    assert library.table(path) is None
+    assert library.table(path, LatencyTable) is None
 
 
 def test_of_many_files_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

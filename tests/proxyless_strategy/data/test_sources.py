@@ -55,7 +55,11 @@ def test_architecture_per_class_overrides_the_fraction() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar", "unknown data set 'cifar'; data.name is digits, imagefolder, torchvision:CLASS or module:function"),
+        (
+            "cifar",
+            "unknown data set 'cifar'; data.name is digits, imagefolder, webdataset, hfds, torchvision:CLASS or "
+            "module:function",
+        ),
         ("no_such_module:data", "cannot load the data set 'no_such_module:data'"),
         ("my_data:absent", "cannot load the data set 'my_data:absent'"),
         (":data", "cannot load the data set ':data'"),
