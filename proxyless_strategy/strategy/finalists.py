@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardware.errors import DataError
 
@@ -21,6 +21,8 @@ STREAM = 3
 """Number of the seed stream in which finalists are compared; it must differ from every other stream of a search."""
 BATCHES = 32
 """Validation batches that finalists are compared on."""
+Judge = Callable[[Mapping[str, Any], nn.Module], float]
+"""From NNI's sample of a finalist and its network to a loss."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.data import extract_batch_size
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -84,6 +88,30 @@ class SeededLoader:
                 self.position = index + 1
                 yield batch
 
+    def weight(self, batch: Any, number: int, average: Callable[[Tensor], Tensor]) -> float:
+        """Return the factor of this process's mean over a batch, so that the mean over processes counts images.
+
+        It is 1 where all have as many, as in every batch of a sampler that is divided here image by image.
+
+        Args:
+            batch: The batch.
+            number: Its number in the epoch, from 0.
+            average: Averages a tensor over all processes; called where only the batches tell.
+        """
+        if self.process()[1] == 1:
+            return 1.0
+        known = getattr(getattr(self.loader, "sampler", None), "weight", None)
+        if known is not None:
+            return float(known(number))
+        if isinstance(self.loader, DataLoader):
+            return 1.0
+        try:
+            count = extract_batch_size(batch)
+        except MisconfigurationException:  # no tensor in it: it counts as one
+            count = 1
+        mean = float(average(torch.tensor(count, dtype=torch.float64)))
+        return count / mean if mean else 1.0
+
     def length(self) -> float:
         """Return the number of batches of an epoch; infinity where it is not known."""
         try:
@@ -133,6 +161,11 @@ class ArchitectureBatches:
             except StopIteration:
                 self._iterator = None
         raise DataError("the validation loader of the evaluator gave no batch; give it some data")
+
+    def weight(self, batch: Any, average: Callable[[Tensor], Tensor]) -> float:
+        """Return the weight of the batch that came last, see `SeededLoader.weight`."""
+        loader = self.loader()
+        return loader.weight(batch, loader.position - 1, average)
 
     def loader(self) -> SeededLoader:
         """Return the loader, which is made on the first call; its workers start with the first batch."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,7 +27,8 @@ from torch import distributed
 from hardware.errors import ConfigError, TrainingError
 
 from ..world import World
-from .loopback import stay_on_loopback
+from .addresses import choose_interface, listening_at
+from .loopback import LOOPBACK, stay_on_loopback
 
 JOIN_SECONDS = 600.0
 """How long one waits for the others of a run to come."""
@@ -34,6 +37,8 @@ LOST_SECONDS = 30.0
 """A process that has not said for so long that it lives is gone."""
 UNWIND_SECONDS = 10.0
 """What the main thread has to end by itself where it has noticed too."""
+_LIBRARIES = ("proxyless-strategy", "torch", "pytorch-lightning", "timm", "numpy")
+"""With other versions of these, processes may draw other gates or meet otherwise."""
 _LEFT = "left"
 _ENDED = "ended: "
 _SILENT = (
@@ -205,6 +210,8 @@ def check_alike(what: str, mine: dict[str, Any]) -> None:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        return f"stopped by {signal.Signals(error.code - 128).name}"
     return " ".join(str(error).split())[:1000] or type(error).__name__
 
 
@@ -212,18 +219,19 @@ def _sentence(error: BaseException) -> str:
 
 
 def _join(world: World, *, cuda: bool) -> Meeting:
-    backend = "nccl" if cuda else "gloo"
     waiting = timedelta(seconds=JOIN_SECONDS)
     if world.nodes == 1:
         stay_on_loopback()
     else:
-        _choose_interface(str(world.address))
-    if cuda:
-        torch.cuda.set_device(world.local_rank)
+        choose_interface(str(world.address))
     try:
         store = _store(world, waiting)
-        _wait_for_all(store, world)
-        options: dict[str, Any] = {"device_id": torch.device("cuda", world.local_rank)} if cuda else {}
+        _wait_for_all(store, world, cuda=cuda)
+        options: dict[str, Any] = {}
+        if cuda:
+            torch.cuda.set_device(world.local_rank)
+            options = {"device_id": torch.device("cuda", world.local_rank)}
+        backend = "nccl" if cuda else "gloo"
         distributed.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -241,44 +249,87 @@ def _store(world: World, waiting: timedelta) -> Any:
         # its agent has the store, or leaves it to the first process
         store, _, _ = next(distributed.rendezvous("env://", timeout=waiting))
         return store
+    address = LOOPBACK if world.nodes == 1 else world.address
     bound: dict[str, Any] = {}
     if world.first:
         # By itself torch listens on every interface, and its store asks for no password.
-        bound = {"master_listen_fd": socket.create_server((world.address, world.port), backlog=128).detach()}
+        address = listening_at(address)
+        family = socket.getaddrinfo(address, world.port, type=socket.SOCK_STREAM)[0][0]
+        server = socket.create_server((address, world.port), family=family, backlog=128)
+        bound = {"master_listen_fd": server.detach()}
     return distributed.TCPStore(
-        world.address, world.port, world.size, is_master=world.first, wait_for_workers=False, timeout=waiting, **bound
+        address, world.port, world.size, is_master=world.first, wait_for_workers=False, timeout=waiting, **bound
     )
 
 
-def _wait_for_all(store: Any, world: World) -> None:
-    """Wait until each has said that it is there: a group that is made before waits without a word of who is missing."""
-    store.set(f"proxyless/here/{world.rank}", socket.gethostname())
-    deadline = time.monotonic() + JOIN_SECONDS
+def _wait_for_all(store: Any, world: World, *, cuda: bool) -> None:
+    """Wait until each has said that it is there, and refuse what cannot train together.
+
+    A group that is made before waits without a word of who is missing, or of what differs.
+
+    Raises:
+        ConfigError: Hosts differ in their devices or versions.
+        RuntimeError: One has not come, or another run has met there.
+    """
+    if store.add(f"proxyless/came/{world.rank}", 1) > 1:
+        raise RuntimeError(f"process {world.rank} of another run has come there before; give each run its own port")
+    store.set(f"proxyless/here/{world.rank}", json.dumps(_introduced(world, cuda=cuda)))
+    begun, said = time.monotonic(), False
     for rank in range(world.size):
         while not store.check([f"proxyless/here/{rank}"]):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun
+            if waited > JOIN_SECONDS:
                 raise RuntimeError(f"process {rank} has not come within {JOIN_SECONDS:.0f} s")
+            if waited > LOST_SECONDS and world.first and not said:
+                said = True
+                print(f"process {rank} of {world.size} is still awaited", file=sys.stderr, flush=True)
             time.sleep(0.05)
-
-
-def _choose_interface(address: str) -> None:
-    """Have gloo listen where the others can reach it; by itself it takes the address of the host's own name.
-
-    Many systems give that name an address of the loopback.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
+    refusal = _unlike([json.loads(store.get(f"proxyless/here/{rank}")) for rank in range(world.size)])
+    if refusal is None:
         return
-    import psutil
+    store.set(f"proxyless/refused/{world.rank}", "")
+    deadline = time.monotonic() + UNWIND_SECONDS  # the store ends with the first process
+    while world.first and time.monotonic() < deadline:
+        if store.check([f"proxyless/refused/{rank}" for rank in range(world.size)]):
+            break
+        time.sleep(0.05)
+    raise ConfigError(refusal)
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))  # sends nothing: asks the system by which way it would
-            own = probe.getsockname()[0]
-        except OSError:
-            return
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address == own for found in addresses):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
+
+def _introduced(world: World, *, cuda: bool) -> dict[str, Any]:
+    """Say what the others must know of this process before they train with it."""
+    versions = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    lacking = None
+    if cuda and world.local_rank >= torch.cuda.device_count():
+        lacking = (
+            f"process {world.rank} of {world.size} is number {world.local_rank} on its host, but sees "
+            f"{torch.cuda.device_count()} GPUs there"
+        )
+    return {"host": socket.gethostname(), "device": "GPUs" if cuda else "the CPU", "lacks": lacking, **versions}
+
+
+def _unlike(introduced: list[dict[str, Any]]) -> str | None:
+    """Say why processes cannot train together; None where they can."""
+    first = introduced[0]
+    for rank, found in enumerate(introduced):
+        if found["lacks"] is not None:
+            return (
+                f"{found['lacks']} ({found['host']}); give every host a GPU for each of its processes, which all of "
+                "them see (in Slurm --gpus-per-node), or start fewer"
+            )
+        for name, value in first.items():
+            if name in ("host", "lacks") or found.get(name) == value:
+                continue
+            has = f"{found['host']} (process {rank}) has {name} {found.get(name)}, {first['host']} {value}"
+            if name == "device":
+                remedy = "train on hosts with GPUs alone, or hide these by CUDA_VISIBLE_DEVICES= on all"
+            else:
+                remedy = "install the same version on all hosts, as others draw and train otherwise"
+            return f"{has}; {remedy}"
+    return None
 
 
 # ---- whether they live -----------------------------------------------------------------------------------------
@@ -324,14 +375,20 @@ class _Watch:
             beat += 1
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"proxyless/beat/{self.world.rank}", str(beat))
-                for rank in self._moved:
-                    key = f"proxyless/beat/{rank}"
-                    value = self._store.get(key) if self._store.check([key]) else b""
+                for rank, value in self._words():
                     if value.startswith(_ENDED.encode()):
                         self._ended = f"process {rank} of {self.world.size} has {value.decode()}"
                     if value != seen.get(rank) or value == _LEFT.encode():
                         seen[rank], self._moved[rank] = value, time.monotonic()
                 self._heard = time.monotonic()
+
+    def _words(self) -> Iterator[tuple[int, bytes]]:
+        """Yield what each other process has said last; all together, as a question for each would swamp the store."""
+        keys = {rank: f"proxyless/beat/{rank}" for rank in self._moved}
+        if not self._store.check(list(keys.values())):  # at the beginning, when some have said nothing yet
+            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        found = self._store.multi_get(list(keys.values())) if keys else []
+        yield from zip(keys, found, strict=True)
 
     def _judge(self) -> None:
         while not self._over.wait(1.0):

@@ -208,6 +208,8 @@ class SearchModule(EvaluatorWrapper):
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
         refuse_empty(self)
+        if self.options.judge is not None and self.trainer.world_size > 1:
+            raise ConfigError(f"judge works in one process, not in {self.trainer.world_size}; leave it out")
         super().on_fit_start()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -304,13 +306,19 @@ class SearchModule(EvaluatorWrapper):
     def _architecture_step(self, batch_idx: int) -> None:
         assert self.architecture_batches is not None
         batch = self.ready(self.architecture_batches.next())
+        # Processes may have more and fewer images of a last batch: the step is the mean over images, not processes.
+        weight = self.architecture_batches.weight(batch, self.problem.reduce)
         step = self.counters["architecture"]
         loss_based = self.options.rule == "gradient"
 
         def task() -> Tensor:
-            return self.task_loss(batch, batch_idx) if loss_based else self.task_accuracy(batch, batch_idx)
+            found = self.task_loss(batch, batch_idx) if loss_based else self.task_accuracy(batch, batch_idx)
+            return found * weight
 
-        with self._measuring(), of_one_image("a validation batch has one image"):
+        # Without gradients from the start, weights keep requiring one: only then does autocast keep a weight's cast for
+        # all samples.
+        gradients = torch.set_grad_enabled(loss_based)
+        with gradients, self._measuring(), of_one_image("a validation batch has one image"):
             outcome = self.update.compute(self.problem, task, step, scale=self.loss_scale())
         # The step has waited for the device, so that asking costs nothing now.
         if self.trainer.world_size == 1:
@@ -406,23 +414,25 @@ class SearchModule(EvaluatorWrapper):
         """Return each subnet's mean loss over validation batches, in the mode of an architecture step.
 
         REINFORCE, whose evaluator need not have a loss of validation batches, compares error rates where there is no
-        `architecture_loss`.
+        `architecture_loss`. A `judge` takes the place of either.
         """
+        if (judge := self.options.judge) is not None:
+            return [float(judge(self.architecture.export(one.choice), self.derived_network(one))) for one in found]
         assert self.architecture_batches is not None
         has_loss = self.options.rule == "gradient" or hasattr(self.training_module, "architecture_loss")
 
         def loss(derived: Derived, batch: Any, index: int) -> float:
             with self.supernet.running(list(derived.choice)):
                 value = self.task_loss(batch, index) if has_loss else 1 - self.task_accuracy(batch, index)
-            found = float(value)
+            found = float(value) * batches.weight(batch, index, self.problem.reduce)
             if not math.isfinite(found) and not self._bad_batch and not nonfinite.is_finite(batch):
                 self._bad_batch = f" (batch {index + 1} holds values that are not finite; mend these images)"
             return found
 
         seed = mix_seed(self.problem.seed, finalists.STREAM, self.global_rank)
         precision = self.trainer.precision_plugin.forward_context()  # on_train_end is outside of Lightning's own
+        batches = self.architecture_batches.twin(stream=finalists.STREAM)
         with self._measuring(), isolated_seed(seed), torch.no_grad(), precision:
-            batches = self.architecture_batches.twin(stream=finalists.STREAM)
             means = finalists.mean_losses(found, map(self.ready, batches), loss)
         return self.problem.reduce(means).tolist()
 

@@ -14,6 +14,7 @@ from hardware.errors import ConfigError
 from hardware.model import CostModel
 
 from .derivation import SLACK
+from .finalists import Judge
 from .gates import Estimator, WarmupPaths, WeightPaths
 from .rules import Baseline, GradientPaths
 
@@ -73,6 +74,7 @@ class SearchOptions:
     seed: int = 0
     start: Mapping[str, Mapping[str, float]] | None = None
     contender: Mapping[str, str] | None = None
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _ONE_OF.items():

@@ -19,6 +19,7 @@ from hardware.reading import Kind, read_tensors
 
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
+from .finalists import Judge
 from .gates import Estimator, WarmupPaths, WeightPaths
 from .loaders import ArchitectureBatches, SeededLoader
 from .module import SearchModule
@@ -78,6 +79,8 @@ class ProxylessStrategy(OneShotStrategy):
         start: Logits that alpha starts from, by label and candidate; None starts all candidates alike.
         contender: A subnet that some cheaper way has found, by label and candidate. It joins the finalists, and the
             result says whether the search has beaten it.
+        judge: From NNI's sample of a finalist and its network, a copy in evaluation mode whose BN statistics are
+            re-estimated, to a loss that takes the place of the one on validation batches; in one process alone.
         mutation_hooks: Further NNI mutation hooks, run before this strategy's.
         latency: Former name of `cost`.
         target_ms: Former name of `target`.
@@ -126,6 +129,7 @@ class ProxylessStrategy(OneShotStrategy):
         seed: int = SearchOptions.seed,
         start: Mapping[str, Mapping[str, float]] | None = None,
         contender: Mapping[str, str] | None = None,
+        judge: Judge | None = None,
         mutation_hooks: list[Any] | None = None,
         latency: CostModel | None = None,
         target_ms: float | None = None,
@@ -158,6 +162,7 @@ class ProxylessStrategy(OneShotStrategy):
             seed=seed,
             start=start,
             contender=contender,
+            judge=judge,
         )
         self.target = self.options.target
         self.paths_of_space = Supernet()

@@ -9,13 +9,15 @@ the backward pass comes by.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hardware.errors import UnsupportedSpaceError
+
+from .inner import inner_product
 
 
 class RunPlan:
@@ -125,12 +127,18 @@ def _all_tensors(value: Any) -> Iterator[Tensor]:
             yield from _all_tensors(item)
 
 
-def _inner(gradient: Tensor, difference: Tensor) -> Tensor:
-    """Return `<dL/dy, d>` in float32 or better, a scalar on the device, in one pass over both."""
-    # A sum of millions of products has no digits left in 16 bits.
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        gradient, difference = gradient.float(), difference.float()
-    return torch.dot(gradient.reshape(-1), difference.reshape(-1))
+def _autocast_of(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what enters the mixed precision of now again.
+
+    A backward pass may run outside of it. On a GPU it runs in a thread of its own, which knows whether it is on, but
+    not of which type: bfloat16 would become float16 there.
+    """
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    cached = torch.is_autocast_cache_enabled()
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached)
 
 
 class Passed(torch.autograd.Function):
@@ -176,7 +184,8 @@ class _Tap:
             # Autograd runs hooks without gradients unless the caller creates a graph; a comparison never needs one.
             with torch.no_grad():
                 self.found = self.found or self.compare()
-                self.plan.record(self.edge, [_inner(gradient, differences[position]) for differences in self.found])
+                values = [inner_product(gradient, differences[position]) for differences in self.found]
+                self.plan.record(self.edge, values)
             if self.missing == 0:
                 self.found = []  # frees the maps of this edge before the backward pass reaches the one before
 
@@ -226,6 +235,7 @@ def gated(
     else:
         # Many others: N - 1 differences at every edge would take as much memory as all paths at once do.
         versions = [[tensor._version for tensor in tensors] for tensors in (given, detached)]
+        as_now = _autocast_of(detached[0].device)
 
         def rerun() -> list[Sequence[Tensor]]:
             nonlocal detached
@@ -234,10 +244,11 @@ def gated(
             before, after = versions
             if [tensor._version for tensor in given] != before:
                 raise UnsupportedSpaceError(CHANGED_IN_PLACE)
-            if [tensor._version for tensor in detached] != after:
-                with plan.not_measuring():
-                    detached = list(_tensors(run(active)))
-            return [difference(candidate) for candidate in others]
+            with as_now():
+                if [tensor._version for tensor in detached] != after:
+                    with plan.not_measuring():
+                        detached = list(_tensors(run(active)))
+                return [difference(candidate) for candidate in others]
 
         tap = _Tap(plan, edge, len(outputs), rerun)
     gated_outputs = []

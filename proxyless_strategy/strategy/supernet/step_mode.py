@@ -75,6 +75,22 @@ class _Quieted:
             norm.__dict__["track_running_stats"] = tracked
 
 
+@contextmanager
+def _casts_kept() -> Iterator[None]:
+    """Have autocast cast a weight once for all that runs inside, as no weight changes there.
+
+    Lightning switches that off, as its context is around an update too; elsewhere a cast may be left of before it.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+        torch.clear_autocast_cache()
+
+
 def _outside_candidates(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
     """Yield a module and those in it, without the candidates of gated layers."""
     seen = set() if seen is None else seen
@@ -111,7 +127,7 @@ class ArchitectureStepMode:
     def active(self) -> Iterator[None]:
         """Enter the mode; every flag is restored on any exit."""
         before = [(selector, selector.mode) for selector in self._selectors]
-        with self._always.on():
+        with _casts_kept(), self._always.on():
             try:
                 for selector in self._selectors:
                     selector.mode = self

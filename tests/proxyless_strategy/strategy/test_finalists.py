@@ -113,6 +113,41 @@ def test_reinforce_needs_no_loss_of_validation_batches():
     ]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_judge_takes_the_place_of_the_loss_and_sees_each_finalists_network(rule):
+    """It prefers the sum 1, which is neither the most probable nor the one of the least loss."""
+    seen = []
+
+    def judge(sample, network):
+        assert not network.training
+        total = network(torch.zeros(1, 1, 6, 6)).item()
+        seen.append((sample["first"], sample["second"], total))
+        return abs(total - 1)
+
+    strategy = ending([[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]], rule=rule, judge=judge)
+    assert seen == [("zero", "zero", 0.0), ("zero", "one", 1.0), ("zero", "two", 2.0)]
+    found = strategy.searched.finalists
+    assert [finalist.loss for finalist in found] == [0.0, 1.0, 1.0]
+    assert strategy.export() == {"first": "zero", "second": "one"}
+
+
+def test_a_judge_whose_loss_is_no_number_ranks_that_one_last():
+    ending_at = [[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]]
+    strategy = ending(ending_at, judge=lambda sample, _: math.nan if sample["second"] == "zero" else 2.0)
+    assert [finalist.derived.choice for finalist in strategy.searched.finalists] == [(0, 1), (0, 2), (0, 0)]
+    with pytest.raises(TrainingError, match="none of 3 finalists has a finite loss"):
+        ending(ending_at, judge=lambda *_: math.nan)
+
+
+def test_a_judge_in_several_processes_is_refused_before_a_step(monkeypatch):
+    class Several(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            monkeypatch.setattr(type(trainer), "world_size", 2)
+
+    with pytest.raises(ConfigError, match="judge works in one process, not in 2; leave it out"):
+        tiny.searched(judge=lambda *_: 0.0, callbacks=[Several()])
+
+
 def test_one_finalist_is_the_most_probable_subnet_and_is_not_run():
     strategy = ending([[3.0, 1.0, -3.0, -9.0], [3.0, 2.5, 2.0, -9.0]], finalists=1)
     (found,) = strategy.searched.finalists

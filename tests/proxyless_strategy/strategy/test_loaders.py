@@ -72,6 +72,29 @@ def test_processes_share_an_epoch():
     assert sorted(shares[0] + shares[1]) == NUMBERS.tolist()
 
 
+def test_batches_of_other_sizes_weigh_by_their_images():
+    """Those of an iterable that gives each process its own; a DataLoader's are divided evenly, or the sampler knows."""
+
+    def mean_of_all(count):
+        return (count + 2) / 2  # the other process has 2
+
+    def loader(batches, rank=0):
+        return SeededLoader(batches, seed=0, stream=1, process=lambda: (rank, 2))
+
+    batch = {"x": torch.zeros(4, 3), "y": torch.zeros(4)}
+    assert loader([batch]).weight(batch, 0, mean_of_all) == 4 / 3
+    assert loader(["no tensor", object()]).weight([object()], 0, mean_of_all) == 1 / 1.5
+    assert SeededLoader([batch], seed=0, stream=1).weight(batch, 0, None) == 1.0
+    assert loader(DataLoader(tiny.data(7), batch_size=2)).weight(batch, 0, None) == 1.0
+    for rank, weights in enumerate(([1.0, 2.0], [1.0, 0.0])):
+        sampler = EpochBatches(length=7, batch_size=3, shuffle=False, drop_last=False, seed=0)
+        mine = loader(DataLoader(tiny.data(7), batch_size=None, sampler=sampler), rank)
+        assert [mine.weight(batch, step, None) for step in range(2)] == weights
+        stream = ArchitectureBatches(lambda mine=mine: mine)
+        stream._loader, mine.position = mine, 2
+        assert stream.weight(batch, None) == weights[1]
+
+
 def test_validation_batches_go_on_over_epochs_and_after_a_restart():
     stream, whole = ArchitectureBatches(loader), loader()
     expected = read(whole) + read(whole)

@@ -21,6 +21,7 @@ IMAGES = {  # for weight steps
     "imagenet_search.yml": 1_281_167 - 50_000,
     "my_search.yml": 400,  # the default of its data
     "timm_search.yml": 0.7 * 2_000,
+    "shards_search.yml": 1_281_167 - 50_000,
 }
 
 

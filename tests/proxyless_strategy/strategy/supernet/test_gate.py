@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from hardware.errors import UnsupportedSpaceError
@@ -118,3 +119,35 @@ def test_a_weight_step_moves_sampled_candidates_alone():
                     assert candidate == "skip" or any(name in moved for name in mine)
                 else:
                     assert not moved.intersection(mine)
+
+
+class Convolutions(ModelSpace):
+    """An edge of three convolutions, which autocast runs in 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = LayerChoice([nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], label="layer")
+
+    def forward(self, x):
+        return self.layer(x).float().square().mean()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outside", [False, True])
+def test_candidates_that_run_in_the_backward_pass_run_in_the_precision_of_the_forward_pass(precision, outside):
+    """The backward pass may run outside of autocast, or in a thread that knows another type."""
+    strategy = ProxylessStrategy()
+    network = strategy.mutate_model(Convolutions())
+    seen = []
+    for layer in network.layer.children():
+        layer.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    x = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+    other = torch.float16 if precision is torch.bfloat16 else torch.bfloat16
+    with ArchitectureStepMode(network).active(), strategy.paths_of_space.running([0], [[1, 2]]):
+        with torch.autocast("cpu", dtype=precision):
+            loss = network(x)
+        with torch.autocast("cpu", dtype=other, enabled=not outside):
+            loss.backward()
+            assert torch.is_autocast_enabled("cpu") is not outside
+    assert seen == [precision] * 3

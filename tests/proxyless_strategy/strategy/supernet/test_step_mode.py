@@ -1,9 +1,12 @@
 """An architecture step changes alpha alone."""
 
+from collections import Counter
+
 import pytest
 import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.rules import (
@@ -12,6 +15,7 @@ from proxyless_strategy.strategy.rules import (
 )
 from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import get_space
+from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.strategy.spaces import macs_of, problem_of, snapshot
 
 
@@ -83,3 +87,61 @@ def test_a_candidate_that_fails_in_an_architecture_step_leaves_every_flag_as_it_
         assert all(parameter.requires_grad for parameter in module.parameters())
         assert getattr(module, "track_running_stats", True)
     assert strategy.paths_of_space.selector.mode is None
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each weight is cast."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.names = {parameter.data_ptr(): name for name, parameter in network.named_parameters()}
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.count[self.names[args[0].data_ptr()]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_architecture_step_sees_the_weights_of_the_weight_step_before_it_in_mixed_precision():
+    """Lightning runs both within one context of autocast, which keeps its casts of the weights."""
+    space = get_space("small_mbconv")
+    strategy = ProxylessStrategy()
+    torch.manual_seed(0)
+    network = strategy.mutate_model(space.build(num_classes=10, in_chans=1)).train()
+    mode, x, y = ArchitectureStepMode(network), torch.randn(8, 1, 16, 16), torch.arange(8)
+    supernet = strategy.paths_of_space
+    edges = len(strategy.architecture.edges)
+
+    def differences():
+        with mode.active(), supernet.running([0] * edges, [[1]] * edges) as plan:
+            nn.functional.cross_entropy(network(x), y).backward()
+        return [float(value) for row in sorted(plan.differences) for value in plan.differences[row]]
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with supernet.running([1] * edges):
+            nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+        together = differences()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert together == differences()
+
+
+@pytest.mark.parametrize("rule", tiny.RULES)
+def test_mixed_precision_casts_each_weight_once_in_an_architecture_step(rule, monkeypatch):
+    update = {"gradient": GradientUpdate, "reinforce": ReinforceUpdate}[rule]
+    compute, found = update.compute, []
+
+    def counted(self, problem, task, step, *, scale):
+        with Casts(module.model) as casts:
+            outcome = compute(self, problem, task, step, scale=scale)
+        found.append(casts.count)
+        return outcome
+
+    module = tiny.Module()
+    monkeypatch.setattr(update, "compute", counted)
+    tiny.searched(rule=rule, module=module, epochs=3, samples=4, trainer={"precision": "bf16-mixed"})
+    assert found
+    assert all("stem.weight" in count for count in found)
+    assert {times for count in found for times in count.values()} == {1}
