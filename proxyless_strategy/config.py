@@ -37,7 +37,7 @@ from hardware.tables.shipped import shipped_names
 from search_spaces.from_timm.paths import FOLDER, PREFIX, is_folder, whole_paths
 from search_spaces.user_function import search_modules_in
 
-from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig
+from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig, SpaceConfig
 from .validation import Section, number, share_in, validation_sentence
 
 
@@ -85,13 +85,6 @@ _BESIDE = "(by --set, a preset or a sweep)"
 """Sections that a text stands for: their `name`."""
 
 
-class SpaceConfig(Section):
-    """A named search space, or the user's own as `module:function`, with the options it takes."""
-
-    name: str = "small_mbconv"
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
 class SearchSettings(Section):
     """Training of the supernet and of the architecture parameters."""
 
@@ -123,6 +116,8 @@ class SearchSettings(Section):
     """Paths of later weight steps: drawn from the architecture's probabilities (the paper's), or uniformly."""
     finalists: int = Field(8, ge=1, le=1000)
     """Most probable subnets on the target, of which the one with the least loss on architecture images is exported."""
+    finalists_dtype: Literal["float32", "int8"] = "float32"
+    """Which networks of the finalists are compared: the supernet's, or for a search for int8 files these, quantised."""
     estimator: Literal["paper", "unbiased"] = "paper"
     paths: Literal["two", "all"] = "two"
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
@@ -137,6 +132,9 @@ class SearchSettings(Section):
     """Difference in loss that counts one logit at such a start; None: so that half of the edges span 3 logits or less.
     No candidate starts more than 3 below its edge's best."""
     accelerator: str = "auto"
+    deterministic: bool = False
+    """Deterministic algorithms alone, so that a search on a GPU that is killed and continues is the same bit for bit;
+    on a CPU it is so anyway."""
     channels_last: bool = False
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
     """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
@@ -223,6 +221,8 @@ class RetrainSettings(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""
+    deterministic: bool | None = None
+    """As `search.deterministic`; None: as the search's, and without a search false."""
     threads: ThreadCount | None = None
     """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440)
@@ -334,6 +334,20 @@ class SearchConfig(Section):
     def update_rule(self) -> Rule:
         """The rule of architecture steps; `sensitivity` has none, and what asks for one gets the default."""
         return "gradient" if self.rule == "sensitivity" else self.rule
+
+    @property
+    def retraining(self) -> RetrainSettings | None:
+        """How the subnet is trained: `retrain`, which is deterministic as the search is where it does not say."""
+        if self.retrain is None or self.retrain.deterministic is not None:
+            return self.retrain
+        return self.retrain.model_copy(update={"deterministic": self.search.deterministic})
+
+    @property
+    def deterministic(self) -> str | None:
+        """The setting that asks for deterministic algorithms somewhere in the run; None where none does."""
+        if self.search.deterministic:
+            return "search.deterministic"
+        return "retrain.deterministic" if self.retrain is not None and self.retrain.deterministic else None
 
     @property
     def latency_input_size(self) -> int:

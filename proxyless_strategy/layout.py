@@ -1,6 +1,9 @@
-"""The name of every file in a run folder, in one place, and the environment variables that choose the folder."""
+"""The name of every file in a run folder, in one place, the environment variables that choose it, and the cache."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 CONFIG_FILE = "config.json"
 """Settings of the search that owns the folder, without `out`; written before any work."""
@@ -22,6 +25,8 @@ HUB_FILE = "hubconf.py"
 """In an export folder: tells it from a run folder, as both have a `config.json`."""
 ONNX_FILE = "model.onnx"
 """The exported network for ONNX Runtime."""
+INT8_FILE = "model-int8.onnx"
+"""The same quantised, where int8 is what was searched for."""
 THREADS_FILE = "threads.json"
 """How many threads the search and the retraining began with: on others, sums are rounded otherwise."""
 UNREADABLE_FILE = "unreadable.json"
@@ -40,6 +45,16 @@ FAILURE_FILE = "failure.json"
 """Of a trial of `proxyless experiment`: the exception that ended its latest start."""
 TRIAL_LOG = "trial.log"
 """Of a trial of `proxyless experiment`: what it printed in the starts that were not NNI's."""
+REPORTS_FILE = "reports.json"
+"""Of a trial that neither NNI nor its own launcher has started: the intermediate results of its latest start."""
+MACHINES_LOG = "machines.log"
+"""Of a trial on machines by SSH: which it ran on, and which were lost."""
+MACHINE_FILE = "machine.json"
+"""Of a trial on machines by SSH: where it is or was last, and with which settings of that machine."""
+SENT_FOLDER = ".sent"
+"""Of an experiment on machines by SSH: the code that goes there, where they see the folder, and their room's locks."""
+FLEET_FILE = "machines.json"
+"""Of an experiment on machines by SSH: how they are reached, and what each has room for."""
 EXPERIMENT_FILE = "experiment.json"
 """Of an experiment: what it sweeps, and the launcher that works on it; `--resume` reads it."""
 SUMMARY = "summary.json"
@@ -55,3 +70,10 @@ START_VARIABLE = "PROXYLESS_START"
 """Environment variable in which `proxyless experiment` hands parameters to a trial that it starts without NNI."""
 EXPERIMENT_VARIABLE = "PROXYLESS_EXPERIMENT"
 """Environment variable by whose value the processes and the trials of one experiment are known."""
+REPORTS_VARIABLE = "PROXYLESS_REPORTS"
+"""Environment variable with the file that receives a trial's intermediate results where NNI has not started it."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of latency tables that no config names, and of what else is made once for several runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "proxyless_strategy"

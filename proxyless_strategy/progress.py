@@ -245,6 +245,8 @@ def epoch_line(
     >>> row = {"phase": "search", "epoch": 12, "loss": 1.5, "default": 0.31, "expected": 3.4, "unit": "ms"}
     >>> epoch_line({**row, "entropy": 1.2}, total=50, target=3.0, left=260.0)
     'search 12/50: loss 1.5000, accuracy 31.0 % (likeliest subnet), E[LAT] 3.4 -> 3 ms, entropy 1.200, 4 min left'
+    >>> epoch_line({**row, "unit": "mJ"}, target=3.0)
+    'search 12: loss 1.5000, accuracy 31.0 % (likeliest subnet), E[energy] 3.4 -> 3 mJ'
 
     Args:
         row: `phase`, `epoch`, `loss`, `default` (the accuracy, 0..1), `expected`, `unit`, `entropy`.
@@ -257,7 +259,7 @@ def epoch_line(
     if row.get("default") is not None:
         parts.append(f"accuracy {100 * row['default']:.1f} % ({WHOSE.get(str(row['phase']), 'training images')})")
     if row.get("expected") is not None:
-        name = "E[LAT]" if unit.startswith("ms") else "E[cost]"
+        name = "E[LAT]" if unit.startswith("ms") else "E[energy]" if unit.startswith("mJ") else "E[cost]"
         aim = "" if target is None else f" -> {target:.4g}"
         parts.append(f"{name} {row['expected']:.4g}{aim} {unit}")
     if row.get("entropy") is not None:

@@ -1,4 +1,4 @@
-"""Sections of settings about what a search is given: its images and its hardware."""
+"""Sections of settings about what a search is given: its space, its images and its hardware."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ MOST_WORKERS = 256
 CIFAR10 = "torchvision:CIFAR10"
 
 
+class SpaceConfig(Section):
+    """A named search space, or the user's own as `module:function`, with the options it takes."""
+
+    name: str = "small_mbconv"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class DrawnImages(Section):
     """Pictures to try a search with: see `proxyless_strategy.data.drawn`."""
 
@@ -30,8 +37,9 @@ class DrawnImages(Section):
 class DataConfig(Section):
     """Where images come from and how they are split.
 
-    `name` is `digits`, `imagefolder`, `torchvision:CLASS`, or `module:function`; the function takes
-    `(root, **options)` and returns three data sets: weights, architecture, test.
+    `name` is `digits`, `imagefolder`, `webdataset` (tar files), `hfds` (a folder of Hugging Face's `datasets`),
+    `hfds/NAME` (on its hub), `torchvision:CLASS`, or `module:function`; the function takes `(root, **options)` and
+    returns three data sets: weights, architecture, test.
     """
 
     name: str = "digits"
@@ -73,8 +81,9 @@ class HardwareConfig(Section):
 
     name: str | None = None
     """One of `platforms`; what is given beside it is laid over that. `hardware: NAME` is short for it."""
-    cost: Literal["latency", "macs", "params", "activation_memory"] = "latency"
-    """What `target` counts. All but latency need no table; with one, the subnet's latency is reported beside it."""
+    cost: Literal["latency", "energy", "macs", "params", "activation_memory"] = "latency"
+    """What `target` counts. Latency and energy are looked up in a table of their own kind; the others need none, and
+    with one of latency, the subnet's latency is reported beside them."""
     backend: str = "onnxruntime"
     table: Path | None = None
     fill: Path | None = None
@@ -102,8 +111,33 @@ class HardwareConfig(Section):
 
     @property
     def uses_table(self) -> bool:
-        """Whether latencies are looked up at all."""
-        return self.cost == "latency" or self.table is not None
+        """Whether latencies or energies are looked up at all."""
+        return self.cost in ("latency", "energy") or self.table is not None
+
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> HardwareConfig:
+        if self.device == "other" and not self.uses_table:
+            # an int8 file can be made without the device that it is for
+            without = ("float32", "int8") if self.backend == "onnxruntime" else ("float32",)
+            given = {"options": self.options, "dtype": None if self.dtype in without else self.dtype}
+            for name, value in given.items():
+                if value:
+                    raise ValueError(
+                        f"hardware.{name} = {value} has no effect, as device other is not measured here and there is "
+                        "no hardware.table; remove it or name a table"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _what_energy_can(self) -> HardwareConfig:
+        given = {"dtype": None if self.dtype == "float32" else self.dtype, "fill": self.fill}
+        for name, value in given.items():
+            if self.cost == "energy" and value is not None:
+                raise ValueError(
+                    f"hardware.{name} = {value}, but hardware.cost energy is of float32, by tables that are measured "
+                    "whole; remove it, or search by latency"
+                )
+        return self
 
     @model_validator(mode="after")
     def _something_to_fill(self) -> HardwareConfig:

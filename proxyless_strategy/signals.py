@@ -6,7 +6,10 @@ signal's number: 143, 130, 129, 138.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -15,11 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardware.errors import ProxylessError
 
 from .world import is_first
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE_SECONDS = 30.0
 """What a stopped command has to unwind; then it is ended, as when it waits in a collective for a dead process."""
@@ -265,6 +271,7 @@ def _leave(state: _State, remedy: str) -> NoReturn:
         # Lightning's thread that watches over the ranks would kill this process for their end.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
+        _free_semaphores()
         os._exit(128 + number)
     raise Stopped(128 + number) from None
 
@@ -278,17 +285,56 @@ def _end_children() -> bool:
         with contextlib.suppress(psutil.Error):
             # multiprocessing's tracker frees what the others left, and ends with this process
             if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                child.terminate()
                 found.append(child)
-    time.sleep(0.1)
-    for child in found:  # again, as a data worker outlives the first one
-        with contextlib.suppress(psutil.Error):
-            child.terminate()
-    _, alive = psutil.wait_procs(found, timeout=3)
-    for child in alive:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    _end(found)
     return bool(found)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    import psutil
+
+    for seconds in (0.1, 0):  # twice, as a data worker outlives the first one
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        time.sleep(seconds)
+    _, alive = psutil.wait_procs(processes, timeout=3)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+@functools.cache
+def end_workers_at_exit() -> None:
+    """See to it that data workers which are still there end with this process.
+
+    An exception that has left a loop keeps them. multiprocessing would end them by one signal, which they outlive, and
+    wait.
+    """
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    left = [child.pid for child in multiprocessing.active_children() if child.daemon]
+    if not left:
+        return
+    import psutil
+
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where one ends by a signal
+    found = []
+    for pid in left:
+        with contextlib.suppress(psutil.Error):
+            found.append(psutil.Process(pid))
+    _end(found)
+
+
+def _free_semaphores() -> None:
+    """Do what multiprocessing does at exit, as its tracker complains of semaphores that outlive their process."""
+    run = multiprocessing.util._run_finalizers  # type: ignore[attr-defined]  # its atexit handler needs it too
+    finalizers = threading.Thread(target=run, args=(0,), daemon=True)
+    finalizers.start()
+    finalizers.join(3)
 
 
 def _say(sentence: str) -> None:

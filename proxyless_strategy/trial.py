@@ -27,22 +27,23 @@ from search_spaces.nni_import import silence_false_alarms
 
 from . import signals
 from .config import load_config
-from .layout import EXPERIMENT_VARIABLE, OUT_VARIABLE, PRESET_VARIABLE, RESULT, START_VARIABLE
+from .layout import EXPERIMENT_VARIABLE, OUT_VARIABLE, PRESET_VARIABLE, REPORTS_VARIABLE, RESULT, START_VARIABLE
 from .world import claims, find_world
 
 if TYPE_CHECKING:
-    from .runs.reporting import Reports
+    from .runs.reporting import FileReports, Reports
 
 PARAMETERS_VARIABLE = "PROXYLESS_TRIAL_PARAMETERS"
 """Environment variable in which the launching process hands its parameters to the ranks that it starts."""
 
 
-def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
+def run_trial(path: Path | str, *, preset: str | None = None, machines: Path | None = None) -> dict[str, Any]:
     """Run the trial that this process is, and return the row that it wrote to `result.json`.
 
     Args:
         path: The search config.
         preset: One of its presets; None: the one that `PROXYLESS_PRESET` names, if it is set.
+        machines: The experiment's file of machines, to one of which the trial goes; None: it runs here.
 
     Raises:
         ProxylessError: A setting is impossible, or the search failed in a way that a user can mend.
@@ -64,13 +65,17 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
                     "line, or run single searches by `proxyless search`"
                 )
 
-        from .runs.reporting import Reports
+        if machines is not None:
+            return _run_away(machines, start, config.out, under_nni=under_nni)
+
+        from .runs.reporting import FileReports, Reports
         from .runs.search import run_search  # slow: a wrong config is told before torch and NNI are imported
 
         # Not by NNI's NasExperiment: within a trial it takes the channel to the tuner over, and what is reported
         # afterwards arrives under another trial's parameters.
         leads = start.leads and find_world(config.search.devices, config.search.nodes).first
-        reports = Reports() if leads else None
+        file = os.environ.get(REPORTS_VARIABLE) if start.in_experiment and not under_nni else None
+        reports = (FileReports(Path(file)) if file else Reports()) if leads else None
         result = run_search(config, on_epoch=partial(_report_epoch, reports) if reports else None)
         row = {"trial": nni.get_trial_id() if start.in_experiment else None, **_plain(result.row())}
         if start.in_experiment:
@@ -84,6 +89,25 @@ def run_trial(path: Path | str, *, preset: str | None = None) -> dict[str, Any]:
     return row
 
 
+def _run_away(machines: Path, start: _Start, folder: Path, *, under_nni: bool) -> dict[str, Any]:
+    """Have another machine run the trial; report to NNI what it says."""
+    import nni
+
+    from .runs.away import run_away
+    from .runs.reporting import Reports
+    from .runs.trials import Trial
+
+    if not start.in_experiment:
+        raise ConfigError("--machines is for trials of an experiment; start them by `proxyless experiment`")
+    reports = Reports() if under_nni else None
+    number = start.number if start.number is not None else nni.get_sequence_id()
+    trial = Trial(nni.get_trial_id(), start.parameters, number, start.restarts)
+    row = run_away(machines, trial, folder, on_epoch=partial(_report_epoch, reports) if reports else None)
+    if reports is not None:
+        reports.final(_final_metrics(row))
+    return row
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line of a trial; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -92,14 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, metavar="CONFIG.yml", help="the search's own settings")
     parser.add_argument("--preset", help=f"one of the presets in it (default: {PRESET_VARIABLE} in the environment)")
     parser.add_argument("--check", action="store_true", help="only look for missing images and impossible settings")
+    parser.add_argument("--machines", type=Path, metavar="FILE", help="of `proxyless experiment`: where it is to run")
     options = parser.parse_args(arguments)
     silence_false_alarms()
     try:
         if options.check:
             _look(options.config, preset=options.preset)
         else:
+            from .runs.leash import hold
+
             with signals.stopped_in_order():
-                run_trial(options.config, preset=options.preset)
+                hold()
+                run_trial(options.config, preset=options.preset, machines=options.machines)
     except ProxylessError as error:
         print(error, file=sys.stderr)
         return 2
@@ -122,12 +150,14 @@ class _Start:
         leads: Whether it is the process that writes and reports, and no rank that it has started.
         in_experiment: Whether it is a trial of an experiment.
         restarts: How often the trial was started before.
+        number: Its place in the experiment, where whoever starts it says so.
     """
 
     parameters: dict[str, Any]
     leads: bool
     in_experiment: bool
     restarts: int = 0
+    number: int | None = None
 
 
 @contextmanager
@@ -163,7 +193,7 @@ def _parameters(*, under_nni: bool) -> Iterator[_Start]:
     os.environ[PARAMETERS_VARIABLE] = json.dumps({"trial": trial, "parameters": parameters})
     try:
         with _noted(parameters, given) if in_experiment else nullcontext():
-            yield _Start(parameters, True, in_experiment, restarts)
+            yield _Start(parameters, True, in_experiment, restarts, given.get("number"))
     finally:
         del os.environ[PARAMETERS_VARIABLE]
 
@@ -202,7 +232,7 @@ def _noted(parameters: dict[str, Any], given: Mapping[str, Any]) -> Iterator[Non
         raise
 
 
-def _report_epoch(reports: Reports, metrics: dict[str, Any]) -> None:
+def _report_epoch(reports: Reports | FileReports, metrics: dict[str, Any]) -> None:
     reports.intermediate(_plain(metrics))
 
 
@@ -213,7 +243,7 @@ def _final_metrics(row: dict[str, Any]) -> dict[str, Any]:
         )
     costs = {name: row[name] for name in ("latency_ms", "table_ms", "target_ms")}
     if row["cost"] != "latency":
-        costs |= {name: row[name] for name in ("target_cost", "subnet_cost")}
+        costs |= {name: row.get(name) for name in ("target_cost", "subnet_cost", "energy_mj")}
     warned = {"warnings": row["warnings"]} if row.get("warnings") else {}
     return {"default": row["accuracy"], **{name: value for name, value in costs.items() if value is not None}, **warned}
 

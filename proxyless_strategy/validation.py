@@ -54,7 +54,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if annotation is bool or (isinstance(value, str) and not _takes_numbers(annotation)):
+        if bool in (annotation, *get_args(annotation)) or (isinstance(value, str) and not _takes_numbers(annotation)):
             return value
         return number(value)
 

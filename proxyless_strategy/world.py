@@ -217,6 +217,8 @@ def _accepted(claim: Claim, devices: int, nodes: int, names: tuple[str, str]) ->
             f"{claim.launcher} has started processes on hosts as {each}, but {names[0]} = {devices} and {names[1]} = "
             f"{nodes}; let it start {devices} on each of {nodes}"
         )
+    if there.port is None:
+        raise ConfigError("MASTER_PORT is no number; set it to a free port of the first host, or remove it")
     return there
 
 
@@ -263,6 +265,8 @@ def _torchrun(environ: Mapping[str, str]) -> Claim | None:
     if numbers is None or not {"TORCHELASTIC_RUN_ID", "MASTER_ADDR"} <= set(environ):
         return None
     size, rank, local_size, local_rank, nodes, port = numbers
+    if not (rank < size and local_rank < local_size):
+        return None
     world = World(size, rank, local_size, local_rank, nodes, "torchrun", environ["MASTER_ADDR"], port)
     uneven = None if size == local_size * nodes else f"{size} in all, {local_size} of them here"
     return Claim("torchrun", world, uneven, _is_new("TORCHELASTIC_RUN_ID", "RANK", "MASTER_PORT", environ=environ))
@@ -279,9 +283,13 @@ def _srun(environ: Mapping[str, str]) -> Claim | None:
     if numbers is None or interactive or not step.isdigit() or int(step) >= 0xFFFFFFF0:
         return None
     size, rank, local_rank, nodes = numbers
+    if rank >= size:
+        return None
     each = _tasks(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     uneven = None if len(set(each)) == 1 else environ.get("SLURM_STEP_TASKS_PER_NODE", "unknown")
-    port = int(environ.get("MASTER_PORT", 15000 + int(re.sub(r"\D", "", environ.get("SLURM_JOB_ID", "")) or 0) % 20000))
+    # Steps of one job may run side by side.
+    job = int(re.sub(r"\D", "", environ.get("SLURM_JOB_ID", "")) or 0) + 4999 * int(step)
+    port = _number(environ["MASTER_PORT"]) if "MASTER_PORT" in environ else 15000 + job % 20000
     world = World(size, rank, each[0] if each else 1, local_rank, nodes, "srun", _first_host(environ), port)
     direct = environ.get("SLURM_TASK_PID", str(os.getpid())) == str(os.getpid())
     return Claim("srun", world, uneven, direct)
@@ -293,6 +301,8 @@ def _variables(environ: Mapping[str, str]) -> Claim | None:
         return None
     size, rank, port = numbers
     (local_size, local_rank) = _numbers(environ, "LOCAL_WORLD_SIZE", "LOCAL_RANK") or (1, 0)
+    if not (rank < size and local_rank < local_size):
+        return None
     world = World(size, rank, local_size, local_rank, size // local_size, "variables", environ["MASTER_ADDR"], port)
     uneven = None if size == local_size * world.nodes else f"{size} in all, {local_size} of them here"
     return Claim("variables", world, uneven, _is_new("RANK", "WORLD_SIZE", environ=environ))

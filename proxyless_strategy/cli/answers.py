@@ -22,17 +22,19 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found, where it ends otherwise than well.
+    """What a command found, where it ends otherwise than well, or another process says it.
 
     Attributes:
         values: What `--json` prints.
         error: Raised after that; None: nothing is.
         status: The exit status where there is no error.
+        spoken: Whether `--json` prints them; of several processes the first one's alone are.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     error: ProxylessError | None = None
     status: int = 0
+    spoken: bool = True
 
 
 def answers(command: Callable[..., Mapping[str, Any] | Answer]) -> Callable[..., None]:
@@ -46,7 +48,7 @@ def answers(command: Callable[..., Mapping[str, Any] | Answer]) -> Callable[...,
         with _set_aside(wanted=as_json):
             found = command(*args, **options)
         answer = found if isinstance(found, Answer) else Answer(found)
-        if as_json:
+        if as_json and answer.spoken:
             typer.echo(json.dumps(plain(answer.values), indent=2, allow_nan=False))
         if answer.error is not None:
             raise answer.error

@@ -37,7 +37,8 @@ def check(
         if preset is not None:
             raise ConfigError(f"--preset {preset} is of a search's YAML file, but {what} is a folder; leave it out")
         given = {key.removeprefix("data."): value for key, value in key_values(settings or []).items()}
-        checked = check_folder(_folder_config(what, given))
+        folder = _folder_config(what, given)
+        checked = check_folder(folder) if folder.name == "imagefolder" else check_any(folder, input_size=224, seed=0)
     else:
         from ..config import load_config
 

@@ -214,7 +214,7 @@ def launcher() -> Iterator[Finding]:
 
 def disk() -> Iterator[Finding]:
     """Look whether results and tables can be written."""
-    from ..runs.space_table import cache_folder
+    from ..layout import cache_folder
 
     for about, folder in (("disk", Path.cwd()), ("cache", cache_folder())):
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -234,7 +234,7 @@ def tables() -> Iterator[Finding]:
     from hardware.backends import backend_names, get_backend
     from hardware.tables.table import LatencyTable
 
-    from ..runs.space_table import cache_folder
+    from ..layout import cache_folder
 
     mine = 0
     for path in sorted(cache_folder().glob("*.yml")):

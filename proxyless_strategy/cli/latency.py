@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +64,15 @@ Batch = Annotated[int, typer.Option(min=1, help="Images per inference.")]
 Nets = Annotated[int, typer.Option(min=8, help="Whole nets that the table is calibrated on.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draw.")]
+
+
+class ResultsFormat(str, Enum):
+    """Who wrote results."""
+
+    kit = "kit"
+    trtexec = "trtexec"
+
+
 NewTable = Annotated[Path, typer.Option(metavar="TABLE.yml", help="The table to write.")]
 
 
@@ -362,13 +373,22 @@ def kit(
     batch: Batch = 1,
     classes: Classes = 1000,
     channels: Channels = 3,
+    dtype: Annotated[str, typer.Option(help="What the graphs are in: float32, or int8 (quantised).")] = "float32",
     nets: Nets = 24,
     held_out: Annotated[int, typer.Option(min=0, help="Further whole nets, to check the table by.")] = 16,
     tflite: Annotated[bool, typer.Option("--tflite", help="Also write .tflite files (extra `litert`).")] = False,
+    android: Annotated[
+        bool,
+        typer.Option("--android", help="For a phone at this computer's adb; .tflite files where they can be written."),
+    ] = False,
+    full_weights: Annotated[
+        bool, typer.Option("--full-weights", help="Weights as a net has them, in larger files; for TensorRT's trtexec.")
+    ] = False,
 ) -> dict[str, Any]:
     """Write a folder to copy to any device with Python and onnxruntime, and measure there."""
     from hardware.measuring.kit import write_kit
 
+    converts = find_spec("litert_torch") is not None
     costs, name = space_costs(space, space_option, input_size, classes, channels, by_user=True)
     check_new(out, force=True, folder=True)
     calibration = random_nets(costs, nets, seed=CALIBRATION_SEED)
@@ -379,21 +399,45 @@ def kit(
         input_size=input_size,
         batch=batch,
         space=name,
+        dtype=dtype,
         held_out=unseen_nets(costs, held_out, seed=1, seen=set(calibration)),
-        tflite=tflite,
+        tflite=tflite or (android and converts),
+        android=android,
+        full_weights=full_weights,
         progress=sys.stderr.isatty(),
     )
-    typer.echo(f"kit: {out} ({len(measured_operators(costs))} operators, {nets + held_out} whole nets)")
-    typer.echo(f"copy the folder to the device, run `python {script.name}` there, and bring results.json back:")
+    typer.echo(f"kit: {out} ({len(measured_operators(costs))} operators, {nets + held_out} whole nets, {dtype})")
+    if android:
+        if not tflite and not converts:
+            typer.echo("it has no .tflite files, as the extra `litert` is not installed; use --runtime onnxruntime")
+        typer.echo(
+            f"attach the phone, run `python {script.name} --program ...` here (its --help says which), and then:"
+        )
+    else:
+        typer.echo(f"copy the folder to the device, run `python {script.name}` there, and bring results.json back:")
     typer.echo("  proxyless latency import results.json --out TABLE.yml")
-    return {"kit": out, "operators": len(measured_operators(costs)), "nets": nets, "held_out": held_out}
+    figures = {"operators": len(measured_operators(costs)), "nets": nets, "held_out": held_out, "dtype": dtype}
+    return {"kit": out, **figures, "tflite": tflite or (android and converts)}
 
 
 @app.command("import")
 @answers
 def import_(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="What a kit's measure.py wrote.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="What a kit's script wrote, or a folder of trtexec's profiles.")
+    ],
     out: NewTable,
+    format_: Annotated[
+        ResultsFormat, typer.Option("--format", help="Whose results they are.", case_sensitive=False)
+    ] = ResultsFormat.kit,
+    of_kit: Annotated[
+        Path | None, typer.Option("--kit", metavar="DIR", help="trtexec: the kit whose graphs it ran.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="trtexec: the device in words.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="trtexec: number format that it was asked for (default: float32).")
+    ] = None,
+    runtime_version: Annotated[str | None, typer.Option(help="trtexec: TensorRT's version.")] = None,
     force: Force = False,
 ) -> dict[str, Any]:
     """Make the table of a device from the results of its kit."""
@@ -401,7 +445,20 @@ def import_(
     from hardware.measuring.locks import table_lock
 
     check_new(out, force=force)
-    table = import_results(results)
+    told = {"--kit": of_kit, "--device": device, "--dtype": dtype, "--runtime-version": runtime_version}
+    if format_ is ResultsFormat.kit:
+        if given := [name for name, value in told.items() if value is not None]:
+            raise ConfigError(f"{given[0]} is for --format trtexec; a kit's results say it themselves, so leave it out")
+        table = import_results(results)
+    else:
+        from hardware.measuring.trtexec import import_trtexec
+
+        if of_kit is None or device is None:
+            raise ConfigError(
+                "profiles of trtexec do not say of which kit and device they are; give --kit and --device"
+            )
+        version = runtime_version or ""
+        table = import_trtexec(results, of_kit, device=device, dtype=dtype or "float32", version=version)
     with table_lock(out, wait=False):
         check_new(out, force=force)
         table.save(out)

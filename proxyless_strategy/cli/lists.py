@@ -96,7 +96,7 @@ def _recipes() -> tuple[list[Row], str]:
 def _tables() -> tuple[list[Row], str]:
     from hardware.tables.shipped import open_table, shipped_names
 
-    from ..runs.space_table import cache_folder
+    from ..layout import cache_folder
 
     folder = cache_folder()
     rows = []

@@ -24,7 +24,7 @@ from ..config import key_values
 from . import data as data_cli
 from . import latency as latency_cli
 from . import shrink as shrink_cli
-from .answers import answers
+from .answers import Answer, answers
 from .doctor import doctor
 from .init import init
 from .lists import list_command
@@ -57,7 +57,7 @@ def commands(
 @app.command()
 @answers
 @signals.stopped_in_order()
-def search(config: Config, settings: Settings = None, preset: Preset = None) -> dict[str, Any]:
+def search(config: Config, settings: Settings = None, preset: Preset = None) -> dict[str, Any] | Answer:
     """Search once: supernet, subnet, retraining, export, measured latency; with a section `shrink` as `shrink` does."""
     from ..config import load_config
 
@@ -65,10 +65,14 @@ def search(config: Config, settings: Settings = None, preset: Preset = None) -> 
     if loaded.shrink is not None:
         return shrink_cli.run(loaded)
     from ..runs.search import run_search
+    from ..world import find_world
     from .next_steps import echo_result, next_commands
 
     row = run_search(loaded).row()
     commands = next_commands(loaded)
+    # of a search that had ended before; after others the further processes are gone
+    if not find_world(loaded.search.devices, loaded.search.nodes).first:
+        return Answer(spoken=False)
     echo_result(row, commands)
     return {**row, "next": commands}
 
@@ -96,12 +100,19 @@ def experiment(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the experiment in the folder, whatever ended it.")
     ] = False,
+    engine: Annotated[str, typer.Option(metavar="nni|ray", help="What runs the trials: NNI, or Ray Tune.")] = "nni",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|auto", help="Ray cluster to join (default: one of this machine, on loopback)."),
+    ] = None,
 ) -> dict[str, Any]:
-    """Run an NNI experiment to its end, on loopback, and gather its models."""
+    """Run an experiment's sweep to its end, by NNI on loopback or by Ray, and gather its models."""
+    from ..runs.engines import choose_engine
     from ..runs.experiment import run_experiment
 
+    chosen = choose_engine(engine, port=port, address=address)
     narrowed = key_values(only or [], option="--only")
-    rows = run_experiment(config, port=port, out=out, preset=preset, only=narrowed, retries=retries, resume=resume)
+    rows = run_experiment(config, engine=chosen, out=out, preset=preset, only=narrowed, retries=retries, resume=resume)
     return {"rows": rows}
 
 
@@ -122,6 +133,7 @@ def export(
         from ..runs.quantised import export_quantised
 
         made = export_quantised(folder, onnx, batch=batch)
+        assert made.accuracy is not None  # as it was to be judged
         exact = "" if made.float_accuracy is None else f", in float32 {100 * made.float_accuracy:.2f} %"
         typer.echo(
             f"{made.path}: int8, calibrated on {made.calibration_images} architecture images; "
@@ -157,7 +169,7 @@ def retrain(
         str | None,
         typer.Option(metavar="NAME_OR_FOLDER", help="Learn from a model of timm, or from an export folder (./DIR)."),
     ] = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | Answer:
     """Train an exported network by a recipe; a run that was killed continues.
 
     With --recipe finetune, or weights=inherited, it starts from the folder's weights; else these are not read.
@@ -175,10 +187,11 @@ def retrain(
         given["teacher"] = teacher
     loaded = load_recipe(recipe, given)
     written = retrain_folder(folder, data=data, recipe=loaded, out=out, source=source, devices=devices, nodes=nodes)
+    if not find_world(devices, nodes, adopts=True).first:
+        return Answer(spoken=False)
     metrics = read_json(written / METRICS, Kind("the metrics", "train again", ExportError))
     part = test_part(source, data)
-    if find_world(devices, nodes, adopts=True).first:
-        typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f} on {part}")
+    typer.echo(f"{written}: top-1 {metrics['accuracy']:.4f}, top-5 {metrics['top5']:.4f} on {part}")
     return {"folder": written, "part": part, **metrics}
 
 

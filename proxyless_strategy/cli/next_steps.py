@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from ..layout import MODEL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,22 +22,17 @@ def next_commands(config: SearchConfig) -> list[str]:
     Args:
         config: The search that has ended.
     """
-    out, data = config.out, config.data
+    from ..runs.next_commands import benchmark_command, derive_command, report_command, retrain_command
+
+    out, settings = config.out, config.model_dump(mode="json")
     near = out.relative_to(Path.cwd()) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
-    beside = near.parent / near.name
-    space = ["--space", config.space.name] if ":" in config.space.name and not _is_of_timm(config.space.name) else []
-    source = [] if data.name == "imagefolder" else ["--source", data.name]
-    commands: list[list[object]] = [
-        ["report", near],
-        ["derive", near, "--curve", "--out", f"{beside}-curve", *space],
-        ["retrain", near / "model", "--data", data.root or ".", *source, "--out", f"{beside}-retrained"],
-        ["benchmark", "--models", near / "model", "--out", f"{beside}-benchmark"],
+    curve, again, compared = (near.parent / f"{near.name}-{end}" for end in ("curve", "retrained", "benchmark"))
+    return [
+        report_command(near),
+        derive_command(near, "--curve", out=curve, space=config.space.name),
+        retrain_command(near / MODEL, settings, out=again),
+        benchmark_command(near / MODEL, out=compared),
     ]
-    return [shlex.join(map(str, ["proxyless", *command])) for command in commands]
-
-
-def _is_of_timm(name: str) -> bool:
-    return name.startswith("timm:") and not name.startswith("timm:local-dir:")
 
 
 def echo_result(row: Mapping[str, Any], commands: Sequence[str]) -> None:
@@ -55,6 +51,10 @@ def echo_result(row: Mapping[str, Any], commands: Sequence[str]) -> None:
     for sentence in row["warnings"]:
         typer.echo(f"warning: {sentence}")
     typer.echo(f"ONNX file: {short_path(Path(row['onnx']))}")
+    if row.get("int8_onnx") is not None:
+        judged = row["int8_accuracy"]
+        said = "" if judged is None else f", {judged:.2%} of the test images right"
+        typer.echo(f"in int8: {short_path(Path(row['int8_onnx']))}{said}; the measured ms are its own")
     typer.echo("next:")
     for command in commands:
         typer.echo(f"  {command}")

@@ -166,6 +166,7 @@ def _curve(search: FinishedRun, name: str) -> Chart | None:
         axes.plot(best.cost, best.log_probability, "D", color=_GREEN, markersize=5, label="exported")
     if search.target is not None:
         axes.axvline(search.target, color=_RED, linestyle="--", linewidth=1.2, label="target")
+    axes.locator_params(axis="x", nbins=4)
     _named(axes, f"cost, {search.unit}", "log-probability of the subnet")
     _with_legend(figure, axes)
     text = (
@@ -189,9 +190,10 @@ def _finalists(search: FinishedRun, name: str) -> Chart | None:
     _named(axes, f"cost, {search.unit}", "loss on architecture images")
     _with_legend(figure, axes)
     accuracy = search.row.get("accuracy")
+    quantised = "" if search.finalists_dtype == "float32" else f", quantised to {search.finalists_dtype[:20]}"
     text = (
-        f"{len(known)} subnets on the target with the supernet's weights: loss {min(y for _, y in known):.4g} to "
-        f"{max(y for _, y in known):.4g}."
+        f"{len(known)} subnets on the target with the supernet's weights{quantised}: loss "
+        f"{min(y for _, y in known):.4g} to {max(y for _, y in known):.4g}."
     )
     if accuracy is not None:
         text += f" The exported one has {accuracy:.2%} test accuracy after retraining."
@@ -227,8 +229,11 @@ def cost_by_block(search: FinishedRun, name: str) -> Chart | None:
     figure, axes = _panel(0.19 * len(shown) + 0.5)
     axes.grid(visible=False, axis="y")
     colours = [_BLUE if by_kind or "  " in label else _GREY for label, _ in shown]
-    drawn = axes.barh(range(len(shown)), [cost for _, cost in shown], color=colours, height=0.7)
-    axes.bar_label(drawn, [f"{cost:.3g}" for _, cost in shown], padding=2, fontsize=_FONT - 1, color=_SOFT)
+    axes.barh(range(len(shown)), [cost for _, cost in shown], color=colours, height=0.7)
+    for number, (_, cost) in enumerate(shown):
+        # to the right of a negative bar too: to its left stand the names
+        place = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{cost:.3g}", (max(cost, 0.0), number), fontsize=_FONT - 1, color=_SOFT, **place)
     axes.set_yticks(range(len(shown)), [cut(label, _LONGEST) for label, _ in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.16)
@@ -298,7 +303,7 @@ def comparison(searches: Sequence[FinishedRun]) -> list[Chart]:
             "measured" if measured == {True} else "by the table" if measured == {False} else "measured or by the table"
         )
         if not unit.startswith("ms"):
-            how = "counted"
+            how = "by the table" if unit.startswith("mJ") else "counted"
         _named(axes, f"{unit}, {how}", "test accuracy, %")
         _with_legend(figure, axes)
         draw_badges(figure, [(axes, badges)], edge=_BACK)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 from hardware.reading import is_there
 
 from ..layout import HUB_FILE, MODEL
 from ..runs.finished import FinishedRun
-
-_LARGE_IMAGES = 128
-"""Pixels from which on images are trained on like ImageNet's."""
+from ..runs.next_commands import benchmark_command, derive_command, retrain_command
 
 
 def next_steps(search: FinishedRun) -> list[tuple[str, str]]:
@@ -19,28 +14,20 @@ def next_steps(search: FinishedRun) -> list[tuple[str, str]]:
     folder = search.folder.resolve()
     model = folder / MODEL
     beside = folder.parent / f"{folder.name}-next"
-    name = str(search.settings["space"]["name"])
-    space = ["--space", name] if ":" in name and not name.startswith("timm:") else []
-    derive = ["proxyless", "derive", str(folder), *space]
+    space = str(search.settings["space"]["name"])
+    curve = derive_command(folder, "--curve", out=beside / "curve", space=space)
+    steps = [("The whole trade-off of this search", curve)]
     target = _other_target(search)
-    steps = [("The whole trade-off of this search", _command(*derive, "--curve", "--out", str(beside / "curve")))]
     if target is not None:
         words = f"Another subnet of the same search, here within {target} {search.unit}"
-        steps.insert(0, (words, _command(*derive, "--target", target, "--out", str(beside / "model"))))
+        steps.insert(0, (words, derive_command(folder, "--target", target, out=beside / "model", space=space)))
     if not is_there(model / HUB_FILE):
         return steps
-    data = search.settings["data"]
-    source = str(data["name"])
-    kind = [] if source == "imagefolder" else ["--source", source]
-    pixels = search.settings.get("input_size")
-    recipe = "imagenet" if isinstance(pixels, int) and pixels >= _LARGE_IMAGES else "cifar"
-    root = data.get("root")
-    where = str(root) if isinstance(root, str) else "." if source == "digits" else "ROOT"
-    retrain = ["proxyless", "retrain", str(model), "--data", where, *kind, "--recipe", recipe]
+    compared = benchmark_command(model, "mobilenetv2_100", "proxylessnas_mobile", out=beside / "benchmark")
     return [
         *steps,
-        ("Train it again by a recipe", _command(*retrain, "--out", str(beside / "retrained"))),
-        ("Compare it with known networks", _command(*_benchmark(model), "--out", str(beside / "benchmark"))),
+        ("Train it again by a recipe", retrain_command(model, search.settings, out=beside / "retrained")),
+        ("Compare it with known networks", compared),
         (
             "Use it with timm",
             "# registers its architectures with timm\nimport proxyless_strategy\nimport timm\n\n"
@@ -53,10 +40,6 @@ def next_steps(search: FinishedRun) -> list[tuple[str, str]]:
     ]
 
 
-def _benchmark(model: Path) -> list[str]:
-    return ["proxyless", "benchmark", "--models", str(model), "mobilenetv2_100", "proxylessnas_mobile"]
-
-
 def _other_target(search: FinishedRun) -> str | None:
     """Return a budget between the cheapest subnet and this one; None where that is not known."""
     now = search.row.get("subnet_cost")
@@ -67,7 +50,3 @@ def _other_target(search: FinishedRun) -> str | None:
         cheapest = (min(op.cost for op in options.values()) for options in search.network.edges.values() if options)
         least = search.network.fixed + sum(cheapest)
     return f"{(now + least) / 2:.4g}"
-
-
-def _command(*words: str) -> str:
-    return shlex.join(words)

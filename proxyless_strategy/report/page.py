@@ -18,6 +18,7 @@ from hardware.reading import Kind, is_there, read_text, reading
 from ..layout import (
     CONFIG_FILE,
     FAILURE_FILE,
+    INT8_FILE,
     MODEL,
     NNICTL_LOG,
     ONNX_FILE,
@@ -41,6 +42,7 @@ _COLUMNS = (
     ("subnet", "subnet"),
     ("table_ms", "table ms"),
     ("latency_ms", "measured ms"),
+    ("energy_mj", "measured mJ"),
     ("accuracy", "test accuracy"),
     ("params", "params"),
     ("macs", "MACs"),
@@ -50,6 +52,7 @@ _FILES = (
     (".", "run folder"),
     (MODEL, "timm model"),
     (ONNX_FILE, "ONNX file"),
+    (INT8_FILE, "ONNX file in int8"),
     (CONFIG_FILE, "all settings"),
     (SEARCH_FILE, "record of the search"),
     (STARTS_FILE, "starts"),
@@ -170,6 +173,11 @@ def _cells(search: FinishedRun, front: bool) -> dict[str, str]:
         "subnet": _marked(row.get("subnet_cost"), target, escape(number(row.get("subnet_cost"), "#.4g", unit))),
         "table_ms": number(row.get("table_ms"), "#.4g"),
         "latency_ms": _marked(row.get("latency_ms"), measured_target, number(row.get("latency_ms"), "#.4g")),
+        "energy_mj": _marked(
+            row.get("energy_mj"),
+            target if search.unit.startswith("mJ") else None,
+            number(row.get("energy_mj"), "#.4g"),
+        ),
         "accuracy": number(row.get("accuracy"), ".2%"),
         "params": number(row.get("params"), ","),
         "macs": number(row.get("macs"), ","),
@@ -200,7 +208,7 @@ def _search(number: int, search: FinishedRun, start: Path | None, *, alone: bool
     parts = [
         f'<section id="{key}" aria-labelledby="{key}-title">',
         f'<h2 id="{key}-title"><span class="badge">{number}</span>{escape(search.name)}</h2>',
-        warnings(_warnings(search)),
+        "" if alone else warnings(_warnings(search)),
         f'<p class="note">{escape(str(search.folder))}</p>',
     ]
     if start is not None:

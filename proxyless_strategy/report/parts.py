@@ -32,7 +32,11 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) 
         columns: Names of the columns, as text.
         rows: A cell a column.
     """
-    head = "".join(f'<th scope="col" role="columnheader">{escape(name)}</th>' for name in columns)
+    rows = list(rows)
+    head = ""
+    for number, name in enumerate(columns):
+        words = ' class="text"' if any(row[number].text for row in rows) else ""
+        head += f'<th scope="col" role="columnheader"{words}>{escape(name)}</th>'
     lines = []
     for row in rows:
         cells = []

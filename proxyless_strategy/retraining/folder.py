@@ -19,11 +19,13 @@ from hardware.processor import say_if_busy
 
 from ..checkpoints import short_digest
 from ..config import DataConfig
+from ..data.hf_source import is_of_hub
 from ..data.images import ImageData
 from ..data.notice import notice
 from ..data.pictures import picture_options
 from ..data.sources import check_data, is_function, load_data
 from ..data.unreadable import as_begun, noting_unreadable
+from ..determinism import prepare_cublas
 from ..export.folder import (
     CONFIG,
     check_replaceable,
@@ -42,9 +44,9 @@ from ..strategy.meeting import first_before_others, met
 from ..strategy.processes import lost_process_named
 from ..world import World, current, entered, find_world, is_first
 from .recipe import Recipe
-from .setup import check_training
+from .setup import check_training, retraining_threads
 from .teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
-from .trainer import begun_with, retraining_threads, train
+from .trainer import begun_with, train
 
 _OF_DATA = ("num_classes", "in_chans")
 _OF_TRAINING = ("drop_rate", "drop_path_rate")
@@ -70,7 +72,7 @@ def retrain(
         recipe: How to train. With `weights: inherited` the folder's weights are what the training starts from, but for
             a classifier of other classes; else they are not read.
         out: Gets `retrain.ckpt` after each epoch, and at the end the export folder `model`.
-        source: `data.name` of a search: imagefolder (ROOT/train/CLASS/*, ROOT/val/CLASS/*), torchvision:CLASS, ...
+        source: `data.name` of a search: imagefolder (ROOT/train/CLASS/*, ROOT/val/CLASS/*), webdataset, ...
         devices: Processes on each host, each with its share of every batch: one GPU each, or the CPU. Where it is 1,
             as many as torchrun has started.
         nodes: Hosts; several need a launcher that starts the processes, torchrun or srun.
@@ -95,6 +97,7 @@ def retrain(
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
+    prepare_cublas("deterministic" if recipe.deterministic else None)
     world = find_world(devices, nodes, names=("devices", "nodes"), adopts=True)
     arguments = (folder, data, recipe, out, source)
     if world.first:
@@ -183,7 +186,9 @@ def _data_config(folder: Path, config: Mapping[str, Any], root: Path, recipe: Re
     Raises:
         ExportError: The export says nothing that can be read by.
     """
-    shared: dict[str, Any] = {"root": root, "augment": recipe.augment, "workers": recipe.workers}
+    # A data set of the hub lies where its library keeps it.
+    shared: dict[str, Any] = {"root": None if is_of_hub(source) else root}
+    shared |= {"augment": recipe.augment, "workers": recipe.workers}
     shared |= {"skip_unreadable": recipe.skip_unreadable}
     try:
         feeding, pictures = (
@@ -204,7 +209,8 @@ def _data_config(folder: Path, config: Mapping[str, Any], root: Path, recipe: Re
             f"{folder / CONFIG} does not say what its network is fed with: {reason}; export it again"
         ) from error
     # A user's function takes options of its own; what it gives is compared.
-    return DataConfig.model_validate({"name": source, **shared, "options": {} if is_function(source) else options})
+    options = {**({} if is_function(source) else options), **recipe.source_options}
+    return DataConfig.model_validate({"name": source, **shared, "options": options})
 
 
 def _check_fed_alike(images: ImageData, folder: Path, config: Mapping[str, Any], recipe: Recipe, source: str) -> None:
@@ -236,7 +242,8 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
     if older:
         # It has learned from pictures that were read by default, and would now see others.
         notice(f"{out} goes on as an older version began it: its pictures are not read as {folder / CONFIG} says")
-        data_config = data_config.model_copy(update={"options": {}, "background": recipe.background})
+        options = dict(recipe.source_options)
+        data_config = data_config.model_copy(update={"options": options, "background": recipe.background})
     images = as_begun(load_data(data_config, input_size=size, seed=recipe.seed), out)
     if not older:
         _check_fed_alike(images, folder, config, recipe, source)

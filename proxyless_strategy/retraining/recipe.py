@@ -14,6 +14,7 @@ from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, shown
 from search_spaces.from_timm.paths import FOLDER, is_folder
 
 from ..config import MOST_SEED, RetrainSettings
+from ..data.picture_options import PICTURE_OPTIONS
 from ..sections import MOST_PIXELS, MOST_WORKERS
 from ..validation import validation_sentence
 
@@ -39,11 +40,18 @@ class Recipe(RetrainSettings):
     """Colour beneath transparent pixels; None: what the network was searched with."""
     skip_unreadable: bool = False
     """Read all pictures before the training, and leave out those that cannot be read."""
+    source_options: dict[str, Any] = Field(default_factory=dict)
+    """What the source of the images takes of its own, as `data.options` of a search: `{label: json.class}`."""
 
     @model_validator(mode="after")
     def _no_supernet(self) -> Recipe:
         if self.weights == "supernet":
             raise ValueError("weights = supernet is for the retraining of a search; give inherited or fresh")
+        read = [name for name in self.source_options if name in PICTURE_OPTIONS]
+        if read:
+            raise ValueError(
+                f"source_options: {read[0]} is how pictures are read, which the export folder says; remove it"
+            )
         return self
 
     @property

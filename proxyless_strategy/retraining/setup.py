@@ -1,12 +1,16 @@
-"""What a training starts with: loader, optimiser, schedule; and a check of all of them before any work."""
+"""What a training starts with: loader, optimiser, schedule, threads; and a check of them before any work."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -15,6 +19,8 @@ from hardware.errors import ConfigError, ProxylessError
 from ..config import RetrainSettings
 from ..data.images import ImageData, Part
 from ..seeds import isolated_seed
+from ..threads import Threads, crowded, settle, training_step
+from ..world import current
 
 
 def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, replicas: int = 1) -> None:
@@ -137,3 +143,63 @@ def make_scheduler(
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler
+
+
+def retraining_threads(
+    settings: RetrainSettings,
+    folder: Path,
+    build: Callable[[], nn.Module],
+    data: ImageData,
+    *,
+    begun: bool,
+    names: tuple[str, str] = ("data.workers", "retrain.threads"),
+) -> Threads:
+    """Decide on the threads of a retraining, each of its processes for itself; its caller trains under `used`.
+
+    Args:
+        settings: The recipe.
+        folder: Keeps the number.
+        build: Makes the network.
+        data: Images.
+        begun: Whether there is a checkpoint.
+        names: Of the settings of the processes that read images and of the threads.
+    """
+    rank, replicas = place()
+    here = current().local_size if current().size == replicas else replicas
+    on_gpu = torch.cuda.is_available()
+
+    def step() -> Callable[[], None]:
+        return training_step(
+            build,
+            images=settings.batch_size,
+            channels=data.channels,
+            size=data.input_size,
+            classes=data.num_classes,
+            channels_last=settings.channels_last,
+            precision=getattr(torch, settings.precision),
+        )
+
+    threads = settle(
+        "retrain",
+        folder,
+        settings.threads,
+        step=step,
+        begun=begun,
+        processes=here,
+        on_gpu=on_gpu,
+        first=rank == 0,
+    )
+    if rank == 0:
+        print(f"retraining on {threads.sentence()}", flush=True)
+        workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
+        told = crowded(workers, threads, settings=names, processes=here, on_gpu=on_gpu)
+        if told:
+            print(told, file=sys.stderr, flush=True)
+    return threads
+
+
+def place() -> tuple[int, int]:
+    """Return this process's rank and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

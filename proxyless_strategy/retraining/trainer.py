@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -27,15 +26,14 @@ from ..config import RetrainSettings
 from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
+from ..determinism import deterministic
 from ..seeds import seeded
 from ..strategy.meeting import check_alike
 from ..strategy.nonfinite import blame, is_finite, largest
 from ..strategy.together import Together, gathered
-from ..threads import Threads, crowded, settle, training_step
-from ..world import current
 from .checkpoints import TrainingCheckpoints, random_state, set_random_state
 from .evaluation import Evaluation, evaluate
-from .setup import make_optimizer, make_scheduler, training_loader, training_part
+from .setup import make_optimizer, make_scheduler, place, training_loader, training_part
 from .stopping import EarlyStopping
 from .teacher import check_teacher, distilled, teacher_digest
 
@@ -43,7 +41,13 @@ FORMAT = "proxyless-retrain/1"
 _WHAT = "a retraining"
 _OTHER_PROCESSES = "{} is of {} processes and goes on with {}: an update has the same images, with other random numbers"
 TEST_BATCH = 256
-_SINCE = {"layer_decay": None, "early_stopping": None, "starting_weights": None, "teacher_network": None}
+_SINCE = {
+    "layer_decay": None,
+    "early_stopping": None,
+    "starting_weights": None,
+    "teacher_network": None,
+    "deterministic": False,
+}
 """How trainings were whose checkpoints do not say so: older versions knew none of it."""
 
 
@@ -122,61 +126,62 @@ def train(
         DataError: There are too few images for one batch.
     """
     where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    with seeded(seed, 0):
-        # `seeded` knows the CPU's generators alone; layers that are made on a GPU draw from the GPU's.
-        if where.type == "cuda":
-            torch.cuda.manual_seed_all(seed)
-        model = build()
-    if teacher is not None:
-        check_teacher(teacher, data)
-        if not {*map(id, teacher.modules())}.isdisjoint(map(id, model.modules())):
-            raise ConfigError("the teacher is a part of the network that it would teach; give a copy")
-    training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {}, teacher=teacher)
-    begun = checkpoint is not None and training.resume(checkpoint)
-    check_alike("retraining", {**training.identity, "epoch": training.epoch, "step": training.step})
-    saved = None
-    if checkpoint is not None:
-        saved = TrainingCheckpoints(
-            checkpoint,
-            minutes=settings.checkpoint_every,
-            state=training.state,
-            writes=training.rank == 0,
-            together=Together(where) if training.replicas > 1 else None,
-        )
-        if not begun:
-            # Before the first epoch: a path that cannot be written shows now, and not after hours.
-            saved.write()
-
-    def moved() -> None:
-        if on_place is not None and training.rank == 0:
-            on_place(training.epoch + training.step / len(training.loader))
-
-    def after_update() -> None:
-        if saved is not None:
-            saved.after_update()
-        moved()
-
-    # An update that a signal cuts in two cannot be gone on with.
-    with nullcontext() if saved is None else signals.held():
-        while not training.over:
-            moved()
-            report = training.run_epoch(after_update)
-            if saved is not None:
+    with deterministic(bool(settings.deterministic), setting="retrain.deterministic", cuda=where.type == "cuda"):
+        with seeded(seed, 0):
+            # `seeded` knows the CPU's generators alone; layers that are made on a GPU draw from the GPU's.
+            if where.type == "cuda":
+                torch.cuda.manual_seed_all(seed)
+            model = build()
+        if teacher is not None:
+            check_teacher(teacher, data)
+            if not {*map(id, teacher.modules())}.isdisjoint(map(id, model.modules())):
+                raise ConfigError("the teacher is a part of the network that it would teach; give a copy")
+        training = _Training(model, data, settings, seed=seed, device=where, identity=identity or {}, teacher=teacher)
+        begun = checkpoint is not None and training.resume(checkpoint)
+        check_alike("retraining", {**training.identity, "epoch": training.epoch, "step": training.step})
+        saved = None
+        if checkpoint is not None:
+            saved = TrainingCheckpoints(
+                checkpoint,
+                minutes=settings.checkpoint_every,
+                state=training.state,
+                writes=training.rank == 0,
+                together=Together(where) if training.replicas > 1 else None,
+            )
+            if not begun:
+                # Before the first epoch: a path that cannot be written shows now, and not after hours.
                 saved.write()
-            if on_epoch is not None and training.rank == 0:
-                on_epoch(report)
+
+        def moved() -> None:
+            if on_place is not None and training.rank == 0:
+                on_place(training.epoch + training.step / len(training.loader))
+
+        def after_update() -> None:
             if saved is not None:
-                saved.leave_if_asked()
-    if checkpoint is not None and training.rank == 0:
-        previous_checkpoint(checkpoint).unlink(missing_ok=True)
-    best_epoch = None
-    if training.stopping is not None:
-        training.stopping.restore(training.averaged)
-        best_epoch = training.stopping.best_epoch
-    trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
-    nothing = Evaluation(math.nan, math.nan, math.nan)
-    found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
-    return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds, best_epoch)
+                saved.after_update()
+            moved()
+
+        # An update that a signal cuts in two cannot be gone on with.
+        with nullcontext() if saved is None else signals.held():
+            while not training.over:
+                moved()
+                report = training.run_epoch(after_update)
+                if saved is not None:
+                    saved.write()
+                if on_epoch is not None and training.rank == 0:
+                    on_epoch(report)
+                if saved is not None:
+                    saved.leave_if_asked()
+        if checkpoint is not None and training.rank == 0:
+            previous_checkpoint(checkpoint).unlink(missing_ok=True)
+        best_epoch = None
+        if training.stopping is not None:
+            training.stopping.restore(training.averaged)
+            best_epoch = training.stopping.best_epoch
+        trained = training.averaged.to(memory_format=torch.contiguous_format).eval()
+        nothing = Evaluation(math.nan, math.nan, math.nan)
+        found = evaluate(trained, data.loader("test", batch_size=TEST_BATCH)) if training.rank == 0 else nothing
+        return RetrainResult(trained.to("cpu"), *found, training.epoch, training.seconds, best_epoch)
 
 
 def begun_with(checkpoint: Path) -> Mapping[str, Any] | None:
@@ -187,59 +192,6 @@ def begun_with(checkpoint: Path) -> Mapping[str, Any] | None:
     """
     latest = latest_checkpoint(checkpoint, what=_WHAT, check=_why_not, set_aside=False)
     return None if latest is None else latest.state["identity"]
-
-
-def retraining_threads(
-    settings: RetrainSettings,
-    folder: Path,
-    build: Callable[[], nn.Module],
-    data: ImageData,
-    *,
-    begun: bool,
-    names: tuple[str, str] = ("data.workers", "retrain.threads"),
-) -> Threads:
-    """Decide on the threads of a retraining, each of its processes for itself; its caller trains under `used`.
-
-    Args:
-        settings: The recipe.
-        folder: Keeps the number.
-        build: Makes the network.
-        data: Images.
-        begun: Whether there is a checkpoint.
-        names: Of the settings of the processes that read images and of the threads.
-    """
-    rank, replicas = _place()
-    here = current().local_size if current().size == replicas else replicas
-    on_gpu = torch.cuda.is_available()
-
-    def step() -> Callable[[], None]:
-        return training_step(
-            build,
-            images=settings.batch_size,
-            channels=data.channels,
-            size=data.input_size,
-            classes=data.num_classes,
-            channels_last=settings.channels_last,
-            precision=getattr(torch, settings.precision),
-        )
-
-    threads = settle(
-        "retrain",
-        folder,
-        settings.threads,
-        step=step,
-        begun=begun,
-        processes=here,
-        on_gpu=on_gpu,
-        first=rank == 0,
-    )
-    if rank == 0:
-        print(f"retraining on {threads.sentence()}", flush=True)
-        workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
-        told = crowded(workers, threads, settings=names, processes=here, on_gpu=on_gpu)
-        if told:
-            print(told, file=sys.stderr, flush=True)
-    return threads
 
 
 class _Training:
@@ -269,7 +221,7 @@ class _Training:
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.teacher = None if teacher is None else teacher.to(device).to(memory_format=self.memory_format).eval()
         self.largest_at_start = float(largest(self.model.parameters(), device))
-        self.rank, self.replicas = _place()
+        self.rank, self.replicas = place()
         mixing = settings.mixup > 0
         self.loader = training_loader(data, settings, seed=seed, rank=self.rank, replicas=self.replicas)
         self.mixup = (
@@ -282,7 +234,7 @@ class _Training:
         )
         self.optimizer = make_optimizer(self.model, settings)
         self.network: nn.Module = self.model
-        # DDP takes the mean of the processes' gradients; their shares being equal, that is the gradient of the batch.
+        # DDP takes the mean of the processes' gradients; weighted by their shares, that is the gradient of the batch.
         if self.replicas > 1:
             self.network = DistributedDataParallel(
                 self.model, device_ids=[device.index or 0] if device.type == "cuda" else None
@@ -302,6 +254,7 @@ class _Training:
             "images": len(getattr(data, training_part(settings))),
             "input_size": data.input_size,
             **settings.model_dump(exclude={"checkpoint_every"}),
+            "deterministic": bool(settings.deterministic),
             "starting_weights": None,
             **identity,
             "teacher_network": None if teacher is None else teacher_digest(teacher),
@@ -410,7 +363,8 @@ class _Training:
             )
         self.optimizer.zero_grad()
         # Small gradients vanish in float16 unless they are scaled; for other precisions the scaler is switched off.
-        self.scaler.scale(loss).backward()
+        weight = cast(EpochBatches, self.loader.sampler).weight(self.step)
+        self.scaler.scale(loss * weight).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -510,10 +464,3 @@ def _why_not(state: Any) -> str | None:
     names = (*place, "seconds", "model", "ema", "optimizer", "scaler", *stopping)
     missing = [name for name in names if name not in state]
     return f"it lacks {', '.join(missing)}" if missing else None
-
-
-def _place() -> tuple[int, int]:
-    """Return this process's rank and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -25,7 +25,7 @@ from .layer_rates import layer_decay
 from .logs import check_loggers
 from .retrained import starting_weights, teacher_of
 
-USED_BY_SENSITIVITY = {"batch_size", "accelerator", "threads", "checkpoint_every", "resume_anyway"}
+USED_BY_SENSITIVITY = {"batch_size", "accelerator", "deterministic", "threads", "checkpoint_every", "resume_anyway"}
 """Settings of a search that the rule `sensitivity` goes by, or that say what may be otherwise when it is repeated."""
 
 

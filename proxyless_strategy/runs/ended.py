@@ -15,13 +15,13 @@ from search_spaces import Subnet, users_space
 
 from ..config import SearchConfig
 from ..export.folder import SUBNET, load_exported
-from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ONNX_FILE, ROW_FILE, SEARCH_FILE
+from ..layout import CONFIG_FILE, HUB_FILE, INT8_FILE, MODEL, ONNX_FILE, ROW_FILE, SEARCH_FILE
 from .finished import read_searched
 from .result import SearchResult
 from .same_run import differences
 
 _NUMBERS = ("target_cost", "target_ms", "table_ms", "latency_ms", "latency_now_ms", "accuracy")
-_LATER = ("original_cost", "search_loss", "knapsack_loss")
+_LATER = ("original_cost", "energy_mj", "search_loss", "knapsack_loss", "int8_accuracy")
 """Numbers that rows of earlier versions lack, as rows of other spaces and rules do."""
 
 
@@ -41,18 +41,21 @@ def finished_result(config: SearchConfig) -> SearchResult | None:
         record = json_of(out / SEARCH_FILE, nonfinite=("history",))
         space = users_space(config.space.name, **config.space.options)
         read_searched(out, space)
-        if not _is_exported(out, record["subnet"]):
+        int8 = row.get("int8_onnx") is not None
+        if not _is_exported(out, record["subnet"], int8=int8):
             return None
         return SearchResult(
             config=config,
             subnet=Subnet(space, dict(record["subnet"]["choices"])),
             folder=out / MODEL,
             onnx=out / ONNX_FILE,
+            int8_onnx=out / INT8_FILE if int8 else None,
             unit=expect(row["unit"], str, "unit"),
             subnet_cost=expect(row["subnet_cost"], float, "subnet_cost"),
             params=expect(row["params"], int, "params"),
             macs=expect(row["macs"], int, "macs"),
             seconds=expect(row["seconds"], float, "seconds"),
+            device=expect(row.get("hardware"), str, "hardware", none=True),
             warnings=tuple(str(sentence) for sentence in record.get("warnings", ())),
             **{name: expect(row[name], float, name, none=True) for name in _NUMBERS},
             **{name: expect(row.get(name), float, name, none=True) for name in _LATER},
@@ -61,12 +64,13 @@ def finished_result(config: SearchConfig) -> SearchResult | None:
         return None
 
 
-def _is_exported(out: Path, subnet: Any) -> bool:
+def _is_exported(out: Path, subnet: Any, *, int8: bool) -> bool:
     """Return whether what lies there is this subnet: a damaged network that is called finished would be deployed.
 
     Raises:
         ProxylessError, OSError, DecodeError, ValidationError: It is damaged.
     """
     load_exported(out / MODEL)
-    onnx.checker.check_model(onnx.load(out / ONNX_FILE))
+    for name in (ONNX_FILE, *((INT8_FILE,) if int8 else ())):
+        onnx.checker.check_model(onnx.load(out / name))
     return json_of(out / MODEL / SUBNET) == subnet

@@ -12,9 +12,8 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +21,30 @@ from rich.console import Console
 
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import check_writable, write_atomically, writing
-from hardware.reading import log_of
 
 from ..layout import SUMMARY
-from .nni_server import (
-    POLL_SECONDS,
-    RunningExperiment,
-    deaf,
-    is_free,
-    marked_processes,
-    stop_marked,
-    termination_as_exit,
-)
-from .restarts import again_of, new_name, run_trials, trial_title
+from .engines import Engine
+from .fleet import Fleet, clear_earlier, moved
+from .nni_engine import NniEngine
+from .nni_server import deaf, marked_processes, stop_marked, termination_as_exit
+from .restarts import again_of, new_name, trial_title
 from .rows import results_table, short_path
 from .sweep import Sweep, read_sweep
 from .trials import (
     Record,
     Trial,
-    note_failure,
-    note_start,
+    expected_trials,
     read_record,
-    read_trials,
     refuse_other,
     refuse_running,
     refuse_unfinished,
 )
 
-_PROGRESS_SECONDS = 5.0
-
 
 def run_experiment(
     path: Path | str,
     *,
-    port: int | None = None,
+    engine: Engine | None = None,
     out: Path | None = None,
     preset: str | None = None,
     only: Mapping[str, Any] | None = None,
@@ -66,7 +55,7 @@ def run_experiment(
 
     Args:
         path: The nnictl config.
-        port: Port of NNI's web page on loopback; None: 8080, or a free one if that is taken.
+        engine: What runs the trials; None: NNI.
         out: Folder for the results instead of the search config's `out`.
         preset: One of the search config's presets.
         only: A value for some keys of the search space; only trials that have them are run.
@@ -74,30 +63,40 @@ def run_experiment(
         resume: Go on with the experiment in the folder: keep its rows, and run what is left.
 
     Raises:
-        ConfigError: A config is wrong, the port is taken, or the folder holds another experiment, or this one
+        ConfigError: A config is wrong, the engine cannot run it, or the folder holds another experiment, or this one
             unfinished.
-        ExperimentError: NNI did not start, a trial failed, or an exported model does not build back.
+        ExperimentError: The engine did not start, a trial failed, or an exported model does not build back.
         SystemExit: The process was told to terminate; everything that it started has been stopped.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     sweep = read_sweep(path, out=out, preset=preset, only=only)
-    if port is not None and not is_free(port):
-        raise ConfigError(f"port {port} is in use; free it, or choose another with --port")
+    engine = engine or NniEngine()
+    engine.check(sweep)
     record = _record(sweep, resume=resume)
     _empty_out(sweep.out, keep_summary=resume)
     with termination_as_exit():
-        _prepare(sweep, console)
+        fleet = Fleet(sweep, record.id) if sweep.machines else None
+        if fleet is None:
+            _prepare(sweep, console)
+        else:
+            clear_earlier(sweep.out, record.id)
+            fleet.prepare(console)
+            sweep = fleet.local(retries=retries)
         record.save(sweep.out)
         try:
             if resume:
-                _go_on(sweep, record, console, port=port, retries=retries)
+                _go_on(sweep, record, console, engine, retries=retries)
             else:
-                _run_nni(sweep, record, console, port=port, retries=retries)
+                engine.draw(sweep, record, console, retries=retries, earlier=())
         finally:
-            # However it ends: by a failure of NNI's, an exception of ours, Ctrl-C or SIGTERM.
+            # However it ends: by a failure of the engine's, an exception of ours, Ctrl-C or SIGTERM.
             with deaf():
                 trials, rows = _gathered(sweep, record, console)
         console.print(results_table(rows))
+        for sentence in moved(rows):
+            console.print(sentence, markup=False)
+        if fleet is not None and record.complete:
+            fleet.clear()
         _refuse_failures(sweep, trials)
         build_back([row["folder"] for row in rows])
     console.print(f"timm built back all {len(rows)} exported models; the rows are in {short_path(sweep.out / SUMMARY)}")
@@ -129,6 +128,12 @@ def _prepare(sweep: Sweep, console: Console) -> None:
     configs = sweep.configs()
     if sweep.trials is None:
         console.print("The search space is no small grid of choices, so every trial checks its own settings.")
+    at_once = int(sweep.config.get("trialConcurrency", 1))
+    if at_once > 1 and any(c.hardware.cost == "energy" and c.hardware.device != "other" for c in configs):
+        raise ConfigError(
+            f"trialConcurrency = {at_once}, but energy is measured while nothing else runs, as a device counts that of "
+            "all its work; set it to 1"
+        )
     library, told = Library(), set()
     for config in configs:
         # Trials that differ in rule and target alone have the same extremes, which are said once.
@@ -160,33 +165,9 @@ def _record(sweep: Sweep, *, resume: bool) -> Record:
     return record
 
 
-def _run_nni(sweep: Sweep, record: Record, console: Console, *, port: int | None, retries: int) -> None:
-    """Run the experiment under NNI, and then again whatever ended badly."""
-    with RunningExperiment(sweep, port=port, mark=record.id) as experiment:
-        console.print(f"NNI experiment {experiment.id}: http://127.0.0.1:{experiment.port} (this machine only)")
-        listed = _follow(experiment, record, console)
-    if not listed:
-        raise ExperimentError("the experiment ended without a single trial; look at its tuner and search space")
-    ours = {trial.name for trial in read_trials(sweep.out, record.id)}
-    for trial in listed:
-        # One that ended before it could write anything: its command does not run, or the disk was full.
-        if trial["trialJobId"] not in ours:
-            known = trial.get("hyperParameters")
-            parameters = json.loads(known[0])["parameters"] if known else {}
-            noted = Trial(trial["trialJobId"], parameters, trial.get("sequenceId", 0))
-            note_start(sweep.out / noted.name, noted, record.id)
-            if not known:
-                unknown = ExperimentError("NNI does not know its parameters")
-                note_failure(sweep.out / noted.name, unknown, refused=True)
-    ended = {trial["trialJobId"] for trial in listed if trial["status"] != "USER_CANCELED"}
-    bad = [trial for trial in _expected(sweep, record) if trial.row is None and trial.name in ended]
-    again = [again_of(trial) for trial in bad if not trial.refused]
-    run_trials(sweep, again, experiment=record.id, starts=retries, say=_say(console))
-
-
-def _go_on(sweep: Sweep, record: Record, console: Console, *, port: int | None, retries: int) -> None:
+def _go_on(sweep: Sweep, record: Record, console: Console, engine: Engine, *, retries: int) -> None:
     """Run what an experiment that was interrupted had left to do."""
-    trials = _expected(sweep, record)
+    trials = expected_trials(sweep.out, record)
     for trial in trials:
         if trial.row is not None:
             console.print(f"{trial_title(trial)}: finished before")
@@ -197,20 +178,16 @@ def _go_on(sweep: Sweep, record: Record, console: Console, *, port: int | None, 
         points = [point for point in sweep.trials or () if point not in begun][:left]
         numbers = itertools.count(1 + max((trial.number for trial in trials), default=-1))
         todo += [Trial(new_name(sweep.out), point, next(numbers)) for point in points]
-    run_trials(sweep, todo, experiment=record.id, starts=1 + retries, say=_say(console))
+    if todo:
+        engine.run(sweep, record, console, trials=todo, retries=retries)
     if left and not sweep.is_grid:
-        if str(sweep.config.get("tuner", {}).get("name")).lower() == "gridsearch":
-            raise ExperimentError(
-                f"{left} trials of {sweep.path} were never started, and NNI's GridSearch would begin with the first "
-                "again; run the rest of the search space in another folder with --out"
-            )
-        # A tuner that draws needs NNI; it does not know the trials of before.
-        _run_nni(sweep.with_limit(left), record, console, port=port, retries=retries)
+        known = expected_trials(sweep.out, record)
+        engine.draw(sweep.with_limit(left), record, console, retries=retries, earlier=known)
 
 
 def _gathered(sweep: Sweep, record: Record, console: Console) -> tuple[list[Trial], list[dict[str, Any]]]:
     """Write the rows of what has finished, and say what has not; return the trials and their rows."""
-    trials = _expected(sweep, record)
+    trials = expected_trials(sweep.out, record)
     rows = [trial.row for trial in trials if trial.row is not None]
     record.complete = bool(rows) and len(rows) == len(trials) >= _planned(sweep, record)
     remedy = "every trial's row is in its folder, and --resume gathers them"
@@ -219,12 +196,6 @@ def _gathered(sweep: Sweep, record: Record, console: Console) -> tuple[list[Tria
     if not record.complete:
         console.print(_standing(sweep, record, trials), markup=False)
     return trials, rows
-
-
-def _expected(sweep: Sweep, record: Record) -> list[Trial]:
-    """Return the experiment's trials that have a result or should have one."""
-    found = read_trials(sweep.out, record.id)
-    return [trial for trial in found if trial.row is not None or trial.name not in record.stopped_early]
 
 
 def _planned(sweep: Sweep, record: Record) -> int:
@@ -243,39 +214,6 @@ def _standing(sweep: Sweep, record: Record, trials: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
-def _say(console: Console) -> Callable[[str], None]:
-    return lambda sentence: console.print(sentence, markup=False)
-
-
-def _follow(experiment: RunningExperiment, record: Record, console: Console) -> list[dict[str, Any]]:
-    """Print what happens until the experiment is done; return its trials."""
-    states: dict[str, str] = {}
-    printed: dict[str, tuple[int, float]] = {}
-    while True:
-        done = experiment.is_done()
-        trials = experiment.trials()
-        results = experiment.intermediate_results()
-        now = time.monotonic()
-        for trial in trials:
-            name = trial["trialJobId"]
-            if states.get(name) != trial["status"]:
-                states[name] = trial["status"]
-                console.print(f"{_title(trial)}: {trial['status'].lower()}")
-                if trial["status"] == "FAILED":
-                    console.print(_log_tail(trial), markup=False)
-                if trial["status"] == "EARLY_STOPPED" and name not in record.stopped_early:
-                    record.stopped_early.append(name)
-                    record.save(experiment.sweep.out)
-            number, metrics = results.get(name, (-1, {}))
-            last_number, last_time = printed.get(name, (-1, now - _PROGRESS_SECONDS))
-            if number > last_number and now - last_time >= _PROGRESS_SECONDS:
-                console.print(f"{_title(trial)}: {_progress(metrics)}")
-                printed[name] = (number, now)
-        if done:
-            return trials
-        time.sleep(POLL_SECONDS)
-
-
 def _refuse_failures(sweep: Sweep, trials: Sequence[Trial]) -> None:
     failed = [trial for trial in trials if trial.row is None]
     if failed:
@@ -287,35 +225,6 @@ def _refuse_failures(sweep: Sweep, trials: Sequence[Trial]) -> None:
             f"{len(failed)} of {len(trials)} trials have no result: {names}; mend what they name and repeat the "
             "command with --resume"
         )
-
-
-def _title(trial: dict[str, Any]) -> str:
-    parameters = {}
-    if trial.get("hyperParameters"):
-        parameters = json.loads(trial["hyperParameters"][0])["parameters"]
-    settings = ", ".join(f"{name} {value}" for name, value in parameters.items())
-    return f"trial {trial.get('sequenceId', 0) + 1} {trial['trialJobId']} ({settings})"
-
-
-def _progress(metrics: dict[str, Any]) -> str:
-    parts = [f"{metrics.get('phase', 'epoch')} {metrics.get('epoch', '')}".strip()]
-    for name, label, spec in (
-        ("default", "accuracy", ".3f"),
-        ("loss", "loss", ".3f"),
-        ("expected", f"expected {metrics.get('unit', 'cost')}", ".4g"),
-    ):
-        if metrics.get(name) is not None:
-            parts.append(f"{label} {metrics[name]:{spec}}")
-    return ", ".join(parts)
-
-
-def _log_tail(trial: dict[str, Any], *, lines: int = 20) -> str:
-    folder = Path(trial.get("logPath", "."))
-    for name in ("trial.stderr", "trial.log", "trial.stdout"):
-        text = log_of(folder / name).strip()
-        if text:
-            return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
-    return f"    it left no log in {folder}"
 
 
 def _empty_out(out: Path, *, keep_summary: bool) -> None:

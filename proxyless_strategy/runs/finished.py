@@ -81,6 +81,7 @@ class FinishedRun:
         settings: Its config, as `config.json` has it.
         own_space: The `module:function` of its space, as the user names it again; None: its config must do without.
         finalists: What was compared at the end, the exported subnet first; empty in folders of earlier versions.
+        finalists_dtype: `int8` where their quantised networks were compared, else `float32`.
         warnings: Why its result may be worth little, in sentences; likewise.
         film: Its probabilities after each epoch; None in folders of earlier versions.
         network: What it chose in, with costs; likewise.
@@ -99,6 +100,7 @@ class FinishedRun:
     settings: dict[str, Any]
     own_space: str | None = None
     finalists: tuple[FinishedFinalist, ...] = ()
+    finalists_dtype: str = "float32"
     warnings: tuple[str, ...] = ()
     film: Film | None = None
     network: Network | None = None
@@ -190,7 +192,8 @@ class FinishedRun:
             ConfigError: The search has no row yet.
             TableError: That table is gone, or its latencies are others now.
         """
-        from hardware.model import LatencyModel, cost_model
+        from hardware.model import EnergyModel, LatencyModel, cost_model
+        from hardware.tables.energy import EnergyTable
         from hardware.tables.table import LatencyTable
 
         from .space_table import table_path
@@ -201,11 +204,15 @@ class FinishedRun:
             sizes = {name: expect(arguments[name], int, f"model_args.{name}") for name in ("num_classes", "in_chans")}
         costs = self.space.costs(config.latency_input_size, **sizes)
         cost: CostModel
-        if config.hardware.cost == "latency":
+        if config.hardware.cost in ("latency", "energy"):
             path = self.folder / TABLE_FILE if is_there(self.folder / TABLE_FILE) else table_path(config)
             if not is_there(path):
                 raise TableError(f"the table {path} of the search in {self.folder} is gone; put it back there")
-            cost = LatencyModel(LatencyTable.load(path), fixed=costs.fixed, edges=costs.edges)
+            shared: dict[str, Any] = {"fixed": costs.fixed, "edges": costs.edges}
+            if config.hardware.cost == "energy":
+                cost = EnergyModel(EnergyTable.load(path), **shared)
+            else:
+                cost = LatencyModel(LatencyTable.load(path), **shared)
         else:
             cost = cost_model(config.hardware.cost, costs.fixed, costs.edges)
         with reading(self.folder / SEARCH_FILE, RECORD):
@@ -410,6 +417,7 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
             row=row,
             settings=settings,
             finalists=tuple(_finalist(values) for values in expect(record.get("finalists", []), list, "finalists")),
+            finalists_dtype=expect(record.get("finalists_dtype", "float32"), str, "finalists_dtype"),
             warnings=tuple(
                 expect(sentence, str, "warnings") for sentence in expect(record.get("warnings", []), list, "warnings")
             ),
@@ -468,7 +476,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def _check_row(row: dict[str, Any]) -> None:
-    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms")
+    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms", "energy_mj")
     for key in (*costs, "accuracy", "params", "macs"):
         expect(row.get(key), float, key, none=True)
     expect(row.get("seconds"), float, "seconds", none=True)

@@ -27,7 +27,7 @@ from hardware.files import write_atomically, writing
 from hardware.reading import log_of
 from hardware.yaml_text import dump_yaml
 
-from ..layout import EXPERIMENT_VARIABLE, NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE
+from ..layout import EXPERIMENT_VARIABLE, NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE, REPORTS_VARIABLE
 from .sweep import Sweep
 
 DEFAULT_PORT = 8080
@@ -204,7 +204,10 @@ class RunningExperiment:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                return json.loads(self._request(path))
+                answer = json.loads(self._request(path))
+                if not self._server_runs():
+                    raise OSError("another one answers in its place")
+                return answer
             except (OSError, ValueError) as error:
                 if not self._server_runs() or not self.processes():
                     state = "has ended before the experiment was done: it crashed, or was killed"
@@ -227,7 +230,8 @@ class RunningExperiment:
 def trial_environment(sweep: Sweep, mark: str) -> dict[str, str]:
     """Return the environment in which a trial of the sweep runs, whoever starts it."""
     return {
-        **os.environ,
+        # A trial that starts an experiment of its own hands its environment on, and its reports are no one else's.
+        **{name: value for name, value in os.environ.items() if name != REPORTS_VARIABLE},
         EXPERIMENT_VARIABLE: mark,
         OUT_VARIABLE: str(sweep.out),
         **({PRESET_VARIABLE: sweep.preset} if sweep.preset else {}),

@@ -1,11 +1,14 @@
 """nnictl that waits for its own server: `python -m proxyless_strategy.runs.patient_nnictl ARGUMENTS`.
 
 NNI 3.0 asks its server four times in three seconds whether it has started, and then gives up and kills it. Beside
-other work it takes longer than that to start, and an experiment would fail before its first trial.
+other work it takes longer than that to start, and an experiment would fail before its first trial. It also takes
+whatever answers on the port for its own server: of two experiments that start at once, one is sent to the other's
+server, which then runs the trials of both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import psutil
@@ -25,22 +28,35 @@ def wait_for_server(port: int, retry: int = 0, url_prefix: str | None = None) ->
         url_prefix: NNI's prefix of the server's paths.
 
     Raises:
-        OSError: It has ended, or does not answer in `START_SECONDS`.
+        OSError: It has ended, or does not answer in `START_SECONDS`; another one may answer in its place.
     """
     deadline = time.monotonic() + START_SECONDS
     while True:
+        reason: Exception = OSError(f"what answers on port {port} is another server; give another port")
         try:
             rest.get(port, "/check-status", url_prefix)
-            return
-        except Exception:
-            if time.monotonic() > deadline or not _child_runs():
-                raise
+            if _child_listens(port):
+                return
+        except Exception as error:
+            reason = error
+        if time.monotonic() > deadline or not _children():
+            raise reason
         time.sleep(0.5)
 
 
-def _child_runs() -> bool:
-    """Whether a child of this process runs: nnictl has started nothing but the server."""
-    return any(child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process().children())
+def _children() -> list[psutil.Process]:
+    """Return the children of this process that run: nnictl has started nothing but the server."""
+    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def _child_listens(port: int) -> bool:
+    for child in _children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # psutil before 6 has only the second name
+            connections = getattr(child, "net_connections", None) or child.connections
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections("tcp")):
+                return True
+    return False
 
 
 if __name__ == "__main__":

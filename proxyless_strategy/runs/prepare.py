@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, TableError, TargetError
+from hardware.measuring.energy import check_energy
 from hardware.measuring.locks import load_or_build
 from hardware.measuring.predictor import LearnedModel
-from hardware.model import CostModel, LatencyModel, cost_model
+from hardware.model import CostModel, EnergyModel, LatencyModel, cost_model
 from hardware.reading import cut
-from hardware.tables.records import FLOAT32
+from hardware.tables.energy import EnergyTable
 from hardware.tables.shipped import shipped_names
 from hardware.tables.table import LatencyTable
 from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
@@ -25,16 +28,31 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet, users_space
 from ..config import SearchConfig
 from ..data.feeding import fed
 from ..data.images import ImageData
+from ..data.notice import notice
 from ..data.sources import check_data, load_data
 from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
+from ..world import current
 from .early_checks import check_phases, check_plan, check_sensitivity, check_trainer
+from .quantised import check_int8, is_for_int8, without_int8_file
+from .quantised_finalists import check_finalists
 from .same_run import check_same_run
-from .space_table import latency_model, measure_space, measured_operators, table_path
+from .space_table import (
+    energy_model,
+    latency_model,
+    measure_energies,
+    measure_space,
+    measured_operators,
+    table_path,
+)
+
+Kind = TypeVar("Kind", LatencyTable, EnergyTable)
 
 NAMED_EDGES = 30
 """Up to so many choices are named one by one in what a search prints; of more, each candidate's number is said."""
+SEEN_SECONDS = 60.0
+"""What a network disk may take to show a file that another host has written."""
 TOLD: tuple[Code, ...] = ("few_steps_planned",)
 """Warnings that `prepare` gives, and the start of the training need not repeat."""
 
@@ -52,7 +70,8 @@ class Prepared:
         target: The target in the unit of `cost`; None where there is none.
         original: What the original network costs, where the space is made of one.
         latency: Calibrated latency of its choices; None where no table is used.
-        table: Path of the latency table; None where none is used.
+        table: Path of the table of latency or energy; None where none is used.
+        energy: Energy of its choices; None where that is not what is searched for.
     """
 
     config: SearchConfig
@@ -64,11 +83,17 @@ class Prepared:
     original: float | None
     latency: LatencyModel | None
     table: Path | None
+    energy: EnergyModel | None = None
 
     @property
     def target_ms(self) -> float | None:
         """The target where it is a latency."""
         return self.target if self.cost is self.latency else None
+
+    @property
+    def latency_table(self) -> LatencyTable | None:
+        """The table, where one is used; it says what measured it, and how."""
+        return None if self.latency is None else self.latency.table
 
     def table_ms(self, subnet: Subnet) -> float | None:
         """Return a subnet's latency by the table, where one is used."""
@@ -84,7 +109,7 @@ class Library:
     def __init__(self) -> None:
         self._key: tuple[str, str | None] = ("", None)
         self._data: ImageData | None = None
-        self._tables: dict[Path, tuple[FileState, LatencyTable]] = {}
+        self._tables: dict[Path, tuple[FileState, LatencyTable | EnergyTable]] = {}
 
     def data(self, config: SearchConfig, feeding: Mapping[str, Any]) -> ImageData:
         """Return a search's images, made as `feeding` says where the config does not."""
@@ -97,16 +122,18 @@ class Library:
             self._key = key
         return self._data
 
-    def table(self, path: Path) -> LatencyTable | None:
-        """Return the table at a path; None where there is none yet."""
+    def table(self, path: Path, kind: type[Kind]) -> Kind | None:
+        """Return the table of a kind at a path; None where there is none yet."""
         state = file_state(path)
         if state is None:
             return None
-        if path not in self._tables or self._tables[path][0] != state:
-            self._tables[path] = (state, LatencyTable.load(path))
-        return self._tables[path][1]
+        seen, table = self._tables.get(path, (None, None))
+        if seen != state or not isinstance(table, kind):
+            table = kind.load(path)
+            self._tables[path] = (state, table)
+        return table
 
-    def keep(self, path: Path, table: LatencyTable) -> LatencyTable:
+    def keep(self, path: Path, table: Kind) -> Kind:
         """Remember a table that was just measured."""
         state = file_state(path)
         if state is not None:
@@ -149,39 +176,52 @@ def prepare(
     ignored = check_sensitivity(config, space)
     check_data(config.data)
     _asked(space, "check_weights")
+    by_energy = hardware.cost == "energy"
     if hardware.device != "other":
         get_backend(**hardware.chosen).close()
+        if by_energy:
+            _check_energy(config)
     _check_objective(config)
     _check_out(config)
     if trains:
         check_trainer(config)
     path = table_path(config) if hardware.uses_table else None
-    table = None if path is None else _existing_table(config, path, library)
+    table = None if path is None or by_energy else _existing_table(config, path, library, LatencyTable)
+    energies = _existing_table(config, path, library, EnergyTable) if path is not None and by_energy else None
+    check_finalists(config, table)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
     data = library.data(config, _asked(space, "feeding") or {})
     costs = space.costs(config.latency_input_size, num_classes=data.num_classes, in_chans=data.channels)
     planned = check_plan(config, data)
     check_phases(config, data, space, costs)
+    if trains and is_for_int8(config, table):
+        check_int8(config, data)
     if not quiet:
-        for warning in (*ignored, *planned):
-            print(warning.sentence, file=sys.stderr, flush=True)
+        told = without_int8_file(config, table)
+        for sentence in (*(warning.sentence for warning in (*ignored, *planned)), *([told] if told else [])):
+            print(sentence, file=sys.stderr, flush=True)
     if before_table is not None:
         before_table(data, costs)
-    if path is not None and table is None:
-        table = library.keep(path, _measured_table(config, path, costs, space.name, quiet=quiet))
+    if path is not None and by_energy and energies is None:
+        energies = library.keep(path, _measured_table(config, path, costs, space.name, EnergyTable, quiet=quiet))
+    elif path is not None and not by_energy and table is None:
+        table = library.keep(path, _measured_table(config, path, costs, space.name, LatencyTable, quiet=quiet))
     if table is not None and learned is not None:
         table = learned.complete(table, costs.distinct(), input_size=config.latency_input_size)
     latency = None if table is None else latency_model(table, costs, batch=hardware.batch)
+    energy = None if energies is None else energy_model(energies, costs, batch=hardware.batch)
     cost: CostModel
     if latency is not None and hardware.cost == "latency":
         cost = latency
+    elif energy is not None:
+        cost = energy
     else:
         cost = cost_model(hardware.cost, costs.fixed, costs.edges)
     choices = _asked(space, "original")
     original = None if choices is None else cost.cost(choices)
     target = _target(config, cost, space.name, original)
-    prepared = Prepared(config, data, space, costs, cost, target, original, latency, path)
+    prepared = Prepared(config, data, space, costs, cost, target, original, latency, path, energy)
     if not quiet:
         print(_summary(prepared), flush=True)
     return prepared
@@ -225,11 +265,24 @@ def _check_out(config: SearchConfig) -> None:
     check_same_run(config)
 
 
-def _existing_table(config: SearchConfig, path: Path, library: Library) -> LatencyTable | None:
+def _check_energy(config: SearchConfig) -> None:
+    """Refuse to measure energy where it cannot be read, or where other processes of the search draw some."""
+    if config.search.processes > 1:
+        raise ConfigError(
+            f"hardware.cost energy is searched by one process, as the others' energy would count too, but "
+            f"search.devices = {config.search.devices} and search.nodes = {config.search.nodes}; set both to 1, or "
+            "hardware.device to other with a table that is there"
+        )
+    check_energy(**config.hardware.chosen)
+
+
+def _existing_table(config: SearchConfig, path: Path, library: Library, kind: type[Kind]) -> Kind | None:
     """Return the table at `path`; None where it is to be measured on this machine."""
-    table = library.table(path)
+    table = library.table(path, kind)
     if table is not None:
         _check_table(config, path, table)
+    elif config.hardware.device == "other" and kind is EnergyTable:
+        raise TableError(f"there is no table {path} of energy of the other device; give one that was measured there")
     elif config.hardware.device == "other":
         raise TableError(
             f"there is no table {path} of the other device; give an existing one, or of {', '.join(shipped_names())}"
@@ -237,7 +290,7 @@ def _existing_table(config: SearchConfig, path: Path, library: Library) -> Laten
     return table
 
 
-def _check_table(config: SearchConfig, path: Path, table: LatencyTable) -> None:
+def _check_table(config: SearchConfig, path: Path, table: LatencyTable | EnergyTable) -> None:
     hardware, header = config.hardware, table.header
     compared: list[tuple[str, Any, Any]]
     if hardware.device == "other":
@@ -248,10 +301,10 @@ def _check_table(config: SearchConfig, path: Path, table: LatencyTable) -> None:
         compared = [
             ("backend", header.backend, hardware.backend),
             ("threads", header.threads, hardware.threads),
-            ("dtype", header.dtype, hardware.dtype or FLOAT32),
         ]
         # A backend knows its devices under several names, of which it says which one `place` means, and its defaults.
         with get_backend(**hardware.chosen) as backend:
+            compared.append(("dtype", header.dtype, backend.dtype))
             if hardware.place:
                 compared.append(("device", header.place or "unknown", backend.place))
             there, here = backend.of_options(header.options), backend.of_options(hardware.options)
@@ -268,16 +321,19 @@ def _said(value: Any) -> str:
     return "none" if value is None else cut(str(value).lower() if isinstance(value, bool) else str(value))
 
 
-def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: str, *, quiet: bool) -> LatencyTable:
+def _measured_table(
+    config: SearchConfig, path: Path, costs: SpaceCosts, space: str, kind: type[Kind], *, quiet: bool
+) -> Kind:
     hardware = config.hardware
+    by_energy = kind is EnergyTable
+    count = len(costs.distinct() if by_energy else measured_operators(costs))
 
-    def build() -> LatencyTable:
+    def build() -> Any:
         if not quiet:
-            print(
-                f"no latency table at {path}: measuring {len(measured_operators(costs))} operators of {space}",
-                flush=True,
-            )
-        return measure_space(
+            what = "energy" if by_energy else "latency"
+            print(f"no {what} table at {path}: measuring {count} operators of {space}", flush=True)
+        measure = measure_energies if by_energy else measure_space
+        return measure(
             costs,
             path,
             name=space,
@@ -289,10 +345,29 @@ def _measured_table(config: SearchConfig, path: Path, costs: SpaceCosts, space: 
             batch=hardware.batch,
         )
 
-    table = load_or_build(path, build)
+    world = current()
+    if world.launched and not world.first:
+        _wait_for(path)
+    table: Kind = load_or_build(path, build, kind.load)
     # Another process may have measured it meanwhile, with other settings.
     _check_table(config, path, table)
     return table
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until this host sees the table that the first process has: one measured here would take its place.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{path} is not there on {socket.gethostname()}, where process {current().rank} runs, though the first "
+                "process has it; let hardware.table lie on a disk that all hosts share"
+            )
+        time.sleep(0.2)
 
 
 def _target(config: SearchConfig, cost: CostModel, space: str, original: float | None) -> float | None:
@@ -321,11 +396,7 @@ def _target(config: SearchConfig, cost: CostModel, space: str, original: float |
             f"({named(choices)}); raise the target or choose a smaller space"
         )
     if target is not None and target > high:
-        print(
-            f"{name} = {target:g} is above the {dearest} subnet of {space}, {high:.4g} {cost.unit}: it is idle",
-            file=sys.stderr,
-            flush=True,
-        )
+        notice(f"{name} = {target:g} is above the {dearest} subnet of {space}, {high:.4g} {cost.unit}: it is idle")
     if config.rule != "sensitivity":
         make_objective(config.objective, rule=config.rule, target=target, minimum=low, **config.objective_options)
     return target
@@ -333,7 +404,7 @@ def _target(config: SearchConfig, cost: CostModel, space: str, original: float |
 
 def _summary(prepared: Prepared) -> str:
     """Say what the space's extreme subnets cost, and the target between them."""
-    cost, latency, fill = prepared.cost, prepared.latency, prepared.config.hardware.fill
+    cost, latency, fill, energy = prepared.cost, prepared.latency, prepared.config.hardware.fill, prepared.energy
     low, cheapest = cost.minimum()
     high, dearest = cost.maximum()
     title, words = prepared.space.name, ("cheapest", "dearest")
@@ -342,6 +413,8 @@ def _summary(prepared: Prepared) -> str:
             f"{title} on {latency.table.header.device} ({latency.table.header.runtime()})",
             ("fastest", "slowest"),
         )
+    elif energy is not None:
+        title = f"{title} on {energy.table.header.device} ({energy.table.header.runtime()})"
     lines = [
         title,
         f"  {words[0]} subnet {low:.4g} {cost.unit}: {named(cheapest)}",

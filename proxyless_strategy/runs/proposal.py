@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +100,8 @@ def search_yaml(found: Survey, proposal: Proposal, *, backend: str, device: str 
         f"  proxyless latency prepare {file}: measure the latency table alone, and see the fastest and slowest subnet",
         "",
         f"{found.images} training pictures and {sum(found.val.values())} for the test, in {len(counts)} classes of "
-        f"{counts[0]} to {counts[-1]}.",
-        f"Of {len(sides)} that were looked at, the shorter side has {sides[0]} to {sides[-1]} pixels (median "
+        f"{_span(counts)}.",
+        f"Of {len(sides)} that were looked at, the shorter side has {_span(sides)} pixels (median "
         f"{found.side}); modes: {', '.join(f'{count} {mode}' for mode, count in found.modes.items())}.",
     ]
     rows: list[tuple[str, str]] = [
@@ -134,6 +135,16 @@ def search_yaml(found: Survey, proposal: Proposal, *, backend: str, device: str 
     ]
     lines = [f"# {note}".rstrip() for note in notes] + [""]
     return "\n".join(lines + [f"{row:29} # {why}" if why else row for row, why in rows]) + "\n"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """Say the least and the greatest of sorted numbers, once where they are the same.
+
+    >>> _span([3, 4, 9]), _span([32, 32])
+    ('3 to 9', '32')
+    """
+    least, most = numbers[0], numbers[-1]
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _text(value: str) -> str:

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nni
@@ -18,6 +19,9 @@ import requests
 from nni.runtime.command_channel.http import HttpChannel
 from nni.runtime.trial_command_channel import get_default_trial_command_channel
 from nni.runtime.trial_command_channel.v3 import TrialCommandChannelV3
+
+from hardware.errors import ExperimentError
+from hardware.files import write_atomically
 
 INTERMEDIATE_SECONDS = 2.0
 """How long one intermediate result is tried: training waits meanwhile."""
@@ -93,6 +97,33 @@ class Reports:
                 return None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+class FileReports:
+    """The reports of a trial that NNI has not started, in a file that whoever did reads.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sent: list[dict[str, Any]] = []
+        self._warned = False
+
+    def intermediate(self, metrics: dict[str, Any]) -> None:
+        """Add an epoch; where the file cannot be written, the first time warn, and go on."""
+        self._sent.append(metrics)
+        try:
+            write_atomically(self._path, json.dumps(self._sent), error=ExperimentError)
+        except ExperimentError as error:
+            if not self._warned:
+                _warn(f"{error}; the trial goes on without reporting its epochs")
+            self._warned = True
+
+    def final(self, metrics: dict[str, Any]) -> bool:
+        """Do nothing: the trial's row is the final result."""
+        return True
 
 
 class PatientChannel(HttpChannel):

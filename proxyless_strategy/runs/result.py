@@ -38,7 +38,7 @@ class SearchResult:
         subnet: The derived subnet.
         folder: timm export folder.
         onnx: The exported ONNX file.
-        unit: What the target and the subnet's cost are in: calibrated ms, or the unit of `hardware.cost`.
+        unit: What the target and the subnet's cost are in: calibrated ms or mJ, or the unit of `hardware.cost`.
         target_cost: The target; None where there was none.
         subnet_cost: The subnet's cost.
         target_ms: The target where it is a latency.
@@ -55,6 +55,11 @@ class SearchResult:
         search_loss: Architecture loss of the search's own subnet, with the supernet's weights; None where it was not
             held against a sensitivity knapsack, or is not finite.
         knapsack_loss: The same of that knapsack.
+        int8_onnx: The ONNX file in int8, of which the latency then is; None where int8 was not searched for.
+        int8_accuracy: Its test accuracy, 0..1.
+        device: Whose latencies these are, in words; None where none was looked up or measured.
+        energy_mj: Measured gross energy of one inference, where energy was searched for; None where the table is of
+            another device, or other work kept this one busy.
     """
 
     config: SearchConfig
@@ -76,11 +81,15 @@ class SearchResult:
     original_cost: float | None = None
     search_loss: float | None = None
     knapsack_loss: float | None = None
+    int8_onnx: Path | None = None
+    int8_accuracy: float | None = None
+    device: str | None = None
+    energy_mj: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the result as plain values, one row of a table of results."""
         return {
-            "hardware": self.config.hardware.name,
+            "hardware": self.config.hardware.name or self.device,
             "rule": self.config.rule,
             "cost": self.config.hardware.cost,
             "unit": self.unit,
@@ -91,6 +100,7 @@ class SearchResult:
             "table_ms": self.table_ms,
             "latency_ms": self.latency_ms,
             "latency_now_ms": self.latency_now_ms,
+            **({"energy_mj": self.energy_mj} if self.config.hardware.cost == "energy" else {}),
             "accuracy": self.accuracy,
             "params": self.params,
             "macs": self.macs,
@@ -100,11 +110,17 @@ class SearchResult:
             "warnings": list(self.warnings),
             "search_loss": self.search_loss,
             "knapsack_loss": self.knapsack_loss,
+            **self._int8(),
         }
 
+    def _int8(self) -> dict[str, Any]:
+        if self.int8_onnx is None:
+            return {}
+        return {"int8_onnx": str(self.int8_onnx), "int8_accuracy": self.int8_accuracy}
+
     def _repr_html_(self) -> str:
-        shown = ("unit", "target_cost", "subnet_cost", "table_ms", "latency_ms", "accuracy", "params", "macs", "folder")
-        row = self.row()
+        row, names = self.row(), ("unit", "target_cost", "subnet_cost", "table_ms", "latency_ms", "accuracy", "params")
+        shown = (*names, "macs", "folder", *self._int8())
         warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.warnings)
         return self.subnet._repr_html_() + notebook.pairs({name: row[name] for name in shown}) + warned
 
@@ -129,6 +145,9 @@ def claim_out(
         # Whoever owned the folder until now may have begun another search since `prepare` looked.
         differing = check_same_run(config)
         look()
+        if differing:
+            # the result of other settings: were this start killed, its row would pass for the result of these
+            (config.out / ROW_FILE).unlink(missing_ok=True)
         return {key: {"from": old, "to": new} for key, (old, new) in differing.items()}
 
     with owned(config.out, check=check, began=began) as start:
@@ -156,6 +175,7 @@ def search_record(
         "expected": problem.fixed + architecture.expected_cost(architecture.probabilities(), problem.costs),
         "target": prepared.target,
         "argmax": architecture.export(architecture.argmax()),
+        "finalists_dtype": prepared.config.search.finalists_dtype,
         "finalists": [
             {
                 "choices": architecture.export(finalist.derived.choice),

@@ -20,8 +20,9 @@ from ..data.images import ImageData
 from ..export.folder import has_random_weights, read_export
 from ..layout import CHECKPOINT, SEARCH_FILE
 from ..progress import Told
+from ..retraining.setup import retraining_threads
 from ..retraining.teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
-from ..retraining.trainer import begun_with, retraining_threads, train
+from ..retraining.trainer import begun_with, train
 from ..seeds import isolated_seed
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def trained_subnet(
         report: Called once per epoch.
         told: Tells the user how far it is.
     """
-    config, data, settings = prepared.config, prepared.data, prepared.config.retrain
+    config, data, settings = prepared.config, prepared.data, prepared.config.retraining
     model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
     if settings is None:
         model = timm.create_model(subnet.timm_name, **model_args)

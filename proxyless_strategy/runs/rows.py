@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Build the table that a terminal shows of searches' rows, a `rich.table.Table`."""
     table = Table()
-    named = any(row.get("hardware") for row in rows)
+    named = len({row.get("hardware") for row in rows}) > 1
     for title in (*(("hardware",) if named else ()), "rule"):
         table.add_column(title, no_wrap=True)
     counted = any(row["cost"] != "latency" for row in rows)
     others = ("cost", "target", "subnet") if counted else ()
-    for title in (*others, "target ms", "table ms", "measured ms", "accuracy", "params", "MACs"):
+    energies = ("measured mJ",) if any("energy_mj" in row for row in rows) else ()
+    for title in (*others, "target ms", "table ms", "measured ms", *energies, "accuracy", "params", "MACs"):
         table.add_column(title, justify="right", no_wrap=True)
+    away = any(row.get("machine") for row in rows)
+    if away:
+        table.add_column("machine", no_wrap=True)
     table.add_column("folder", overflow="fold")
     for row in rows:
         costs = (row["unit"], *(_number(row[key], ".4g") for key in ("target_cost", "subnet_cost")))
@@ -27,8 +32,10 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["rule"]),
             *(costs if counted else ()),
             *(_number(row[key], ".4g") for key in ("target_ms", "table_ms", "latency_ms")),
+            *(_number(row.get("energy_mj"), ".4g") for _ in energies),
             _number(row["accuracy"], ".2%"),
             *(_number(row[key], ",") for key in ("params", "macs")),
+            *((str(row.get("machine", "this one")),) if away else ()),
             short_path(Path(row["folder"])),
         )
     return table
@@ -41,3 +48,8 @@ def _number(value: Any, spec: str) -> str:
 def short_path(path: Path) -> str:
     """Return the path as one would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def say(console: Console) -> Callable[[str], None]:
+    """Return what prints a sentence on the console as it is, whatever stands in it."""
+    return lambda sentence: console.print(sentence, markup=False)

@@ -10,26 +10,23 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from hardware.backends import SharedBackend, get_backend
 from hardware.errors import ConfigError
-from hardware.measuring.nets import measure_model_file, measure_nets
-from hardware.measuring.sampling import Measurement
 from hardware.processor import say_if_busy
 from search_spaces import Subnet
 
 from ..checkpoints import previous_checkpoint
 from ..config import SearchConfig
 from ..data.unreadable import as_begun, noting_unreadable
+from ..determinism import deterministic, prepare_cublas
 from ..export.folder import export_folder
 from ..export.onnx import export_onnx
 from ..export.summary import model_summary
-from ..layout import MODEL, ONNX_FILE
+from ..layout import INT8_FILE, MODEL, ONNX_FILE
 from ..owner import Start
 from ..progress import Told
 from ..seeds import isolated_seed
@@ -41,6 +38,7 @@ from ..threads import Threads, crowded, keep_threads, read_threads, settle, trai
 from ..world import entered, find_world, is_first
 from .checkpoints import SearchCheckpoints, find_checkpoints
 from .classifier import image_evaluator
+from .deployed import measure_deployed, measured_energy
 from .ended import finished_result
 from .epoch_log import EpochLog
 from .finished import read_losses, read_searched, read_warnings
@@ -50,6 +48,8 @@ from .logs import Logs
 from .own_signals import OwnSignals
 from .places import EXPORT_SECONDS, NOT_RETRAINED, RETRAINED, Places, phases
 from .prepare import TOLD, Prepared, named, prepare
+from .quantised import int8_beside, is_for_int8
+from .quantised_finalists import quantised_judge
 from .quiet import quiet_lightning
 from .result import SearchResult, claim_out, search_record, write_row, write_search
 from .retrained import check_start, starting_weights, trained_subnet
@@ -77,6 +77,7 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
         raise ConfigError("the section shrink is for `proxyless shrink` alone; remove it, or search without a sweep")
     began = time.monotonic()
     _refuse_second_launch(config)
+    prepare_cublas(config.deterministic)  # a table may be measured on the GPU before it searches
     world = find_world(config.search.devices, config.search.nodes)
     if world.launched and config.rule == "sensitivity":
         raise ConfigError(
@@ -84,16 +85,22 @@ def run_search(config: SearchConfig, *, on_epoch: OnEpoch | None = None) -> Sear
             "search.devices and search.nodes to 1"
         )
     with entered(world):
-        if (ended := finished_result(config)) is not None:
-            if world.first:
-                print(
-                    f"{config.out} holds this search, which has ended: nothing is done; for another, choose another out"
-                )
-            return ended
         if world.launched and world.first:
             print(world.sentence(), flush=True)
         with lost_process_named(), met(world, cuda=trains_on_gpu(config.search)):
+            if (ended := _ended(config)) is not None:
+                return ended
             return _run(config, on_epoch or (lambda metrics: None), began)
+
+
+def _ended(config: SearchConfig) -> SearchResult | None:
+    """Return the result of this search where it has ended, on all hosts alike; see `finished_result`."""
+    ended = finished_result(config)
+    # One that found it elsewhere than the first one, or had it alone, would leave the others to wait for it.
+    check_alike("folder", {"ended": ended is not None})
+    if ended is not None and is_first():
+        print(f"{config.out} holds this search, which has ended: nothing is done; for another, choose another out")
+    return ended
 
 
 def _run(config: SearchConfig, report: OnEpoch, began: float) -> SearchResult:
@@ -170,7 +177,7 @@ def _finished(
         told.plan(phases(config, searched=True), afterwards=EXPORT_SECONDS)
     subnet, weights = searched or _searched(prepared, report, checkpoints, told=told, logs=logs)
     cost, table_ms = prepared.cost.cost(subnet.choices), prepared.table_ms(subnet)
-    by = " by the table" if prepared.cost is prepared.latency else ""
+    by = " by the table" if prepared.cost in (prepared.latency, prepared.energy) else ""
     print(f"derived {named(subnet.choices)}: {cost:.4g} {prepared.cost.unit}{by}", flush=True)
 
     model, accuracy = trained_subnet(prepared, subnet, weights, report, told)
@@ -196,7 +203,14 @@ def _finished(
         },
     )
     onnx = export_onnx(folder, config.out / ONNX_FILE, input_shape=size, batch=config.hardware.batch).path
-    measured = _measured(prepared, subnet, onnx)
+    # of an earlier end with other settings, for which the report would take it
+    (config.out / INT8_FILE).unlink(missing_ok=True)
+    int8 = None
+    if is_for_int8(config, prepared.latency_table):
+        int8 = int8_beside(config, onnx, config.out / INT8_FILE, data, accuracy=accuracy)
+    deployed = onnx if int8 is None else int8.path
+    (measured,), device = measure_deployed(prepared, [subnet], [deployed], int8=int8 is not None)
+    energy_mj = None if prepared.energy is None else measured_energy(prepared, subnet, onnx)
 
     result = SearchResult(
         config=config,
@@ -216,6 +230,10 @@ def _finished(
         seconds=start.seconds,
         warnings=read_warnings(config.out),
         original_cost=prepared.original,
+        int8_onnx=None if int8 is None else int8.path,
+        int8_accuracy=None if int8 is None else int8.accuracy,
+        device=device,
+        energy_mj=energy_mj,
         **read_losses(config.out),
     )
     write_row(result)
@@ -239,12 +257,14 @@ def _refuse_second_launch(config: SearchConfig) -> None:
 def _searched(
     prepared: Prepared, report: OnEpoch, checkpoints: SearchCheckpoints | None, *, told: Told, logs: Logs
 ) -> tuple[Subnet, dict[str, Any]]:
-    if prepared.config.rule != "sensitivity":
-        return search_supernet(prepared, report, checkpoints, told=told, logs=logs)
-    threads = _search_threads(prepared, begun=False)
-    told.plan(phases(prepared.config, searched=True), afterwards=EXPORT_SECONDS)
-    with threads.used():
-        return search_by_sensitivity(prepared)
+    settings = prepared.config.search
+    with deterministic(settings.deterministic, setting="search.deterministic", cuda=trains_on_gpu(settings)):
+        if prepared.config.rule != "sensitivity":
+            return search_supernet(prepared, report, checkpoints, told=told, logs=logs)
+        threads = _search_threads(prepared, begun=False)
+        told.plan(phases(prepared.config, searched=True), afterwards=EXPORT_SECONDS)
+        with threads.used():
+            return search_by_sensitivity(prepared)
 
 
 @quiet_lightning()
@@ -289,6 +309,7 @@ def search_supernet(
         warmup_paths=settings.warmup_paths,
         weight_paths=settings.weight_paths,
         finalists=settings.finalists,
+        judge=None if settings.finalists_dtype == "float32" else quantised_judge(config, prepared.space, data),
         learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
         **({} if start is None else start.options()),
@@ -364,19 +385,3 @@ def _search_threads(prepared: Prepared, *, begun: bool) -> Threads:
     if first and told:
         print(told, file=sys.stderr, flush=True)
     return threads
-
-
-# ---- the subnet ------------------------------------------------------------------------------------------------
-
-
-def _measured(prepared: Prepared, subnet: Subnet, onnx: Path) -> Measurement | None:
-    """Measure the deployed latency: of the ONNX file where the backend runs it, else of the same operators in it."""
-    hardware = prepared.config.hardware
-    if hardware.device == "other":
-        return None
-    table = None if prepared.latency is None else prepared.latency.table
-    with get_backend(**(hardware if table is None else table.header).chosen) as backend:
-        shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
-            return measure_model_file(onnx, input_shape=prepared.costs.input_shape, table=table, **shared)
-        return measure_nets([prepared.costs.chain(subnet.choices)], table=table, progress=False, **shared)[0]

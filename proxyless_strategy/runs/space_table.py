@@ -20,11 +20,13 @@ from hardware.tables import shipped
 from hardware.tables.records import FLOAT32
 
 from ..config import SearchConfig, key_values
+from ..layout import cache_folder
 
 if TYPE_CHECKING:
     from hardware.measuring.sampling import Plan
-    from hardware.model import LatencyModel
+    from hardware.model import EnergyModel, LatencyModel
     from hardware.op_spec import OpSpec
+    from hardware.tables.energy import EnergyTable
     from hardware.tables.table import LatencyTable
     from search_spaces import SpaceCosts
 
@@ -54,18 +56,14 @@ def default_table_path(config: SearchConfig) -> Path:
     # float32 without options has the name that it had before there were others
     dtype = f"-{hardware.dtype}" if hardware.dtype not in (None, FLOAT32) else ""
     options = "".join(f"-{_in_a_name(option, value)}" for option, value in sorted(hardware.options.items()))
-    return cache_folder() / f"{name}{place}{dtype}{options}-{hardware.threads}threads-batch{hardware.batch}.yml"
+    of = "-energy" if hardware.cost == "energy" else ""
+    return cache_folder() / f"{name}{place}{dtype}{options}-{hardware.threads}threads-batch{hardware.batch}{of}.yml"
 
 
 def _in_a_name(option: str, value: bool | int | str) -> str:
     """Write an option as a part of a file's name, `graphs` or `streams.4`; `no.graphs` is one that is false."""
     said = option if value is True else f"no.{option}" if value is False else f"{option}.{value}"
     return re.sub(r"[^\w.]", "_", said)
-
-
-def cache_folder() -> Path:
-    """Return the folder of the tables that no config names."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "proxyless_strategy"
 
 
 def measure_space(
@@ -112,6 +110,37 @@ def measure_space(
         space=name,
         out=out,
         plan=plan,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def measure_energies(
+    costs: SpaceCosts,
+    out: Path,
+    *,
+    name: str,
+    backend: str,
+    place: str | None,
+    dtype: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    threads: int,
+    batch: int,
+) -> EnergyTable:
+    """Measure a space's energy table on this machine, calibrated on random nets; see `measure_space`."""
+    from hardware.measuring.energy import build_energy_table
+
+    return build_energy_table(
+        costs.distinct(),
+        random_nets(costs, CALIBRATION_NETS, seed=CALIBRATION_SEED),
+        backend=backend,
+        input_size=costs.input_size,
+        batch=batch,
+        threads=threads,
+        place=place,
+        dtype=dtype,
+        options=options,
+        space=name,
+        out=out,
         progress=sys.stderr.isatty(),
     )
 
@@ -242,6 +271,19 @@ def latency_model(table: LatencyTable, costs: SpaceCosts, *, batch: int | None =
 
     table.check(costs.distinct(), input_size=costs.input_size, batch=batch or table.header.batch)
     return LatencyModel(table, fixed=costs.fixed, edges=costs.edges)
+
+
+def energy_model(table: EnergyTable, costs: SpaceCosts, *, batch: int) -> EnergyModel:
+    """Return the energies of a space's choices by a table that has all of its operators.
+
+    Raises:
+        TableError: It is of another input size or batch.
+        MissingOperatorError: It lacks an operator.
+    """
+    from hardware.model import EnergyModel
+
+    table.check(costs.distinct(), input_size=costs.input_size, batch=batch)
+    return EnergyModel(table, fixed=costs.fixed, edges=costs.edges)
 
 
 def random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:

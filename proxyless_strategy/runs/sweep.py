@@ -15,6 +15,7 @@ from hardware.errors import ConfigError
 from hardware.reading import SETTINGS_BYTES, Kind, read_yaml, reading, shown
 
 from ..config import SearchConfig, load_config
+from .machines import Machine, read_machines
 
 _LARGEST_CHECKED_GRID = 64
 FILE = Kind(
@@ -38,6 +39,7 @@ class Sweep:
         preset: Which preset of the search config the trials use.
         narrowed: The nnictl config to run in the place of the file, where only a part of its sweep is wanted.
         config: What the nnictl config holds, as it is run.
+        machines: Where its trials run, by SSH; none: on this machine.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Sweep:
     preset: str | None = None
     narrowed: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    machines: tuple[Machine, ...] = ()
 
     @property
     def command(self) -> str:
@@ -57,6 +60,11 @@ class Sweep:
     def code_directory(self) -> Path:
         """The folder in which a trial starts."""
         return self.path.parent / Path(str(self.config.get("trialCodeDirectory", "."))).expanduser()
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """The search space, in NNI's format."""
+        return dict(_space(self.path, self.config))
 
     @property
     def is_grid(self) -> bool:
@@ -88,6 +96,14 @@ class Sweep:
     def with_limit(self, limit: int) -> Sweep:
         """Return the same sweep with another number of trials."""
         config = _movable(self.path, {**self.config, "maxTrialNumber": limit}, _space(self.path, self.config))
+        return replace(self, narrowed=config, config=config)
+
+    def locally(self, command: str) -> Sweep:
+        """Return the same sweep with another command, whose trials take nothing but a process of this machine."""
+        left_out = ("trialGpuNumber", "nniManagerIp")
+        kept = {key: value for key, value in self.config.items() if key not in left_out}
+        values = {**kept, "trialCommand": command, "trainingService": {"platform": "local"}}
+        config = _movable(self.path, values, _space(self.path, self.config))
         return replace(self, narrowed=config, config=config)
 
     def configs(self) -> list[SearchConfig]:
@@ -129,11 +145,13 @@ def _sweep(
 ) -> Sweep:
     service = config.get("trainingService")
     platform = service.get("platform") if isinstance(service, dict) else service
-    if platform != "local":
+    if platform not in ("local", "remote"):
         raise ConfigError(
-            f"{path}: trainingService.platform is {shown(platform)}, but only the results of local trials can be "
-            "gathered here; set it to local, or start the experiment with nnictl"
+            f"{path}: trainingService.platform is {shown(platform)}, but only the results of local trials and of those "
+            "on machines by SSH (remote) can be gathered here; set it to one of these, or start the experiment with "
+            "nnictl"
         )
+    machines = read_machines(path, config)
     command = str(config.get("trialCommand", ""))
     try:
         words = shlex.split(command)
@@ -155,7 +173,44 @@ def _sweep(
     trials = _grid(space if narrowed is None else narrowed["searchSpace"])
     first = _trial_config(path, search_path, trials[0] if trials else {}, preset)
     place = first.out if out is None else out.absolute()
-    return Sweep(path, search_path, place, trials, preset, narrowed, narrowed or config)
+    sweep = Sweep(path, search_path, place, trials, preset, narrowed, narrowed or config, machines)
+    _refuse_hosts(sweep, space, first)
+    _check_machines(sweep, space, name)
+    return sweep
+
+
+def _refuse_hosts(sweep: Sweep, space: Mapping[str, Any], first: SearchConfig) -> None:
+    """Refuse trials on several hosts: one process is started for each, and a host's needs a launcher."""
+    swept = "search.nodes" in space or "search" in space
+    found = [first.search.nodes, *(config.search.nodes for config in (sweep.configs() if swept else ()))]
+    if max(found) > 1 or (swept and sweep.trials is None):
+        said = f"search.nodes = {max(found)}" if max(found) > 1 else "searchSpace sweeps search.nodes"
+        raise ConfigError(
+            f"{sweep.path}: {said}, but a trial of an experiment has one host; remove it, and search on several hosts "
+            "by `proxyless search` under torchrun or srun"
+        )
+
+
+def _check_machines(sweep: Sweep, space: Mapping[str, Any], name: str) -> None:
+    """Refuse settings of machines that no search has or that the sweep draws, and a file that is not sent there."""
+    if sweep.machines and Path(name).is_absolute():
+        raise ConfigError(
+            f"{sweep.path}: trialCommand names {name}, which is no place on another machine; name it from "
+            "trialCodeDirectory, whose copy a trial starts in"
+        )
+    for machine in sweep.machines:
+        taken = [key for key in machine.settings if key in space or key == "out"]
+        if taken:
+            owner = "every trial has of its own" if taken[0] == "out" else "searchSpace sweeps"
+            raise ConfigError(
+                f"{sweep.path}: the settings of {machine.title} have {taken[0]}, which {owner}; leave it out there"
+            )
+        try:
+            _trial_config(
+                sweep.path, sweep.search_path, {**(sweep.trials or ({},))[0], **machine.settings}, sweep.preset
+            )
+        except ConfigError as error:
+            raise ConfigError(f"settings of {machine.title}: {error}") from error
 
 
 def _trial_config(path: Path, search_path: Path, parameters: dict[str, Any], preset: str | None) -> SearchConfig:

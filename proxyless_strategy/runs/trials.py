@@ -67,7 +67,10 @@ def note_failure(folder: Path, error: Exception, *, refused: bool) -> None:
 def read_trials(out: Path, experiment: str) -> list[Trial]:
     """Return the trials of an experiment that were ever started, in the order in which they were."""
     found = []
-    for path in out.glob(f"*/{PARAMETERS_FILE}"):
+    for folder in out.glob("*/"):
+        path = folder / PARAMETERS_FILE
+        if not os.path.lexists(path):  # a link to nothing is one that cannot be read
+            continue
         try:
             values = json_of(path)
             if values["experiment"] == experiment:
@@ -165,6 +168,12 @@ def read_record(out: Path) -> Record | None:
             stopped_early=[str(name) for name in values["stopped_early"]],
             launcher=dict(values["launcher"]),
         )
+
+
+def expected_trials(out: Path, record: Record) -> list[Trial]:
+    """Return the experiment's trials that have a result or should have one."""
+    found = read_trials(out, record.id)
+    return [trial for trial in found if trial.row is not None or trial.name not in record.stopped_early]
 
 
 def refuse_running(out: Path, record: Record) -> None:

@@ -38,6 +38,8 @@ class Compared:
         params: Parameters.
         macs: Multiply-accumulates of one image.
         epochs: Epochs of training, of the original and of the supernet in which it started among them.
+        int8_onnx: The ONNX file in int8, which is then the measured one; None where int8 was not searched for.
+        int8_accuracy: Its share of the test images, 0..1.
     """
 
     folder: str
@@ -49,6 +51,8 @@ class Compared:
     params: int
     macs: int
     epochs: int
+    int8_onnx: str | None = None
+    int8_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class Comparison:
                 found = expect(values[name], dict, name)
                 for key in _NUMBERS:
                     expect(found[key], float, f"{name}.{key}", none=key in ("ms", "table_ms"))
+                expect(found.get("int8_accuracy"), float, f"{name}.int8_accuracy", none=True)
+                expect(found.get("int8_onnx"), str, f"{name}.int8_onnx", none=True)
                 values[name] = Compared(**found)
             return cls(**values)
 
@@ -114,12 +120,15 @@ class Comparison:
             title=f"{self.model}, target {self.target}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
         table.add_column("network")
-        for name in ("accuracy\n%", "measured\nms", "table\nms", "params\nM", "MACs\nM", "epochs\nin all"):
+        int8 = None not in (self.original.int8_accuracy, self.subnet.int8_accuracy)
+        more = ("in int8\n%",) if int8 else ()
+        for name in ("accuracy\n%", *more, "measured\nms", "table\nms", "params\nM", "MACs\nM", "epochs\nin all"):
             table.add_column(name, justify="right", no_wrap=True)
         for name, net in (("original", self.original), ("subnet", self.subnet)):
             table.add_row(
                 name,
                 f"{100 * net.accuracy:.2f}",
+                *((_percent(net.int8_accuracy),) if int8 else ()),
                 _said(net.ms),
                 _said(net.table_ms),
                 f"{net.params / 1e6:.3f}",
@@ -130,6 +139,7 @@ class Comparison:
         table.add_row(
             "subnet / original",
             f"{100 * (small.accuracy - large.accuracy):+.2f}",
+            *((_points(small.int8_accuracy, large.int8_accuracy),) if int8 else ()),
             _ratio(small.ms, large.ms),
             _ratio(small.table_ms, large.table_ms),
             _ratio(small.params, large.params),
@@ -147,6 +157,7 @@ class Comparison:
             f"{place['input_size']} px on {place['device']}: {', '.join(filter(None, [*runtime, *options]))}",
             f"the subnet is timm's local-dir:{self.subnet.folder}, and {self.subnet.onnx}",
             f"the original is timm's local-dir:{self.original.folder}, and {self.original.onnx}",
+            *(f"in int8, as measured: {net.int8_onnx}" for net in (self.subnet, self.original) if net.int8_onnx),
             f"all took {self.seconds / 60:.1f} minutes",
         ]
         if not self.is_within:
@@ -158,6 +169,14 @@ class Comparison:
 
 def _said(ms: float | None) -> str:
     return "-" if ms is None else f"{ms:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _points(small: float | None, large: float | None) -> str:
+    return "-" if small is None or large is None else f"{100 * (small - large):+.2f}"
 
 
 def _ratio(small: float | None, large: float | None) -> str:

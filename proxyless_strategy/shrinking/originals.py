@@ -24,7 +24,8 @@ from ..data.images import ImageData
 from ..export.folder import CONFIG, METRICS, export_folder
 from ..export.summary import model_summary
 from ..progress import Phase, Told
-from ..retraining.trainer import RetrainResult, retraining_threads, train
+from ..retraining.setup import retraining_threads
+from ..retraining.trainer import RetrainResult, train
 from .layout import ORIGINAL, START
 
 _KIND = Kind("the metrics", "remove the folder to train it anew", ExportError)
@@ -116,9 +117,10 @@ def _make(
 
 def _settings(config: SearchConfig, epochs: int) -> RetrainSettings:
     """Return how the original is trained: as the subnet is, for another number of epochs, all of which it gets."""
-    assert config.retrain is not None
-    warmup = min(config.retrain.warmup_epochs, epochs - 1)
-    return config.retrain.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "early_stopping": None})
+    settings = config.retraining
+    assert settings is not None
+    warmup = min(settings.warmup_epochs, epochs - 1)
+    return settings.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "early_stopping": None})
 
 
 def _source(space: TimmDeclaration) -> str:

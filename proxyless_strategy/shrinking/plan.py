@@ -16,7 +16,7 @@ from search_spaces.from_timm.paths import FOLDER, NONE, PREFIX, PRETRAINED
 
 from ..config import SearchConfig, ShrinkSettings, parse_config
 from ..data.images import ImageData
-from ..data.sources import is_function
+from ..data.sources import is_function, reads_pictures
 from ..export.folder import read_export
 from ..retraining.recipe import load_recipe
 from .layout import TABLE_FILE
@@ -79,6 +79,11 @@ def check_shrink(config: SearchConfig) -> None:
         raise ConfigError(
             "retrain = null leaves the subnet as the search left it, which is no match for a fine-tuned original; "
             "remove it"
+        )
+    if config.hardware.cost == "energy":
+        raise ConfigError(
+            "hardware.cost energy shrinks no model, as original and subnet are compared by latency; shrink by latency, "
+            "or run `proxyless search` without the section shrink"
         )
     for name in ("devices", "nodes"):
         if getattr(config.search, name) > 1:
@@ -197,7 +202,7 @@ def _searching(config: SearchConfig, model: Model) -> dict[str, Any]:
 
 def _reading(config: SearchConfig, model: Model) -> dict[str, Any]:
     reading: dict[str, Any] = {"input_size": model.input_size, "data": {"augment": "crop_flip"}}
-    if model.channels == 1 and config.data.name == "imagefolder":
+    if model.channels == 1 and reads_pictures(config.data.name):
         reading["data"]["options"] = {"channels": 1}
     return reading
 

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hardware.backends import SharedBackend, get_backend
+from hardware.backends import get_backend
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
-from hardware.measuring.nets import measure_model_files, measure_nets
 from hardware.processor import say_if_busy
 from hardware.reading import Kind, cut, is_there, read_json, shown
 from hardware.tables.records import FLOAT32
@@ -29,13 +28,16 @@ from ..data.look import grey_throughout
 from ..data.notice import notice
 from ..data.sources import check_data
 from ..data.unreadable import as_begun, noting_unreadable
+from ..determinism import prepare_cublas
 from ..export.onnx import export_onnx
-from ..layout import MODEL, ONNX_FILE, ROW_FILE
+from ..layout import INT8_FILE, MODEL, ONNX_FILE, ROW_FILE
 from ..owner import Start, owned
 from ..retraining.teacher import NO_TEACHER
+from ..runs.deployed import measure_deployed
 from ..runs.finished import FinishedRun, read_run
 from ..runs.forecast import forecast, step_seconds
 from ..runs.prepare import Library, Prepared, prepare
+from ..runs.quantised import int8_beside
 from ..runs.same_run import check_same_run
 from ..runs.search import run_search
 from ..runs.sensitivity import measuring_seconds
@@ -125,6 +127,7 @@ def check_all(config: SearchConfig) -> Ready:
         ProxylessError: Something cannot work.
     """
     model = read_model(config)
+    prepare_cublas(config.deterministic)
     library, feeding = Library(), model.space.feeding()
     reading = sized(config, model)
     check_data(fed(reading.data, feeding))
@@ -264,8 +267,21 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
     export_onnx(folders[0], files[0], input_shape=size, batch=config.hardware.batch)
     space = ready.model.space
     subnets = (Subnet(space, space.original()), Subnet(space, found.choices))
-    measured = _measured(prepared, subnets, files)
     figures = (metrics_of(folders[0]), found.row)
+    original_int8 = None
+    if found.row.get("int8_onnx") is not None:
+        path = config.out / f"{ORIGINAL}-int8.onnx"
+        original_int8 = int8_beside(config, files[0], path, data, accuracy=figures[0]["accuracy"])
+    int8: tuple[dict[str, Any], ...] = ({}, {})
+    deployed = files
+    if original_int8 is not None:
+        deployed = (original_int8.path, found.folder / INT8_FILE)
+        accuracies = (original_int8.accuracy, found.row["int8_accuracy"])
+        int8 = tuple(
+            {"int8_onnx": str(path), "int8_accuracy": accuracy}
+            for path, accuracy in zip(deployed, accuracies, strict=True)
+        )
+    measured, _ = measure_deployed(prepared, subnets, deployed, int8=original_int8 is not None)
     first = config.shrink.start_epochs or 0
     later = searched_epochs(config) + config.retrain.epochs
     epochs = (first + (config.shrink.original_epochs or 0), first + later)
@@ -274,15 +290,16 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
             folder=str(folder),
             onnx=str(file),
             accuracy=row["accuracy"],
-            ms=ms,
+            ms=None if figure is None else figure.settled_ms,
             table_ms=prepared.table_ms(subnet),
             cost=prepared.cost.cost(subnet.choices),
             params=row["params"],
             macs=row["macs"],
             epochs=trained,
+            **more,
         )
-        for folder, file, row, ms, subnet, trained in zip(
-            folders, files, figures, measured, subnets, epochs, strict=True
+        for folder, file, row, figure, subnet, trained, more in zip(
+            folders, files, figures, measured, subnets, epochs, int8, strict=True
         )
     ]
     asked = next(value for value in (config.target, config.target_ms, config.target_cost) if value is not None)
@@ -301,25 +318,6 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
     write_atomically(config.out / PICTURE_FILE, draw(comparison), error=ConfigError)
     comparison.save(config.out)
     return comparison
-
-
-def _measured(
-    prepared: Prepared, subnets: tuple[Subnet, Subnet], files: tuple[Path, Path]
-) -> tuple[float | None, float | None]:
-    """Return the ms of both in one interleaved run: of their files where the backend runs them, else as operators."""
-    hardware = prepared.config.hardware
-    if hardware.device == "other":
-        return None, None
-    table = None if prepared.latency is None else prepared.latency.table
-    with get_backend(**(hardware if table is None else table.header).chosen) as backend:
-        shared: dict[str, Any] = {"batch": hardware.batch, "threads": hardware.threads, "backend": backend}
-        if isinstance(backend, SharedBackend) and backend.times_float_onnx():
-            figures = measure_model_files(files, input_shape=prepared.costs.input_shape, table=table, **shared)
-        else:
-            chains = [prepared.costs.chain(subnet.choices) for subnet in subnets]
-            figures = measure_nets(chains, table=table, progress=False, **shared)
-    first, second = (figure.settled_ms for figure in figures)
-    return first, second
 
 
 def _place(prepared: Prepared) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from hardware.files import save_figure
 from hardware.measuring.kit import import_results
 from hardware.measuring.predictor import LearnedModel
 from hardware.measuring.sampling import PartialSamples
+from hardware.measuring.trtexec import import_trtexec
+from hardware.tables.energy import EnergyEntry, EnergyHeader, EnergyTable
 from hardware.tables.released import read_released
 from hardware.tables.table import LatencyTable, plain
 from proxyless_strategy.checkpoints import read_checkpoint, write_checkpoint
@@ -76,6 +78,12 @@ def a_run(folder: Path) -> Path:
 
 def a_table(folder: Path) -> Path:
     return Path(shutil.copy(FIXTURE / "table.yml", folder / "table.yml"))
+
+
+def an_energy_table(folder: Path) -> Path:
+    header = EnergyHeader("a board", "RAPL package-0", "onnxruntime", "cpu", 1, 1, "float32", 16, 0.3)
+    EnergyTable(header, {"conv-in:3x8x8-out:8x4x4-kernel:3": EnergyEntry(1.5)}).save(folder / "energy.yml")
+    return folder / "energy.yml"
 
 
 def a_released_table(folder: Path) -> Path:
@@ -183,6 +191,18 @@ def a_shrinking(path: Path) -> None:
     check_same_settings(parse_config({"out": str(path.parent)}))
 
 
+def some_profiles(folder: Path) -> Path:
+    results = json.loads((FIXTURE / "results.json").read_text())
+    for part in ("kit", "profiles"):
+        (folder / part).mkdir(exist_ok=True)
+    (folder / "kit/kit.json").write_text(json.dumps({**results["kit"], "weights": "full"}))
+    for name, figure in results["graphs"].items():
+        times = {"timeMs": 8 * figure["ms"], "averageMs": figure["ms"], "medianMs": figure["ms"], "percentage": 100}
+        path = (folder / "profiles" / name).with_suffix(".json")
+        path.write_text(json.dumps([{"count": 8}, {"name": "/0/Conv", **times}]))
+    return folder
+
+
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "search config": (a_config, load_config),
     "sweep": (a_sweep, read_sweep),
@@ -192,10 +212,19 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     ),
     "recipe": (lambda folder: Path(shutil.copy(RECIPES / "quick.yml", folder / "own.yml")), load_recipe),
     "table": (a_table, LatencyTable.load),
+    "energy table": (an_energy_table, EnergyTable.load),
     "comparison": (a_comparison, lambda p: Comparison.load(p.parent)),
     "settings of a shrinking": (written("shrink.json", {}), a_shrinking),
     "released table": (a_released_table, read_released),
     "kit results": (lambda folder: Path(shutil.copy(FIXTURE / "results.json", folder)), import_results),
+    "profile of trtexec": (
+        lambda folder: some_profiles(folder) / "profiles" / "op_000.json",
+        lambda p: import_trtexec(p.parent, p.parents[1] / "kit", device="a board"),
+    ),
+    "kit of profiles": (
+        lambda folder: some_profiles(folder) / "kit" / "kit.json",
+        lambda p: import_trtexec(p.parents[1] / "profiles", p.parent, device="a board"),
+    ),
     "learned model": (a_learned_model, LearnedModel.load),
     "partial samples": (
         written("t.partial", {"settings": {}, "samples": {"a": [1.0]}}),
@@ -310,7 +339,6 @@ FINE = {
         "unreadable.json",
         "settings of a shrinking",
     },
-    "a link to nothing": {"parameters.json"},
     "a list": {"starts.json"},
     # what is not looked for, and what the next export passes on
     "an unknown key": {

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from .data.samples import write_images
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 HEAD = "import ctypes, os, signal, subprocess, sys, time\nfrom proxyless_strategy import signals\n"
@@ -32,7 +34,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def run(body: str, *, preexec: Callable[[], None] = default_signals) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", HEAD + body],
+            # from 3.12 on Python warns where a process forks that watches over signals by a thread
+            [sys.executable, "-u", "-W", "ignore::DeprecationWarning", "-c", HEAD + body],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -228,6 +231,28 @@ with signals.stopped_in_order():
     print('ready')
 """)
     assert ends(process) == (0, "")
+
+
+def test_workers_that_an_error_has_left_end_with_the_process(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Their loader is kept by the traceback; multiprocessing ends them by one signal, and waits."""
+    write_images(tmp_path / "folder")
+    process = start(f"""
+signals.GRACE_SECONDS = 600.0
+from pathlib import Path
+from proxyless_strategy.config import DataConfig
+from proxyless_strategy.data.sources import load_data
+config = DataConfig(name='imagefolder', root=Path({str(tmp_path / "folder")!r}), workers=2)
+data = load_data(config, input_size=16, seed=0)
+batches = iter(data.loader('weights', batch_size=2))
+next(batches)
+print('ready')
+raise LookupError('mine')
+""")
+    status, error = ends(process, timeout=60)
+    assert status == 1
+    assert error.splitlines()[-1] == "LookupError: mine"
 
 
 def test_another_process_of_the_run_may_ask_for_the_stop(start: Callable[..., subprocess.Popen[str]]) -> None:

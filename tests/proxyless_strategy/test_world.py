@@ -94,6 +94,7 @@ def test_processes_of_mpirun_that_a_parent_was_given_are_not_this_ones() -> None
         (step(1), (1, 2), World(2, 1, 1, 0, 2, "srun", "node03", 15000 + 4711)),
         (step(5, size=8), (4, 2), World(8, 5, 4, 1, 2, "srun", "node03", 15000 + 4711)),
         (step(0, nodes=1, MASTER_PORT="29777"), (2, 1), World(2, 0, 2, 0, 1, "srun", "node03", 29777)),
+        (step(0, SLURM_STEP_ID="1"), (1, 2), World(2, 0, 1, 0, 2, "srun", "node03", 15000 + 4711 + 4999)),
         (KUBEFLOW, (1, 2), World(2, 1, 1, 0, 2, "variables", "job-master-0", 23456)),
         # torchrun's agents are tasks of srun
         (step(1, size=2) | torchrun(3, size=4), (2, 2), World(4, 3, 2, 1, 2, "torchrun", "127.0.0.1", 29400)),
@@ -115,6 +116,10 @@ def test_a_launchers_processes_are_joined_where_the_settings_ask_for_as_many(
         (torchrun(0, nodes=1), (1, 2), r"started processes on hosts as 2 on each of 1, .* start 1 on each of 2"),
         (step(0), (2, 2), r"srun has started 2 processes, but .* ask for 4"),
         (step(0), (2, 1), r"srun has started processes on hosts as 1 on each of 2"),
+        (step(0, MASTER_PORT="any"), (1, 2), "MASTER_PORT is no number; set it to a free port"),
+        (torchrun(2), (1, 2), "no launcher has started 2 processes"),
+        (KUBEFLOW | {"RANK": "2"}, (1, 2), "no launcher has started 2 processes"),
+        (KUBEFLOW | {"LOCAL_WORLD_SIZE": "0", "LOCAL_RANK": "0"}, (1, 2), "no launcher has started 2 processes"),
         (step(0, size=4, SLURM_STEP_TASKS_PER_NODE="3,1"), (2, 2), r"on hosts as 3,1, but search.devices = 2"),
     ],
 )

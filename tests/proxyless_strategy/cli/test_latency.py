@@ -18,14 +18,17 @@ import yaml
 from hardware import backends
 from hardware.backends import registry
 from hardware.measuring.sampling import Plan
+from hardware.op_spec import OpSpec
 from hardware.tables.shipped import __file__ as tables_file
 from hardware.tables.table import LatencyTable
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.runs.space_table import costs_of_table, latency_model
 from search_spaces import get_space
-from tests.hardware.conftest import FakeBackend, Tunable
+from tests.fake_phone import phone
+from tests.hardware.conftest import FakeBackend, Tunable, alone_ms, net_ms, operator_ms
 
 SPACE = ("--space", "small_mbconv", "--input-size", "16", "--classes", "10", "--channels", "1")
+FAKE_PHONE = Path(phone.__file__).parent
 PIXEL1 = Path(tables_file).with_name("pixel1.yml")
 COMMANDS = ("build", "prepare", "show", "check", "fit", "fill", "kit", "import", "convert")
 
@@ -413,6 +416,34 @@ def test_a_kit_is_imported_with_figures_on_its_held_out_nets(here: Path, capsys:
     assert "give 3 or more" in refused(capsys, "kit", *SPACE, "--held-out", "2", "--out", "kit2")
 
 
+def test_a_kit_in_int8_becomes_a_table_that_searches_for_int8_take_and_no_others(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_kit = ("--nets", "10", "--held-out", "3", "--dtype", "int8")
+    assert status_of("kit", *SPACE, *of_kit, "--out", "kit") == 0
+    assert "13 whole nets, int8)" in capsys.readouterr().out
+    assert "graphs are in float32 or int8, not in 'int4'" in refused(
+        capsys, "kit", *SPACE, "--dtype", "int4", "--out", "kit4"
+    )
+    run_kit(sys.executable, here / "kit", "--rounds", "4", "--seconds", "0")
+    assert status_of("import", "kit/results.json", "--out", "board.yml") == 0
+    assert LatencyTable.load("board.yml").header.dtype == "int8"
+    of_search = ("space: small_mbconv", "input_size: 16", "data: {name: digits}", "target: 0.5", "out: run")
+    for where in ("device: other", "device: other, dtype: int8", "dtype: int8", "dtype: int8, device: cpu"):
+        (here / "search.yml").write_text("\n".join([*of_search, f"hardware: {{table: board.yml, {where}}}"]))
+        assert status_of("prepare", "search.yml") == 0
+    for where in ("device: other, dtype: float32", "device: this"):
+        (here / "search.yml").write_text("\n".join([*of_search, f"hardware: {{table: board.yml, {where}}}"]))
+        said = refused(capsys, "prepare", "search.yml")
+        assert "was measured with dtype int8, but the config says float32; set hardware.dtype" in said
+    # as of a phone's LiteRT
+    table = LatencyTable.load("board.yml")
+    dataclasses.replace(table, header=dataclasses.replace(table.header, backend="tflite")).save("board.yml")
+    (here / "search.yml").write_text("\n".join([*of_search, "hardware: {table: board.yml, device: other}"]))
+    assert status_of("prepare", "search.yml") == 0
+    assert "no int8 file is made for tflite: the export and its accuracy are in float32" in capsys.readouterr().err
+
+
 def test_a_kit_for_a_thousand_classes_serves_a_data_set_of_three(here: Path) -> None:
     of_space = ("--space", "small_mbconv", "--input-size", "16")
     assert status_of("kit", *of_space, "--nets", "10", "--held-out", "0", "--out", "kit") == 0
@@ -454,6 +485,76 @@ def test_released_tables_are_read_and_written(here: Path, capsys: pytest.Capture
     assert "there is no latency table at none.yaml" in refused(capsys, "convert", "none.yaml", "--out", "a.yml")
 
 
+def test_profiles_of_trtexec_are_imported_with_their_kit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("kit", *SPACE, "--nets", "8", "--held-out", "3", "--full-weights", "--out", "kit") == 0
+    graphs = json.loads((here / "kit/kit.json").read_text())["graphs"]
+    (here / "profiles").mkdir()
+    for name, keys in graphs.items():
+        ms = sum(operator_ms(OpSpec.from_key(key)) for key in keys)
+        layer = {"name": "all", "timeMs": 100 * ms, "averageMs": ms, "medianMs": ms, "percentage": 100}
+        (here / "profiles" / name).with_suffix(".json").write_text(json.dumps([{"count": 100}, layer]))
+    (here / "profiles/overhead.json").unlink()
+    imported = ("import", "profiles", "--format", "trtexec", "--out", "board.yml")
+    assert "give --kit and --device" in refused(capsys, *imported, "--device", "a board")
+    assert "give --kit and --device" in refused(capsys, *imported, "--kit", "kit")
+    of_board = ("--kit", "kit", "--device", "a board", "--dtype", "float16", "--runtime-version", "10.3")
+    assert status_of(*imported, *of_board) == 0
+    table = LatencyTable.load("board.yml")
+    assert (table.header.device, table.header.backend, table.header.dtype) == ("a board", "tensorrt", "float16")
+    assert table.header.versions == {"tensorrt": "10.3"}
+    ops = [OpSpec.from_key(keys[0]) for name, keys in graphs.items() if name.startswith("op_")]
+    assert all(table.latency_ms(op) == pytest.approx(operator_ms(op), rel=1e-2) for op in ops)
+    (here / "profiles/op_000.json").unlink()
+    assert "lacks the profiles of 1 of" in refused(capsys, *imported, *of_board, "--force")
+    as_kit = ("import", "profiles", "--device", "a board", "--out", "b.yml")
+    assert "--device is for --format trtexec; a kit's results say it themselves" in refused(capsys, *as_kit)
+
+
+def searched(here: Path, hardware: dict[str, str], *, input_size: int, search: dict[str, int]) -> dict[str, Any]:
+    """Search under a table by the command line; return the row."""
+    config = {
+        "space": "small_mbconv",
+        "data": "digits",
+        "input_size": input_size,
+        "hardware": hardware,
+        "target": 0.3,
+        "search": search,
+        "retrain": None,
+        "out": "run",
+    }
+    (here / "search.yml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["search", "search.yml"])
+    assert not exit_.value.code
+    row: dict[str, Any] = json.loads((here / "run" / "row.json").read_text())
+    assert row["table_ms"] <= row["target_ms"]
+    return row
+
+
+@pytest.mark.slow
+def test_a_phone_is_measured_by_its_kit_and_searched_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the kit by the script with a fake adb and its phone to a table, and a search with it."""
+    of_kit = ("--nets", "8", "--held-out", "0", "--android", "--out", "kit")
+    assert status_of("kit", *SPACE, *of_kit) == 0
+    graphs = json.loads((here / "kit/kit.json").read_text())["graphs"]
+    chains = {name[:-5]: [OpSpec.from_key(key) for key in keys] for name, keys in graphs.items()}
+    figures = {name: net_ms(c) if name.startswith("net") else alone_ms(c) for name, c in chains.items()}
+    phone.make(here / "phone", figures=figures)
+    monkeypatch.setenv("FAKE_PHONE", str(here / "phone"))
+    command = [sys.executable, "-I", "kit/measure_android.py", "--adb", FAKE_PHONE / "adb", "--rounds", "1"]
+    command += ["--runtime", "onnxruntime", "--program", FAKE_PHONE / "onnxruntime_perf_test", "--poll", "0"]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert status_of("import", "results.json", "--out", "phone.yml") == 0
+    table = LatencyTable.load("phone.yml")
+    costs = get_space("small_mbconv").costs(16, num_classes=10, in_chans=1)
+    for choices in costs.random_choices(3, seed=9):
+        assert table.calibrated_ms(costs.chain(choices)) == pytest.approx(net_ms(costs.chain(choices)), rel=1e-2)
+    hardware = {"table": "phone.yml", "device": "other"}
+    row = searched(here, hardware, input_size=16, search={"warmup_epochs": 0, "epochs": 1})
+    assert row["latency_ms"] is None  # of this machine it would be, and not of the phone
+
+
 def run_kit(python: str, folder: Path, *options: str) -> None:
     """Runs a kit's script in its folder, as on a device: outside this package and its environment."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
@@ -484,20 +585,6 @@ def test_a_search_on_a_table_that_a_bare_environment_measured(here: Path, bare_p
     device = Path(shutil.move(here / "kit", here / "device"))
     run_kit(bare_python, device, "--seconds", "10")
     assert status_of("import", str(device / "results.json"), "--out", "device.yml") == 0
-    config = {
-        "space": "small_mbconv",
-        "data": "digits",
-        "input_size": 32,
-        "hardware": {"backend": "onnxruntime", "table": "device.yml"},
-        "target": 0.3,
-        "search": {"warmup_epochs": 1, "epochs": 2},
-        "retrain": None,
-        "out": "run",
-    }
-    (here / "search.yml").write_text(yaml.safe_dump(config))
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(["search", "search.yml"])
-    assert not exit_.value.code
-    row = json.loads((here / "run" / "row.json").read_text())
-    assert row["table_ms"] <= row["target_ms"]
+    hardware = {"backend": "onnxruntime", "table": "device.yml"}
+    row = searched(here, hardware, input_size=32, search={"warmup_epochs": 1, "epochs": 2})
     assert Path(row["onnx"]).exists()

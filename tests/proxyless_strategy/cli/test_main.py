@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hardware.errors import ConfigError
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.cli.next_steps import echo_result
 from proxyless_strategy.config import key_values
+from tests.proxyless_strategy.environments import KUBEFLOW, without
 
 ROW = {
     "hardware": None,
@@ -188,7 +190,7 @@ def test_a_search_ends_in_a_table_and_in_what_to_type_next(
     commands = [line.strip() for line in shown.partition("next:\n")[2].splitlines()]
     assert commands[0] == "proxyless report runs/a"
     assert commands[1] == "proxyless derive runs/a --curve --out runs/a-curve --space mine:space"
-    assert commands[2] == "proxyless retrain runs/a/model --data '/data/a b' --out runs/a-retrained"
+    assert commands[2] == "proxyless retrain runs/a/model --data '/data/a b' --recipe cifar --out runs/a-retrained"
     assert len(commands) == 4
     base = next(kind for kind in TyperCommand.__mro__ if "invoke" in vars(kind))
     for command in commands:
@@ -197,6 +199,24 @@ def test_a_search_ends_in_a_table_and_in_what_to_type_next(
             patch.setattr(base, "invoke", lambda command, ctx, reached=reached: reached.append(command.name))
             assert status_of(*shlex.split(command)[1:]) == 0
         assert reached[-1] == command.split()[1]
+
+
+def test_of_several_processes_only_the_first_one_speaks_of_a_finished_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "proxyless_strategy.runs.search.run_search", lambda config: SimpleNamespace(row=lambda: {**ROW, "warnings": []})
+    )
+    (tmp_path / "a.yml").write_text("{out: runs/a, search: {nodes: 2}}")
+    monkeypatch.chdir(tmp_path)
+    for rank in range(2):
+        for name in os.environ.keys() - without(os.environ).keys():
+            monkeypatch.delenv(name)
+        for name, value in {**KUBEFLOW, "RANK": str(rank)}.items():
+            monkeypatch.setenv(name, value)
+        for options in ([], ["--json"]):
+            assert status_of("search", "a.yml", *options) == 0
+            assert bool(capsys.readouterr().out) == (rank == 0)
 
 
 @pytest.mark.parametrize("width", [60, 200])

@@ -23,6 +23,7 @@ from proxyless_strategy.report.charts import on_front, pareto_front
 from proxyless_strategy.report.drawing import OTHER
 from proxyless_strategy.report.next_steps import next_steps
 from proxyless_strategy.report.page import write_page
+from proxyless_strategy.report.parts import Cell, table
 from proxyless_strategy.report.pictures import candidate_style
 from proxyless_strategy.report.settings import differing
 from proxyless_strategy.runs.finished import read_runs, unfinished
@@ -334,6 +335,22 @@ def test_warnings_stand_before_all_else(tmp_path):
     text = page_of(tmp_path).text
     assert text.index("no architecture step was done") < text.index("Results of the searches")
     assert text.index("too <few> steps") < text.index("Results of the searches")
+
+
+def test_a_warning_is_said_once_on_a_page_of_one_search(tmp_path):
+    for name in ("a", "b"):
+        leave(tmp_path / name, row=result(warnings=["too few steps"]))
+    assert page_of(tmp_path / "a").text.count("too few steps") == 1
+    # of several each one's own stands over its section too
+    assert page_of(tmp_path).text.count("too few steps") == 4
+
+
+def test_the_heads_of_columns_of_words_and_numbers_stand_over_them():
+    head = table("", ["name", "words", "number"], iter([[Cell("a"), Cell("b", text=True), Cell("1")]])).split("<tbody")[
+        0
+    ]
+    heads = head.split("<th ")[1:]
+    assert [' class="text"' in each for each in heads] == [False, True, False]
 
 
 def test_an_accuracy_axis_shows_accuracies_or_losses_and_says_what_a_probability_is(tmp_path):

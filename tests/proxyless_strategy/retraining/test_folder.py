@@ -77,7 +77,9 @@ def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
     found = load_exported(written).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
     fields = set(Recipe.model_fields) - set(RetrainSettings.model_fields)
-    assert fields == {"augment", "workers", "input_size", "seed", "channels", "background", "skip_unreadable"}
+    assert fields == {"augment", "workers", "input_size", "seed", "channels", "background", "skip_unreadable"} | {
+        "source_options"
+    }
     assert not set(Recipe.model_fields) & (set(SearchConfig.model_fields) - {"input_size", "seed"})
 
 
@@ -185,7 +187,7 @@ class Plain(nn.Module):
         return self.body(x)
 
 
-def one_of_two(rank: int, folder: Path) -> None:
+def one_of_two(rank: int, folder: Path, batch: int) -> None:
     os.environ.update(
         {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         | {"MASTER_PORT": (folder / "port").read_text()}
@@ -196,7 +198,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     result = train(
         Plain,
         load_data(config, input_size=16, seed=0),
-        RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
+        RetrainSettings(epochs=3, batch_size=batch, learning_rate=0.05, ema_decay=0.9),
         seed=0,
         checkpoint=folder / "both.ckpt",
         device="cpu",
@@ -207,16 +209,18 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [8, 32])
+def test_two_processes_train_as_one_with_the_joined_batch(batch: int, tmp_path: Path) -> None:
+    """Also where one process has 16 of the 18 images there are, and the other one 2."""
     write_images(tmp_path / "pictures")
     (tmp_path / "port").write_text(str(free_port()))
-    torch.multiprocessing.start_processes(one_of_two, (tmp_path,), nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(one_of_two, (tmp_path, batch), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     config = DataConfig.model_validate({"name": "imagefolder", "root": tmp_path / "pictures"})
     alone = train(
         Plain,
         load_data(config, input_size=16, seed=0),
-        RetrainSettings(epochs=3, batch_size=8, learning_rate=0.05, ema_decay=0.9),
+        RetrainSettings(epochs=3, batch_size=batch, learning_rate=0.05, ema_decay=0.9),
         seed=0,
         device="cpu",
     ).model.state_dict()
@@ -226,7 +230,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path: Path) -> Non
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxyless_strategy.retraining.trainer._place", lambda: (0, 2))
+    monkeypatch.setattr("proxyless_strategy.retraining.trainer.place", lambda: (0, 2))
     images = load_data(DataConfig(name="imagefolder", root=pictures), input_size=16, seed=0)
     with pytest.raises(ConfigError, match="batch_size = 5 is not divisible by 2 processes"):
         train(Plain, images, RetrainSettings(epochs=1, batch_size=5), seed=0)

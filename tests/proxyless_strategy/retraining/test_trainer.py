@@ -56,7 +56,8 @@ def image_data(augment: str = "crop_flip", *, count: int = 60, scale: float = 1.
 
 
 def settings(**changes: Any) -> RetrainSettings:
-    return RetrainSettings(**{"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "ema_decay": 0.9, **changes})
+    values = {"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "ema_decay": 0.9}
+    return RetrainSettings(**{**values, "deterministic": torch.cuda.is_available(), **changes})
 
 
 def trained(data: ImageData | None = None, *, seed: int = 0, **arguments: Any) -> Any:

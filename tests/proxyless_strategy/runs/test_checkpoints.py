@@ -480,7 +480,7 @@ def test_run_search_continues_within_an_epoch_and_refuses_what_changed(tmp_path,
         quick = {"checkpoint_every": EACH_BATCH, **changes.get("search", {})}
         return plain.model_copy(update={"search": plain.search.model_copy(update=quick)})
 
-    monkeypatch.setattr(search, "_measured", lambda *arguments: None)
+    monkeypatch.setattr(search, "measure_deployed", lambda *arguments, **options: ([None], None))
     whole = search.run_search(often(tmp_path / "whole"))
     out = tmp_path / "stopped"
     with monkeypatch.context() as patched:

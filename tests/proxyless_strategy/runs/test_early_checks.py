@@ -58,6 +58,8 @@ ALLOWED: dict[str, set[str]] = {
     "shrink.epochs": NONE,
     "shrink.start_epochs": NONE | ZERO,
     "shrink.original_epochs": NONE,
+    "search.deterministic": FLAG,
+    "retrain.deterministic": FLAG | NONE,  # as the search's
     "search.warmup_epochs": ZERO,
     "search.warmup_learning_rate": NONE,
     "search.start_temperature": NONE,

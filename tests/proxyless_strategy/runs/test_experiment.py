@@ -24,7 +24,8 @@ from rich.console import Console
 from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy.runs import nni_server
 from proxyless_strategy.runs.experiment import build_back, run_experiment
-from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
+from proxyless_strategy.runs.nni_engine import NniEngine
+from proxyless_strategy.runs.nni_server import SERVER_SCRIPT, unused_port
 from proxyless_strategy.runs.rows import results_table
 from proxyless_strategy.runs.sweep import read_sweep
 from tests.proxyless_strategy.test_signals import default_signals
@@ -186,6 +187,62 @@ def test_a_failing_trial_fails_the_experiment(tmp_path: Path, export: Path) -> N
     assert sandbox.processes() == []
 
 
+ANSWERS = """
+import http.server, sys
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "INITIALIZED", "errors": []}')
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+"""
+WAITS = """
+import subprocess, sys
+from proxyless_strategy.runs.patient_nnictl import wait_for_server
+port, body = sys.argv[1:]
+child = subprocess.Popen([sys.executable, "-c", body, port])
+try:
+    wait_for_server(int(port))
+    print("ours")
+except OSError as error:
+    print(error)
+child.kill()
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_its_own_server_is_sent_an_experiment(own: bool) -> None:
+    """Of two that start at once on a port, one server ends, and the other one answers to both launchers."""
+    port = unused_port()
+    stranger = subprocess.Popen([sys.executable, "-c", "input()" if own else ANSWERS, str(port)], stdin=subprocess.PIPE)
+    try:
+        body = ANSWERS if own else "import time; time.sleep(3)"
+        done = subprocess.run(
+            [sys.executable, "-c", WAITS, str(port), body], capture_output=True, text=True, check=True, timeout=100
+        )
+    finally:
+        stranger.kill()
+    assert done.stdout.strip() == (
+        "ours" if own else f"what answers on port {port} is another server; give another port"
+    )
+
+
+@pytest.mark.slow
+def test_two_that_start_at_once_run_their_own_trials(tmp_path: Path, export: Path) -> None:
+    sandboxes = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        sandboxes.append(Sandbox(tmp_path / name, export))
+    processes = [sandbox.start() for sandbox in sandboxes]
+    for sandbox, process in zip(sandboxes, processes, strict=True):
+        output, error = process.communicate(timeout=200)
+        assert (process.returncode, error) == (0, ""), output
+        rows = json.loads((sandbox.out / "summary.json").read_text())
+        assert sorted(row["rule"] for row in rows) == ["gradient", "reinforce"]
+        assert {row["trial"] for row in rows} == {path.name for path in sandbox.out.glob("*/")}
+        assert sandbox.processes() == []
+
+
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
@@ -314,7 +371,7 @@ def test_an_occupied_port_is_refused(sandbox: Sandbox) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} is in use; free it, or choose another with --port"):
-            run_experiment(sandbox.config, port=port)
+            run_experiment(sandbox.config, engine=NniEngine(port))
     assert not sandbox.out.exists()
 
 
@@ -328,7 +385,7 @@ def test_a_folder_that_cannot_be_written_is_refused(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainingService": {"platform": "remote"}}, "trainingService.platform is 'remote'"),
+        ({"trainingService": {"platform": "openpai"}}, "trainingService.platform is 'openpai'"),
         ({"trainingService": None}, "trainingService.platform is None"),
         ({"trainingService": [{"platform": "local"}]}, r"trainingService.platform is \[{'platform': 'local'}\]"),
         ({"trialCommand": "python train.py"}, "trialCommand is 'python train.py'; it must run"),
@@ -338,12 +395,27 @@ def test_a_folder_that_cannot_be_written_is_refused(sandbox: Sandbox) -> None:
         ({"searchSpace": None}, "searchSpace is None"),
         ({"searchSpace": None, "searchSpaceFile": "none.json"}, "cannot read .*none.json"),
         ({"searchSpace": {"out": {"_type": "choice", "_value": ["a"]}}}, "searchSpace sweeps `out`"),
+        (
+            {"searchSpace": {"search.nodes": {"_type": "choice", "_value": [1, 2]}}},
+            "experiment.yml: search.nodes = 2, but a trial of an experiment has one host; remove it",
+        ),
+        (
+            {"searchSpace": {"search.nodes": {"_type": "randint", "_value": [1, 3]}}},
+            "experiment.yml: searchSpace sweeps search.nodes, but a trial of an experiment has one host",
+        ),
         ({"searchSpace": {"rul": {"_type": "choice", "_value": ["a"]}}}, "unknown key 'rul'"),
     ],
 )
 def test_an_impossible_experiment_is_refused_by_name(sandbox: Sandbox, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_sweep(sandbox.write(**changes))
+
+
+def test_a_trial_on_several_hosts_is_refused_before_anything_starts(sandbox: Sandbox) -> None:
+    (sandbox.folder / "search.yml").write_text("{target: 0.3, out: runs, search: {nodes: 2}}")
+    with pytest.raises(ConfigError, match=r"search.nodes = 2, but a trial of an experiment has one host; remove it"):
+        run_experiment(sandbox.config)
+    assert not sandbox.out.exists()
 
 
 @pytest.mark.parametrize(

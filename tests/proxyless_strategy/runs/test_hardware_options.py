@@ -104,3 +104,32 @@ def test_another_number_format_is_another_search_and_an_older_folder_has_none(tm
     for name in ("dtype", "options"):
         del there["hardware"][name]
     assert differences(there, settings(tmp_path).identity(), schema) == {}
+
+
+def test_a_backends_own_number_format_is_the_one_that_its_table_is_checked_for(tmp_path, monkeypatch):
+    class OnlyInt8(Tunable):
+        dtypes = ("int8",)
+        dtype = "int8"
+
+    monkeypatch.setitem(registry.FACTORIES, "fake", OnlyInt8)
+    table = str(tmp_path / "table.yml")
+    for chosen in ({}, {"dtype": "int8"}):
+        assert prepare(settings(tmp_path, table=table, **chosen), quiet=True).latency.table.header.dtype == "int8"
+    monkeypatch.setitem(registry.FACTORIES, "fake", Tunable)
+    with pytest.raises(TableError, match="measured with dtype int8, but the config says float32"):
+        prepare(settings(tmp_path, table=table), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "named"),
+    [
+        ({"dtype": "int9"}, "hardware.dtype = int9 has no effect"),
+        ({"dtype": "int8"}, "hardware.dtype = int8 has no effect"),
+        ({"dtype": "int9", "backend": "onnxruntime"}, "hardware.dtype = int9 has no effect"),
+        ({"options": {"streams": 2}}, "hardware.options = {'streams': 2} has no effect"),
+    ],
+)
+def test_what_nothing_is_measured_with_is_refused(tmp_path, hardware, named):
+    with pytest.raises(ConfigError, match=f"{named}, as device other is not measured here"):
+        settings(tmp_path, cost="macs", device="other", **hardware)
+    settings(tmp_path, cost="macs", device="other", backend="onnxruntime", dtype="int8")

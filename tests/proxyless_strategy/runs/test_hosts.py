@@ -140,8 +140,8 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
 def config_file(folder: Path, name: str, **changes: Any) -> Path:
     values = {
         "space": SPACE,
-        # 160 images of the architecture part: a last batch that is not full would be divided unequally
-        "data": {"name": "digits", "augment": "none", "architecture_per_class": 16},
+        # 90 images of the architecture part: of the last 26, the first process gets 16 and the second one 10
+        "data": {"name": "digits", "augment": "none", "architecture_per_class": 9},
         "input_size": 16,
         "hardware": {"cost": "macs", "device": "other"},
         "target": 0.5,
@@ -183,6 +183,12 @@ def test_two_hosts_search_as_one_with_the_joined_batch(hosts: Hosts, tmp_path: P
     assert [status for status, _, _ in said] == [0, 0], said
     assert sum(out.count("process 0 of 2 on 2 hosts, of torchrun") for _, out, _ in said) == 1
     assert sum(out.count("derived ") for _, out, _ in said) == 1
+    again = ends(hosts.start(PROGRAM, str(tmp_path / "two.yml"), str(both)))
+    assert [(status, out.count("which has ended: nothing is done")) for status, out, _ in again] == [(0, 1), (0, 0)]
+    apart = ends(hosts.start(PROGRAM, str(tmp_path / "two.yml"), str(both), "other folder"))
+    for status, _, error in apart:
+        assert status != 0
+        assert "process 1 has another folder than the first one (ended = True on " in error
     single = hosts.start(PROGRAM, str(config_file(tmp_path, "one")), str(alone), nodes=1)
     assert [status for status, _, _ in ends(single)] == [0]
     first, second = (torch.load(both / f"rank{rank}.pt", weights_only=False) for rank in range(2))
@@ -279,5 +285,9 @@ if __name__ == "__main__":
     noted(Path(sys.argv[2]))
     if "other data" in sys.argv:
         check, data = search_module.check_alike, "first" if os.environ["RANK"] == "0" else "second"
-        search_module.check_alike = lambda what, mine: check(what, {**mine, "data": data})
+        search_module.check_alike = lambda what, mine: check(
+            what, {**mine, **({"data": data} if what == "search" else {})}
+        )
+    if "other folder" in sys.argv and os.environ["RANK"] == "1":
+        search_module.finished_result = lambda config: None  # as where the hosts share no disk
     sys.exit(trial.main([sys.argv[1]]))

@@ -16,11 +16,13 @@ from hardware.tables.table import LatencyTable
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.config import load_config
 from proxyless_strategy.runs import experiment
+from proxyless_strategy.runs import prepare as prepare_module
 from proxyless_strategy.runs.derive import derive
 from proxyless_strategy.runs.prepare import Library, prepare
 from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.runs.sweep import read_sweep
 from proxyless_strategy.trial import run_trial
+from proxyless_strategy.world import World, entered
 from tests.proxyless_strategy.runs.test_search import SPACE, table  # noqa: F401
 
 
@@ -123,3 +125,23 @@ def test_what_the_table_says_is_refused_before_the_folder_is_taken(
     with pytest.raises(error, match=words):
         run_search(load_config(config, overrides))
     assert not (config.parent / "run").exists()
+
+
+def test_only_the_first_of_several_processes_measures_a_table(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another host that does not see the file would put a table of its own there, of another machine."""
+    monkeypatch.setattr(prepare_module, "SEEN_SECONDS", 0.3)
+    missing = tmp_path / "tables" / "missing.yml"
+    found = load_config(config, {"hardware.table": str(missing), "target_ms": 1e6, "target": None})
+    with (
+        entered(World(size=2, rank=1, nodes=2, launcher="srun")),
+        pytest.raises(ConfigError, match=r"missing.yml is not there on .*, where process 1 runs, though the first"),
+    ):
+        prepare(found, quiet=True)
+    assert not missing.exists()
+    idle = load_config(config, {"target_ms": 1e6, "target": None})
+    for rank in range(2):
+        with entered(World(size=2, rank=rank, nodes=2, launcher="srun")):
+            prepare(idle, quiet=True)
+        assert capsys.readouterr().err.count("it is idle") == (rank == 0)

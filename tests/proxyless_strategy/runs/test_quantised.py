@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -10,13 +12,28 @@ import pytest
 
 from hardware.backends import get_backend
 from hardware.errors import DataError, ExportError
-from hardware.measuring.nets import measure_model_file
+from hardware.measuring.nets import measure_model_file, measure_model_files
 from hardware.measuring.sampling import Plan
 from hardware.operators.quantised import is_quantised
+from hardware.tables.shipped import open_table
 from proxyless_strategy.cli import main as cli
+from proxyless_strategy.config import parse_config
+from proxyless_strategy.layout import INT8_FILE
+from proxyless_strategy.runs import deployed
 from proxyless_strategy.runs import quantised as quantised_module
+from proxyless_strategy.runs.ended import finished_result
 from proxyless_strategy.runs.finished import read_run
-from proxyless_strategy.runs.quantised import export_quantised, images_of, onnx_accuracy, quantised
+from proxyless_strategy.runs.quantised import (
+    check_int8,
+    export_quantised,
+    images_of,
+    int8_beside,
+    is_for_int8,
+    onnx_accuracy,
+    quantised,
+    without_int8_file,
+)
+from proxyless_strategy.runs.search import run_search
 
 RUN = Path(__file__).parents[2] / "data" / "run_bc6f2f8" / "gradient"
 EXACT = RUN / "model.onnx"
@@ -91,9 +108,103 @@ def test_the_command_tells_both_accuracies(data, tmp_path, capsys, monkeypatch):
         "export_onnx",
         lambda folder, out, batch: type("Export", (), {"path": shutil.copy(EXACT, out)}),
     )
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(["export", str(RUN / "model"), "--onnx", str(tmp_path / "a.onnx"), "--dtype", "int8"])
-    assert not exit_.value.code
-    said = capsys.readouterr().out
-    assert f"of {len(data.test)} test images right, in float32 {100 * read_run(RUN).row['accuracy']:.2f} %" in said
-    assert is_quantised(tmp_path / "a.onnx")
+    run = shutil.copytree(RUN, tmp_path / "run")
+    # a network of the run that was trained on since, and has an accuracy of its own
+    shutil.copytree(run / "model", run / "later")
+    metrics = json.loads((run / "later" / "metrics.json").read_text())
+    (run / "later" / "metrics.json").write_text(json.dumps({**metrics, "accuracy": 0.25}))
+    for name, exact in (("model", read_run(RUN).row["accuracy"]), ("later", 0.25)):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["export", str(run / name), "--onnx", str(tmp_path / f"{name}.onnx"), "--dtype", "int8"])
+        assert not exit_.value.code
+        assert f"of {len(data.test)} test images right, in float32 {100 * exact:.2f} %" in capsys.readouterr().out
+        assert is_quantised(tmp_path / f"{name}.onnx")
+
+
+def settings(out="runs/x", **values):
+    space = {"name": "small_mbconv", "options": {"stem_stride": 1}}
+    hardware = {"cost": "macs", "dtype": "int8", **values.pop("hardware", {})}
+    values = {"input_size": 16, **values}
+    return parse_config({"space": space, "hardware": hardware, "target": 0.5, "out": str(out), **values})
+
+
+def test_int8_is_what_the_table_or_else_the_config_says():
+    assert is_for_int8(settings(), None)
+    assert not is_for_int8(settings(hardware={"dtype": "float32"}), None)
+    assert not is_for_int8(settings(hardware={"backend": "openvino"}), None)
+    assert without_int8_file(settings(), None) is None
+    assert without_int8_file(settings(hardware={"dtype": "float32"}), None) is None
+    table = open_table("pixel1")
+    assert without_int8_file(settings(), table) is None
+    for changes, expected in (
+        ({}, False),
+        ({"backend": "onnxruntime", "dtype": "int8"}, True),
+        ({"backend": "litert", "dtype": "int8"}, False),
+    ):
+        header = dataclasses.replace(table.header, **changes)
+        changed = dataclasses.replace(table, header=header)
+        assert is_for_int8(settings(), changed) is expected
+        said = without_int8_file(settings(), changed)
+        assert (said is not None) is (header.backend == "litert")
+    assert said.startswith(
+        "latencies are of int8, but no int8 file is made for litert: the export and its accuracy are"
+    )
+
+
+def test_an_untrained_network_is_quantised_without_a_look_at_the_test_part(data, tmp_path, monkeypatch):
+    read = []
+    loader = type(data).loader
+    monkeypatch.setattr(type(data), "loader", lambda self, part, **k: read.append(part) or loader(self, part, **k))
+    made = int8_beside(settings(), EXACT, tmp_path / "int8.onnx", data, accuracy=None)
+    assert made.accuracy is None
+    assert is_quantised(made.path)
+    assert read == ["architecture"]
+    assert int8_beside(settings(), EXACT, tmp_path / "int8.onnx", data, accuracy=0.5).accuracy > 0.1
+
+
+def test_what_cannot_be_quantised_is_said_and_left_out(data, tmp_path, capsys):
+    out = tmp_path / "int8.onnx"
+    other = settings(deploy_input_size=32)
+    assert int8_beside(other, EXACT, out, data, accuracy=0.5) is None
+    assert (
+        "deploy_input_size = 32, and the images to calibrate on have 16 pixels; its latency is"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "damaged.onnx").write_bytes(EXACT.read_bytes()[:1000])
+    assert int8_beside(settings(), tmp_path / "damaged.onnx", out, data, accuracy=0.5) is None
+    assert "damaged.onnx cannot be quantised: " in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_too_few_images_to_calibrate_on_are_refused_before_the_search(data):
+    check_int8(settings(hardware={"batch": len(data.architecture)}), data)
+    check_int8(settings(hardware={"batch": 60_000}, deploy_input_size=32), data)
+    with pytest.raises(DataError, match=r"hardware\.batch = 60000, but int8 is calibrated on .* has \d+ images; lower"):
+        check_int8(settings(hardware={"batch": 60_000}), data)
+
+
+@pytest.mark.slow
+def test_a_search_for_int8_ends_with_an_int8_file_whose_latency_it_measures(tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr(
+        deployed, "measure_model_files", lambda files, **k: timed.extend(files) or measure_model_files(files, **k)
+    )
+    config = settings(
+        tmp_path / "run", search={"epochs": 2, "warmup_epochs": 0, "finalists": 1, "threads": 1}, retrain={"epochs": 1}
+    )
+    result = run_search(config)
+    assert is_quantised(result.int8_onnx)
+    assert not is_quantised(result.onnx)
+    assert timed == [result.int8_onnx]
+    assert result.latency_ms > 0
+    assert result.int8_accuracy == onnx_accuracy(result.int8_onnx, images_of(read_run(config.out)), batch=1)[0]
+    row = read_run(config.out).row
+    assert (row["int8_onnx"], row["int8_accuracy"]) == (str(result.int8_onnx), result.int8_accuracy)
+    assert finished_result(config).row() == result.row()
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(config.out)])
+    assert "ONNX file in int8" in (config.out / "report.html").read_text()
+    # the same search for float32 has no file in int8 beside it
+    exact = config.model_copy(update={"hardware": config.hardware.model_copy(update={"dtype": None})})
+    assert run_search(exact).int8_onnx is None
+    assert not (config.out / INT8_FILE).exists()

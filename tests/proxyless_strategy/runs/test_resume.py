@@ -23,7 +23,7 @@ import yaml
 
 from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy.layout import EXPERIMENT_FILE, FAILURE_FILE, PARAMETERS_FILE, RESULT, SUMMARY
-from proxyless_strategy.runs import experiment, nni_server
+from proxyless_strategy.runs import experiment, nni_engine, nni_server
 from proxyless_strategy.runs.experiment import run_experiment
 from proxyless_strategy.runs.nni_server import RunningExperiment
 from proxyless_strategy.runs.sweep import read_sweep
@@ -98,7 +98,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
                 raise script.ends
             return {}
 
-    monkeypatch.setattr(experiment, "RunningExperiment", Scripted)
+    monkeypatch.setattr(nni_engine, "RunningExperiment", Scripted)
     monkeypatch.setattr(experiment, "_prepare", lambda *_: None)
     monkeypatch.setattr(experiment, "build_back", lambda folders: None)
     monkeypatch.setenv("FAKE_SEARCH", "1")
@@ -205,7 +205,7 @@ def test_what_a_retry_cannot_mend_is_not_retried(
 
     script.act = act
     started: list[Any] = []
-    monkeypatch.setattr(experiment, "run_trials", lambda sweep, trials, **_: started.extend(trials))
+    monkeypatch.setattr(nni_engine, "run_trials", lambda sweep, trials, **_: started.extend(trials))
     with pytest.raises(ExperimentError, match="ended without" if cancelled else "target 9 is out of reach"):
         run_experiment(sandbox.config)
     assert started == []
@@ -266,7 +266,7 @@ def test_resume_runs_unfinished_trials_with_their_own_parameters(
     with pytest.raises(ExperimentError):
         run_experiment(sandbox.config)
     todo: list[Trial] = []
-    monkeypatch.setattr(experiment, "run_trials", lambda sweep, trials, **_: todo.extend(trials))
+    monkeypatch.setattr(nni_engine, "run_trials", lambda sweep, trials, **_: todo.extend(trials))
     with pytest.raises(ExperimentError, match="1 of 2 trials have no result: bbbbb"):
         run_experiment(sandbox.config, resume=True)
     assert todo == [Trial("bbbbb", POINTS[1], number=1, restarts=1)]
@@ -281,7 +281,7 @@ def test_what_an_assessor_ended_is_not_gone_on_with(
     assert record is not None
     assert (record.stopped_early, record.complete) == (["bbbbb"], True)
     todo: list[Trial] = []
-    monkeypatch.setattr(experiment, "run_trials", lambda sweep, trials, **_: todo.extend(trials))
+    monkeypatch.setattr(nni_engine, "run_trials", lambda sweep, trials, **_: todo.extend(trials))
     run_experiment(sandbox.config, resume=True)
     assert todo == []
 

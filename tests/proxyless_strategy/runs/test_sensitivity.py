@@ -50,7 +50,7 @@ def settings(weights: Path | str, out: Path, **changes: Any) -> dict[str, Any]:
         "hardware": {"cost": "macs", "device": "other"},
         "target": 0.5,
         "rule": "sensitivity",
-        "search": {"batch_size": 32},
+        "search": {"batch_size": 32, "deterministic": torch.cuda.is_available()},
         "retrain": None,
         "out": str(out),
         **changes,

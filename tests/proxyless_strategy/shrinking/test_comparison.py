@@ -45,6 +45,22 @@ def test_the_table_has_both_networks_and_their_ratios() -> None:
     assert lines["subnet / original"][3:] == ["-1.50", "0.550x", "0.545x", "0.250x", "0.333x"]
 
 
+def test_int8_stands_beside_float32() -> None:
+    found = comparison()
+    original = replace(found.original, int8_onnx="runs/a-int8.onnx", int8_accuracy=0.88)
+    found = replace(
+        found, original=original, subnet=replace(found.subnet, int8_onnx="runs/b-int8.onnx", int8_accuracy=0.87)
+    )
+    lines = {line.split("  ")[0].strip(): line.split() for line in printed(found)}
+    assert lines["original"][1:4] == ["90.00", "88.00", "1.000"]
+    assert lines["subnet / original"][3:6] == ["-1.50", "-1.00", "0.550x"]
+    assert found.sentences()[3:5] == [
+        "in int8, as measured: runs/b-int8.onnx",
+        "in int8, as measured: runs/a-int8.onnx",
+    ]
+    assert not any("int8" in sentence for sentence in comparison().sentences())
+
+
 def test_what_was_not_measured_is_no_number() -> None:
     found = comparison()
     found = replace(found, original=replace(found.original, ms=None), subnet=replace(found.subnet, ms=None))

@@ -14,12 +14,13 @@ import timm
 import torch
 
 from hardware.errors import ConfigError
+from hardware.operators.quantised import is_quantised
 from proxyless_strategy.cli.main import main
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.export.summary import model_summary
 from proxyless_strategy.retraining.trainer import TEST_BATCH
-from proxyless_strategy.runs import build_back
+from proxyless_strategy.runs import build_back, deployed
 from proxyless_strategy.shrinking import originals, story
 from proxyless_strategy.shrinking.comparison import Comparison
 from proxyless_strategy.shrinking.story import run_shrink
@@ -133,12 +134,12 @@ def test_the_original_goes_on_from_the_start(place: Path, read: tuple[Comparison
 def test_a_second_run_only_shows_what_is_there(
     shrink: Callable[..., Comparison], read: tuple[Comparison, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("check_all", "make_start", "make_original", "run_search", "measure_model_files"):
+    for name in ("check_all", "make_start", "make_original", "run_search", "measure_deployed"):
         monkeypatch.setattr(story, name, None)
     assert shrink("whole") == read[0]
 
 
-@pytest.mark.parametrize("stage", ["make_original", "run_search", "measure_model_files", "draw"])
+@pytest.mark.parametrize("stage", ["make_original", "run_search", "measure_deployed", "draw"])
 def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     place: Path,
     shrink: Callable[..., Comparison],
@@ -160,6 +161,23 @@ def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     for name in ("original", "subnet"):
         same = {"folder": "", "onnx": "", "ms": None}
         assert replace(getattr(found, name), **same) == replace(getattr(whole, name), **same)
+
+
+def test_for_int8_both_networks_are_quantised_judged_and_measured_so(
+    shrink: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[Path] = []
+    measure = deployed.measure_model_files
+    monkeypatch.setattr(deployed, "measure_model_files", lambda files, **k: timed.extend(files) or measure(files, **k))
+    found = shrink("int8", hardware={"cost": "macs", "dtype": "int8"})
+    files = [found.original.int8_onnx, found.subnet.int8_onnx]
+    assert timed[-2:] == [Path(str(file)) for file in files], "of both in one run"
+    assert all(is_quantised(str(file)) for file in files)
+    assert found.place["dtype"] == "int8"
+    for net in (found.original, found.subnet):
+        assert net.ms is not None
+        assert net.int8_accuracy is not None
+        assert not is_quantised(net.onnx)
 
 
 def test_another_target_in_the_same_folder_is_refused(

@@ -38,7 +38,8 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
     with (config.out / "starts").open("a") as starts:
         starts.write("start\n")
     number = len((config.out / "starts").read_text().splitlines())
-    if os.environ.get("FAKE_ENDLESS") or config.rule == os.environ.get("FAKE_ENDLESS_RULE"):
+    endless = os.environ.get("FAKE_ENDLESS") or config.rule == os.environ.get("FAKE_ENDLESS_RULE")
+    if endless and number <= int(os.environ.get("FAKE_ENDLESS_STARTS", "99")):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         (config.out.parent / "endless").touch()
         time.sleep(600)
@@ -62,7 +63,8 @@ def run_search(config: Any, *, on_epoch: Any = None) -> Any:
         "folder": Path(os.environ.get("FAKE_EXPORT", str(config.out))),
         "seconds": 0.1,
     }
-    seen = {name: value for name, value in os.environ.items() if name.startswith(("NNI_", "PROXYLESS_"))}
+    kept = ("NNI_", "PROXYLESS_", "RAY_", "OMP_NUM_THREADS")
+    seen = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     (config.out / "seen.json").write_text(json.dumps({"cwd": os.getcwd(), "environment": seen}))
     return SimpleNamespace(row=lambda: row)
 
