@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 NAMES = ("proxyless0", "proxyless1")
 DEVICES = ("pxveth0", "pxveth1")
+HOSTS_FILES = Path("/etc/netns")
 ADDRESSES = ("10.211.77.1", "10.211.77.2")
 
 
@@ -61,6 +63,15 @@ def down() -> None:
             for pid in found.split():
                 os.kill(int(pid), 9)
             ip("netns", "del", name)
+        shutil.rmtree(HOSTS_FILES / name, ignore_errors=True)
+
+
+def call(host: int, names: Mapping[str, str]) -> None:
+    """Have one of the hosts look up names as these addresses."""
+    folder = HOSTS_FILES / NAMES[host]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {"localhost": "127.0.0.1", **names}
+    (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in lines.items()))
 
 
 def link(state: str) -> None:

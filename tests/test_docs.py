@@ -18,8 +18,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -251,17 +253,19 @@ def run_python(arguments: list[str], workplace: Workplace) -> None:
     elif arguments[0] == "-m":
         accepts(importlib.import_module(arguments[1]), "main", arguments[2:])
     elif arguments[0].startswith("examples/"):  # `test_examples` runs what it does
-        assert [(ROOT / argument).is_file() for argument in arguments] == [True]
+        assert (ROOT / arguments[0]).is_file()
         compile((ROOT / arguments[0]).read_text(), arguments[0], "exec")
-    else:  # the script of a kit
-        assert arguments[0] == "measure.py"
-        (script,) = (ROOT / "hardware").rglob("kit_script.py")
-        spec = importlib.util.spec_from_file_location("measure", script)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        accepts(module, "main", arguments[1:])
+    else:  # a script of a kit, beside the others
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            sources = {"measure": "kit_script.py", "phone": "kit_phone.py", "measure_android": "kit_android.py"}
+            for name, source in sources.items():
+                shutil.copy(ROOT / "hardware/measuring" / source, Path(folder) / f"{name}.py")
+            patch.syspath_prepend(folder)
+            module = importlib.import_module(arguments[0].removesuffix(".py"))
+            assert Path(str(module.__file__)).parent == Path(folder)
+            for name in sources:
+                sys.modules.pop(name, None)
+            accepts(module, "main", arguments[1:])
 
 
 def run_nnictl(arguments: list[str], workplace: Workplace) -> None:
@@ -288,6 +292,38 @@ def run_sbatch(arguments: list[str], workplace: Workplace) -> None:
     run_proxyless(arguments[1:], workplace)
 
 
+def run_trtexec(arguments: list[str], workplace: Workplace) -> None:
+    """TensorRT's, which is not here: a graph of a kit, and a profile of its name."""
+    named = dict(argument.partition("=")[::2] for argument in arguments)
+    assert set(named) == {"--onnx", "--noTF32", "--useSpinWait", "--exportProfile"}
+    assert Path(named["--onnx"]).stem == Path(named["--exportProfile"]).stem
+
+
+def run_docker(arguments: list[str], workplace: Workplace) -> None:
+    action, *options, context = arguments
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert (action, given.keys(), context) == ("build", {"--file", "--tag"}, ".")
+    assert text_of(given["--file"])
+    assert f"image: {given['--tag']}\n" in text_of("examples/kubernetes/search_job.yml")
+
+
+def run_kubectl(arguments: list[str], workplace: Workplace) -> None:
+    action, *options = arguments
+    job = text_of("examples/kubernetes/search_job.yml")
+    if action == "logs":
+        assert options[0] == "--follow"
+        assert f"kind: Job\nmetadata:\n  name: {options[1].removeprefix('job/')}\n" in job
+    else:
+        assert action in ("apply", "replace")
+        assert text_of(options[options.index("--filename") + 1]) == job
+
+
+def run_ray(arguments: list[str], workplace: Workplace) -> None:
+    if importlib.util.find_spec("ray") is not None:
+        program = importlib.import_module("ray.scripts.scripts").cli
+        program.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+
+
 PROGRAMS: dict[str, Callable[[list[str], Workplace], None]] = {
     "proxyless": run_proxyless,
     "make": run_make,
@@ -295,6 +331,10 @@ PROGRAMS: dict[str, Callable[[list[str], Workplace], None]] = {
     "nnictl": run_nnictl,
     "sbatch": run_sbatch,
     "torchrun": run_torchrun,
+    "trtexec": run_trtexec,
+    "docker": run_docker,
+    "kubectl": run_kubectl,
+    "ray": run_ray,
     ".ci/run": run_ci,
 }
 
@@ -431,7 +471,7 @@ def test_every_fence_belongs_to_a_block(document: str) -> None:
 
 
 def check_option(span: str, workplace: Workplace) -> None:
-    assert span.split()[0].split("=")[0] in PROXYLESS.all_options() | benchmark_options()
+    assert span.split()[0].split("=")[0] in PROXYLESS.all_options() | script_options()
 
 
 def check_command(span: str, workplace: Workplace) -> None:
@@ -509,9 +549,11 @@ def setting(key: str, value: Any, folder: Path) -> SearchConfig:
 
 
 @cache
-def benchmark_options() -> set[str]:
-    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests/benchmarks").glob("*.py"))
-    return {option for source in sources for option in re.findall(r'add_argument\("(--[\w-]+)"', source)}
+def script_options() -> set[str]:
+    """Return the options of the benchmarks, and of a kit's scripts."""
+    paths = [*(ROOT / "tests/benchmarks").glob("*.py"), *(ROOT / "hardware/measuring").glob("kit_*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in paths]
+    return {option for source in sources for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', source)}
 
 
 SPANS = sorted(

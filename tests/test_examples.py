@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from proxyless_strategy import load_config, users_space
+from proxyless_strategy.config import DataConfig
+from proxyless_strategy.data.shard_names import expanded
+from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.shrinking.plan import check_shrink
+from tests.proxyless_strategy.data.samples import batches, equal, write_images
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -107,3 +111,24 @@ def test_the_smoke_preset_of_a_shrinking_runs_to_its_end(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert found["subnet"]["cost"] <= 0.6 * found["original"]["cost"]
+
+
+@pytest.mark.usefixtures("importable")
+def test_shards_that_the_example_writes_are_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "folder")
+    (tmp_path / "folder" / "train" / "b" / "2.png").rename(tmp_path / "folder" / "train" / "b" / "2.x.png")
+    importlib.import_module("write_shards").write_shards(tmp_path / "folder", tmp_path / "shards", each=4)
+    folder, shards = (
+        load_data(DataConfig(name=name, root=tmp_path / place), input_size=16, seed=0)
+        for name, place in (("imagefolder", "folder"), ("webdataset", "shards"))
+    )
+    assert shards.class_names == folder.class_names
+    for part in ("weights", "architecture", "training", "test"):
+        assert equal(batches(shards, part), batches(folder, part))
+
+
+def test_the_search_of_shards_names_what_the_example_writes() -> None:
+    options = load_config(EXAMPLES / "shards_search.yml").data.options
+    assert expanded(options["train"])[-1] == "train-1281.tar"
+    assert len(expanded(options["val"])) == 50

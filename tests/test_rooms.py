@@ -25,6 +25,7 @@ STOREYS: tuple[set[str], ...] = (
     {"proxyless_strategy.world"},
     {
         "proxyless_strategy.checkpoints",
+        "proxyless_strategy.determinism",
         "proxyless_strategy.layout",
         "proxyless_strategy.progress",
         "proxyless_strategy.seeds",

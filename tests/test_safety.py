@@ -49,6 +49,7 @@ ALLOWED = {
         "proxyless_strategy/runs/derive.py",
         "proxyless_strategy/runs/early_checks.py",
         "proxyless_strategy/runs/forecast.py",
+        "proxyless_strategy/runs/quantised_finalists.py",
         "proxyless_strategy/runs/retrained.py",
         "proxyless_strategy/runs/search.py",
         "proxyless_strategy/shrinking/originals.py",
@@ -58,7 +59,7 @@ ALLOWED = {
     },
     "Unpickler": {"proxyless_strategy/data/plain_pickles.py"},
     # A datagram's socket that sends nothing: by which device the address of the launcher is reached.
-    "connect": {"proxyless_strategy/strategy/meeting.py"},
+    "connect": {"proxyless_strategy/strategy/addresses.py"},
     "urlopen": set[str](),
     "urlretrieve": set[str](),
     "hf_hub_download": set[str](),
@@ -138,11 +139,14 @@ FILES = {
     "hardware/yaml_text.py": {"yaml.compose", "yaml.dump"},
     "hardware/files.py": {"os.open", "beside.write_bytes", "figure.savefig"},
     # Run where this package is not: a kit's script on its device, the programs of an export folder.
-    "hardware/measuring/kit_script.py": {"json.loads", "read_text", "write_text"},
+    "hardware/measuring/kit_script.py": {"json.loads", "read_text", "read_bytes", "write_text"},
+    "hardware/measuring/kit_android.py": {"read_bytes"},
+    "hardware/measuring/kit_phone.py": {"open"},
     "proxyless_strategy/export/hubconf.py": {"json.loads", "read_text", "load_file"},
     "proxyless_strategy/export/hubconf_tree.py": {"json.loads", "read_text", "load_file"},
     # What the kernel says, which nobody passes on.
     "hardware/processor.py": {"read_text"},
+    "hardware/measuring/energy_meters.py": {"read_text"},
     "hardware/backends/base.py": {"read_text"},
     # Locks: what may be opened there, and how, is a matter of its own.
     "hardware/measuring/locks.py": {"os.open"},
@@ -150,21 +154,28 @@ FILES = {
     "proxyless_strategy/checkpoints.py": {"open", "torch.save"},
     "proxyless_strategy/runs/result.py": {"torch.save"},
     "proxyless_strategy/data/reading.py": {"Image.open"},  # of a file that the one reader has opened
+    # Of a file that the one reader has opened.
+    "proxyless_strategy/data/shard_index.py": {"np.load", "tarfile.open"},
     # Text of a process of ours, through a pipe, a connection or the environment; no file.
     "hardware/backends/torch.py": {"json.loads"},
     "proxyless_strategy/data/carried.py": {"json.loads"},
     "proxyless_strategy/strategy/meeting.py": {"json.loads"},
     "proxyless_strategy/strategy/together.py": {"torch.save", "torch.load"},
     "hardware/backends/torch_worker.py": {"json.loads"},
-    "proxyless_strategy/runs/experiment.py": {"json.loads"},
+    "proxyless_strategy/runs/nni_engine.py": {"json.loads"},
     "proxyless_strategy/runs/nni_server.py": {"json.loads", "open"},  # a log, and a request
     "proxyless_strategy/runs/reporting.py": {"json.loads"},
     "proxyless_strategy/trial.py": {"json.loads"},
     "proxyless_strategy/runs/restarts.py": {"open"},  # a log
+    # A log, and folders that go to and come from a machine of the user's through a connection: unpacked as data.
+    "proxyless_strategy/runs/away.py": {"open", "tarfile.open"},
+    "proxyless_strategy/runs/fleet.py": {"tarfile.open"},
+    "proxyless_strategy/runs/there.py": {"tarfile.open"},
     # Values that were written as JSON in the same expression.
     "hardware/measuring/sampling.py": {"json.loads"},
     "proxyless_strategy/config.py": {"json.loads"},
     "proxyless_strategy/runs/sweep.py": {"json.loads"},
+    "proxyless_strategy/runs/tuners.py": {"json.loads"},
     "proxyless_strategy/export/agreement.py": {"json.loads"},
     "proxyless_strategy/export/folder.py": {"json.loads"},
 }

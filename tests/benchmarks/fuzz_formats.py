@@ -14,7 +14,7 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -276,6 +276,58 @@ def idx(content: bytes, rng: random.Random) -> bytes:
     if kind == 4:
         return content + bytes(rng.choice((1, 784, 10**5)))
     return cut(content, rng)
+
+
+# ---- tar -----------------------------------------------------------------------------------------------------------
+
+_BLOCK = 512
+_KINDS = b"01234567LKxgSVDNXA\0 "
+_SIZES = (b"00000000000\0", b"77777777777\0", b"\x80" + bytes(10) + b"\x07", b"\xff" * 12, b"not a size!\0", bytes(12))
+_NAMES = (
+    b"../../up.jpg", b"/etc/passwd", b"", b".", b"a/../b.jpg", b"x" * 100, b"\xff\xfe.jpg", b"a.jpg/b.cls",
+    b".hidden.jpg", b"class0/0.cls", b"-rf.jpg", b"a\nb.jpg",
+)  # fmt: skip
+
+
+def tar(content: bytes, rng: random.Random) -> bytes:
+    """Change a tar file: a header's field under a right checksum, a member's place or content, the end."""
+    kind = rng.randrange(6)
+    heads = list(_heads(content))
+    if kind == 0 or not heads:
+        return changed_bytes(content, rng)
+    if kind == 1:
+        return cut(content, rng)
+    at = rng.choice(heads)
+    if kind == 2:
+        other = rng.choice([*heads, len(content)])
+        return content[:other] + content[at : at + 2 * _BLOCK] + content[other:]
+    if kind == 3:
+        return content[:at] + bytes(_BLOCK * rng.choice((1, 2, 3))) + content[at:]
+    head = bytearray(content[at : at + _BLOCK])
+    field, value = rng.choice(
+        [
+            (0, rng.choice(_NAMES)[:100].ljust(100, b"\0")),
+            (124, rng.choice(_SIZES)),
+            (156, bytes([rng.choice(_KINDS)])),
+            (157, rng.choice(_NAMES)[:100].ljust(100, b"\0")),
+            (257, rng.choice((b"ustar  \0", b"ustar\x0000", bytes(8), b"GNUtar \0"))),
+            (345, rng.choice(_NAMES)[:100].ljust(100, b"\0")),
+        ]
+    )
+    head[field : field + len(value)] = value
+    if kind == 4:
+        head[148:156] = b" " * 8
+        head[148:156] = b"%06o\0 " % (sum(head) & 0o777777)
+    return content[:at] + bytes(head) + content[at + _BLOCK :]
+
+
+def _heads(content: bytes) -> Iterator[int]:
+    """Return where members begin."""
+    at = 0
+    while at + _BLOCK <= len(content) and content[at : at + _BLOCK].strip(b"\0"):
+        yield at
+        size = int(content[at + 124 : at + 136].strip(b"\0 ") or b"0", 8)
+        at += _BLOCK * (1 + -(-size // _BLOCK))
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from hardware.measuring.kit import import_results, write_kit
 from hardware.measuring.predictor import LearnedModel, header_of
 from hardware.measuring.predictor import fit as fit_model
 from hardware.measuring.sampling import PartialSamples
+from hardware.measuring.trtexec import import_trtexec
 from hardware.op_spec import OpSpec
 from hardware.operators.primitives import macs
 from hardware.tables.released import ONCE_FOR_ALL, PROXYLESS, parse_released_key, read_released
@@ -160,13 +161,30 @@ def _measured(folder: Path) -> None:
     arguments, original = sys.argv, kit_script.onnxruntime_session
     sys.argv = ["measure.py", "--kit", str(folder / "kit"), "--out", str(folder.parent / "measured.json")]
     sys.argv += ["--rounds", "1"]
-    kit_script.onnxruntime_session = lambda threads: (lambda path: path.stat, {})  # type: ignore[assignment]
+    kit_script.onnxruntime_session = lambda threads, place: (lambda path: path.stat, {}, place)  # type: ignore[assignment]
     try:
         kit_script.main()
     except SystemExit as ended:
         raise ProxylessError(str(ended)) from ended
     finally:
         sys.argv, kit_script.onnxruntime_session = arguments, original
+
+
+def _profiles(folder: Path) -> None:
+    """A kit, and of each of its graphs a profile that takes as long as the graph took in the kept results."""
+    results = _results()
+    manifest = {**results["kit"], "weights": "full"}
+    for part in ("kit", "profiles"):
+        (folder / part).mkdir(parents=True)
+    (folder / "kit/kit.json").write_text(json.dumps(manifest))
+    for name, figure in results["graphs"].items():
+        times = {"timeMs": 8 * figure["ms"], "averageMs": figure["ms"], "medianMs": figure["ms"], "percentage": 100}
+        profile = [{"count": 8}, {"name": "/0/Conv + /1/Relu", **times}]
+        (folder / "profiles" / name).with_suffix(".json").write_text(json.dumps(profile))
+
+
+def _profiled(folder: Path) -> None:
+    import_trtexec(folder / "profiles", folder / "kit", device="a board")
 
 
 def _learned_files(folder: Path) -> None:
@@ -403,6 +421,17 @@ def targets() -> tuple[Target, ...]:
             lambda folder: import_results(folder / "results.json"),
             json_text,
         ),
+        Target(
+            "profile of trtexec",
+            _profiles,
+            "profiles/op_000.json",
+            _profiled,
+            json_text,
+            share=0.3,
+            # where profiles contradict one another, none of them can be named
+            names=("op_000.json", "./profiles"),
+        ),
+        Target("kit of profiles", _profiles, "kit/kit.json", _profiled, json_text, share=0.3),
         Target("learned latency model", _learned_files, "model.json", _learned, json_text),
         Target("partial samples", _partial_files, "table.partial", _partial, json_text),
         Target("search.json", _run_files, "run/search.json", _run, json_text, share=0.5),

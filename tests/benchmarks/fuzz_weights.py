@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -23,7 +27,7 @@ from proxyless_strategy.runs.checkpoints import SearchCheckpoints
 from proxyless_strategy.sections import DrawnImages
 from search_spaces.nni_import import import_nni
 from tests.benchmarks.fuzz_cases import Target
-from tests.benchmarks.fuzz_formats import idx, packed_idx, pickled, picture, pictures
+from tests.benchmarks.fuzz_formats import idx, packed_idx, pickled, picture, pictures, tar
 
 import_nni()  # the released reader does so too, and NNI's first import takes seconds
 
@@ -194,6 +198,20 @@ def _read_idx(folder: Path) -> None:
     _read_all(DataConfig(name="torchvision:MNIST", root=folder / "set"))
 
 
+def _shards(folder: Path) -> None:
+    from tests.proxyless_strategy.data.samples import write_shards
+
+    draw_image_folder(folder / "drawn", _DRAWN)
+    write_shards(folder / "drawn", folder / "set")
+    shutil.rmtree(folder / "drawn")
+
+
+def _read_shards(folder: Path) -> None:
+    # a kept index would be taken for the changed file's where both are of one tick of the clock
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, XDG_CACHE_HOME=cache):
+        _read_all(DataConfig(name="webdataset", root=folder / "set"))
+
+
 def data_targets() -> tuple[Target, ...]:
     """Return the targets of data sets."""
     start = {"share": 0.1, "large": True}
@@ -205,6 +223,17 @@ def data_targets() -> tuple[Target, ...]:
     own = f"set/MNIST/raw/{images}"
     return (
         Target("picture", _pictures, place, _read_pictures, picture, lambda folder: list(pictures()), share=0.2),
+        Target(
+            "shard of pictures",
+            _shards,
+            "set/train-0000.tar",
+            _read_shards,
+            tar,
+            share=0.2,
+            # a picture that is hidden by its name, or is a folder now, is none; then a class may have too few
+            names=("train-0000.tar", "training images, too few"),
+            large=True,
+        ),
         Target("CIFAR batch", _cifar, f"{batches}/data_batch_1", _read_cifar, pickled, **start),
         Target("CIFAR names", _cifar, f"{batches}/batches.meta", _read_cifar, pickled, **start),
         Target("IDX images", flat, f"set/{images}", _read_idx, idx, **start),

@@ -7,10 +7,15 @@ for what a network can learn, and nothing is said of accuracy. The cross table, 
 has every network on every device. Below it stand the published networks: their accuracy and their latencies on the
 paper's devices are published figures, not measured here.
 
-    .venv/bin/python -m tests.benchmarks.specialisation [--macs 320.4] [--tables litert=litert.yml] [--picture FILE.png]
+    .venv/bin/python -m tests.benchmarks.specialisation [--macs 320.4] [--tables NAME=FILE ...] [--folder runs/tables]
+                                                        [--picture CROSS.png] [--networks NETWORKS.png]
+
+The devices are the shipped tables, this machine under each runtime that is installed (a table that is not in
+`--folder` is measured first, some minutes each), and those of `--tables`.
 
 `by table` is a calibrated sum of a table; `measured` a whole network that ran on this machine, wherever a table is of
-this machine and its backend is installed. How large the first block of a stage is beside the others is counted.
+this machine and its backend is installed, in its number format and under its options. How large the first block of a
+stage is beside the others is counted. `--networks` draws each network as the paper does.
 """
 
 from __future__ import annotations
@@ -37,8 +42,10 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.model import CostModel, LatencyModel, macs_model
 from hardware.op_spec import OpSpec
-from hardware.tables.shipped import open_table
+from hardware.tables.shipped import open_table, shipped_names
 from hardware.tables.table import LatencyTable
+from proxyless_strategy.report.boxes import shape_of
+from proxyless_strategy.report.drawing import KIND_COLOURS
 from proxyless_strategy.strategy.architecture import Edge
 from proxyless_strategy.strategy.derivation import Deriver
 from search_spaces import Subnet, get_space
@@ -46,8 +53,13 @@ from search_spaces.mbconv import MBConvDeclaration, Stage
 
 SIZE = 224
 BAND = 0.01
-HERE = "onnxruntime"
-PHONE = "pixel1"
+HERE: dict[str, dict[str, str]] = {
+    "onnxruntime": {"name": "onnxruntime"},
+    "onnxruntime-int8": {"name": "onnxruntime", "dtype": "int8"},
+    "openvino": {"name": "openvino"},
+    "litert": {"name": "litert"},
+}
+"""What measures on this machine, where its package is installed: how `get_backend` is called."""
 PUBLISHED = {
     "proxylessnas_gpu": {"top1": 75.1, "V100, batch 8": 5.1, "Xeon E5-2640": 204.9, "Pixel 1": 124.0},
     "proxylessnas_cpu": {"top1": 75.3, "V100, batch 8": 7.4, "Xeon E5-2640": 138.7, "Pixel 1": 116.0},
@@ -56,16 +68,46 @@ PUBLISHED = {
 """arXiv 1812.00332, table of specialised networks: top-1 accuracy in %, latency in ms."""
 
 
-def own_table(path: Path, space: MBConvDeclaration) -> LatencyTable:
-    """Return this machine's table, measured if it is not there yet."""
-    costs = space.costs(SIZE)
+def own_tables(folder: Path, space: MBConvDeclaration) -> dict[str, LatencyTable]:
+    """Return this machine's tables, each measured if it is not there yet, and say which runtime is not installed."""
+    tables = {}
+    for name, chosen in HERE.items():
+        try:
+            get_backend(**chosen).close()
+        except BackendError as error:
+            print(f"no row for {name}: {error}", flush=True)
+            continue
+        print(f"table of {name}: {folder / table_name(name, space)}", flush=True)
+        tables[name] = own_table(name, folder / table_name(name, space), space)
+    return tables
+
+
+def table_name(name: str, space: MBConvDeclaration, size: int = SIZE) -> str:
+    return f"{space.name}-{size}-{name}.yml"
+
+
+def own_table(
+    name: str, path: Path, space: MBConvDeclaration, *, size: int = SIZE, plan: Plan | None = None
+) -> LatencyTable:
+    """Return this machine's table under one of its runtimes, measured if it is not there yet."""
+    costs = space.costs(size)
 
     def build() -> LatencyTable:
         nets = [costs.chain(choices) for choices in costs.random_choices(24, seed=0)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        return build_table(costs.distinct(), nets, input_size=SIZE, space=space.name, out=path, progress=False)
+        with get_backend(**HERE[name]) as backend:
+            return build_table(
+                costs.distinct(),
+                nets,
+                backend=backend,
+                input_size=size,
+                space=space.name,
+                out=path,
+                plan=plan,
+                progress=False,
+            )
 
-    return load_or_build(path, build)
+    return load_or_build(path, build, LatencyTable.load)
 
 
 def fastest_of_equal_macs(latency: CostModel, macs: CostModel, target: float, band: float = BAND) -> dict[str, str]:
@@ -145,16 +187,16 @@ def parse_tables(given: list[str]) -> dict[str, LatencyTable]:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise ConfigError(f"--tables {text!r} is not NAME=FILE; write for example litert=tables/litert.yml")
-        if name in {PHONE, HERE, *tables}:
+        if name in {*shipped_names(), *HERE, *tables}:
             raise ConfigError(f"--tables {text!r}: there is a table {name} already; choose another name")
-        tables[name] = LatencyTable.load(path)
+        tables[name] = open_table(path)
     return tables
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:
     """Tell whether what the table is of can be measured here: its backend is installed and names the same device."""
     try:
-        with get_backend(table.header.backend, table.header.place) as backend:
+        with get_backend(**table.header.chosen) as backend:
             return backend.device() == table.header.device
     except BackendError:
         return False
@@ -168,7 +210,7 @@ def measured_ms(
     for name, table in tables.items():
         if is_of_this_machine(table):
             header = table.header
-            print(f"measuring {len(chains)} networks on {header.device} ({header.backend})", flush=True)
+            print(f"measuring {len(chains)} networks on {header.device} ({header.runtime()})", flush=True)
             shared: dict[str, Any] = {"batch": header.batch, "threads": header.threads, "table": table, "plan": plan}
             found = measure_nets(chains, backend=header.backend, progress=False, **shared)
             figures[name] = [round(figure.settled_ms, 3) for figure in found]
@@ -302,6 +344,56 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(devices)), [f"for {name}" for name in devices])
     axes.set_title(f"Fastest networks of {result['million_macs_target']:.0f} M MACs")
     figure.tight_layout()
+    _write(figure, path)
+
+
+def draw_networks(result: Mapping[str, Any], path: Path) -> None:
+    """Draw each network in a row, a box for each block: height by kernel, width by expansion, a line for skip."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    rows = result["rows"]
+    figure, axes = pyplot.subplots(figsize=(12, 0.9 * len(rows) + 0.8))
+    blocks = len(rows[0]["subnet"].split())
+    for y, row in enumerate(rows):
+        for x, name in enumerate(row["subnet"].split()):
+            shape = shape_of(name)
+            if shape.passes:
+                axes.plot([x + 0.05, x + 0.95], [y, y], color="#5d6b7a", linewidth=1)
+                continue
+            height, width = 0.85 * shape.height, 0.9 * shape.width
+            colour = KIND_COLOURS[("MB3", "MB6").index(shape.kind)]
+            axes.add_patch(Rectangle((x + 0.5 - width / 2, y - height / 2), width, height, color=colour))
+            axes.text(x + 0.5, y, shape.side[0], ha="center", va="center", color="white", fontsize=8)
+        kind = row["character"]
+        axes.text(
+            blocks + 0.3,
+            y,
+            f"{kind['blocks']} blocks\nkernel {kind['mean_kernel']}, expansion {kind['mean_expansion']}",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_xlim(0, blocks + 4)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [f"for {row['specialised_for']}" for row in rows])
+    axes.set_xticks([])
+    for side in ("top", "right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(
+        f"Fastest networks of {result['million_macs_target']:.0f} M MACs: a number is the kernel; wide boxes expand "
+        "by 6, narrow ones by 3",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lstrip(".") or "png", dpi=120)
     pyplot.close(figure)
@@ -312,18 +404,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--macs", type=float, default=320.4, help="in millions")
     parser.add_argument("--tables", nargs="*", default=[], metavar="NAME=FILE", help="further devices' tables")
-    parser.add_argument("--own", type=Path, default=Path("runs/tables/imagenet_mbconv-224-onnxruntime.yml"))
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="where this machine's tables lie")
+    parser.add_argument("--picture", type=Path, help="draw the cross table here")
+    parser.add_argument("--networks", type=Path, help="draw the networks here")
     arguments = parser.parse_args()
     try:
         given = parse_tables(arguments.tables)
-        tables = {PHONE: open_table("pixel1"), HERE: own_table(arguments.own, get_space("imagenet_mbconv")), **given}
+        shipped = {name: open_table(name) for name in shipped_names()}
+        tables = {**shipped, **own_tables(arguments.folder, get_space("imagenet_mbconv")), **given}
         result = run(tables, arguments.macs)
     except ProxylessError as error:
         parser.error(str(error))
     show(result)
     if arguments.picture:
         draw(result, arguments.picture)
+    if arguments.networks:
+        draw_networks(result, arguments.networks)
     print(json.dumps(result))
 
 

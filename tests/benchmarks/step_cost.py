@@ -58,8 +58,11 @@ class Bench:
 
     def time(self, key: tuple[str, int], step: Callable[[], Any]) -> None:
         """Time `step` once."""
+        wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+        wait()  # kernels run after their launch has returned
         start = time.perf_counter()
         step()
+        wait()
         self.times.setdefault(key, []).append(time.perf_counter() - start)
 
     def ratio(self, name: str, count: int, base: str = "base") -> dict[str, float]:
@@ -82,21 +85,59 @@ def stock_step(network: nn.Module, choices: dict[str, str], x: torch.Tensor, y: 
     functional.cross_entropy(network(x), y).backward()
 
 
+Steps = dict[tuple[str, int], Callable[[], Any]]
+
+
 def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
     """Measure the main table, on `imagenet_mbconv`."""
+    bench, steps = steps_of("imagenet_mbconv", count, size, batch)
+    run_rounds(bench, steps, count, rounds)
+    return ratios(bench, count, batch, stock=("nni_proxyless", "darts"))
+
+
+def steps_of(
+    name: str,
+    count: int,
+    size: int,
+    batch: int,
+    *,
+    device: str = "cpu",
+    precision: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    stock: Sequence[str] = ("nni_proxyless", "darts"),
+) -> tuple[Bench, Steps]:
+    """Build all steps of random choices, and count what each keeps for its backward pass.
+
+    Args:
+        name: The space.
+        count: Choices.
+        size: Side of the images.
+        batch: Images.
+        device: Where they run.
+        precision: Of autocast; float32 for none.
+        channels_last: Whether networks and images are in that memory format.
+        stock: NNI's strategies beside ours.
+    """
     from nni.nas.oneshot.pytorch.strategy import DARTS, Proxyless
 
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    mixed = functools.partial(torch.autocast, device, dtype=precision, enabled=precision != torch.float32)
+
+    def placed(net: nn.Module) -> nn.Module:
+        return net.to(device).to(memory_format=layout).train()
+
     torch.manual_seed(0)
-    space = get_space("imagenet_mbconv")
-    x, y = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
+    space = get_space(name)
+    x = torch.randn(batch, 3, size, size).to(device).contiguous(memory_format=layout)
+    y = torch.randint(0, 1000, (batch,)).to(device)
     strategy = ProxylessStrategy()
-    network = strategy.mutate_model(space.build()).train()
-    stock = Proxyless().mutate_model(space.build()).train()
-    darts = DARTS().mutate_model(space.build()).train()
+    network = placed(strategy.mutate_model(space.build(num_classes=1000)))
+    strategies = {"nni_proxyless": Proxyless, "darts": DARTS}
+    others = {name: placed(strategies[name]().mutate_model(space.build(num_classes=1000))) for name in stock}
     architecture, supernet = strategy.architecture, strategy.paths_of_space
     costs, fixed = strategy.cost_matrix()
     problem = Problem(supernet, architecture, costs, fixed, AccuracyOnly(), 0)
-    optimizers = {"weights": sgd(network), "stock": sgd(stock), "darts": sgd(darts)}
+    optimizers = {"weights": sgd(network), **{name: sgd(net) for name, net in others.items()}}
     alpha = alpha_optimizer(architecture, 1e-6)
     mode, gradient, reinforce = ArchitectureStepMode(network), GradientUpdate(), ReinforceUpdate(samples=2)
     shape = tuple(architecture.alpha.shape)
@@ -109,10 +150,12 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
         }
 
     def task_loss() -> torch.Tensor:
-        return functional.cross_entropy(network(x), y)
+        with mixed():
+            return functional.cross_entropy(network(x), y)
 
     def accuracy() -> torch.Tensor:
-        return (network(x).argmax(-1) == y).float().mean()
+        with mixed():
+            return (network(x).argmax(-1) == y).float().mean()
 
     plans: list[Any] = []
 
@@ -133,17 +176,20 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
             outcome = reinforce.compute(problem, accuracy, step, scale=None)
         apply_outcome(architecture, alpha, outcome)
 
-    def optimised(name: str, net: nn.Module, choices: dict[str, str]) -> None:
-        stock_step(net, choices, x, y)
+    def optimised(name: str, choices: dict[str, str]) -> None:
+        with mixed():
+            stock_step(others[name], choices, x, y)
         optimizers[name].step()
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(model(x), y).backward()
+        with mixed():
+            loss = functional.cross_entropy(model(x), y)
+        loss.backward()
         optimizer.step()
 
-    bench = Bench(state_of(network, stock, darts))
-    steps: dict[tuple[str, int], Callable[[], Any]] = {}
+    bench = Bench(state_of(network, *others.values()))
+    steps: Steps = {}
     for k in range(count):
         pairs = gates.sample_pairs(
             host,
@@ -155,29 +201,37 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
         steps["weight", k] = functools.partial(weight_step, paths)
         steps["gradient", k] = functools.partial(gradient_step, k)
         steps["reinforce", k] = functools.partial(reinforce_step, k)
-        steps["nni_proxyless", k] = functools.partial(optimised, "stock", stock, named(paths))
-        steps["darts", k] = functools.partial(optimised, "darts", darts, {})
+        for other in stock:
+            steps[other, k] = functools.partial(optimised, other, named(paths) if other == "nni_proxyless" else {})
         drawn = [
             gates.sample_paths(
                 host, architecture.host_mask, gates.uniforms(0, gates.Phase.REINFORCE, k, shape, sample=j)
             ).tolist()
             for j in range(2)
         ]
-        for name, choice in (("base", paths), ("sample0", drawn[0]), ("sample1", drawn[1])):
-            model = timm.create_model("proxylessnas", **Subnet(space, named(choice)).model_args()).train()
+        for role, choice in (("base", paths), ("sample0", drawn[0]), ("sample1", drawn[1])):
+            subnet = Subnet(space, named(choice))
+            model = placed(timm.create_model(subnet.timm_name, **subnet.model_args(num_classes=1000)))
             bench.parameters += state_of(model)
-            steps[name, k] = functools.partial(train, model, sgd(model))
+            steps[role, k] = functools.partial(train, model, sgd(model))
     for key, step in steps.items():
         bench.count(key, step)
+    return bench, steps
+
+
+def run_rounds(bench: Bench, steps: Steps, count: int, rounds: int) -> None:
+    """Time all steps, the choices and each one's steps in shuffled order."""
     order = random.Random(0)
     for _ in range(rounds):
         for k in order.sample(range(count), count):
             names = [name for name, index in steps if index == k]
             for name in order.sample(names, len(names)):
                 bench.time((name, k), steps[name, k])
-    result: dict[str, Any] = {
-        name: bench.ratio(name, count) for name in ("weight", "gradient", "nni_proxyless", "darts")
-    }
+
+
+def ratios(bench: Bench, count: int, batch: int, *, stock: Sequence[str]) -> dict[str, Any]:
+    """Return the ratios to the stand-alone subnet's step."""
+    result: dict[str, Any] = {name: bench.ratio(name, count) for name in ("weight", "gradient", *stock)}
     per_sample = [
         min(bench.times["reinforce", k]) / (min(bench.times["sample0", k]) + min(bench.times["sample1", k]))
         for k in range(count)
@@ -186,8 +240,9 @@ def imagenet(count: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
     result["reinforce"] = {"time": round(statistics.median(per_sample), 3), "saved": saved}
     both = [min(bench.times["weight", k]) + min(bench.times["gradient", k]) for k in range(count)]
     result["pair"] = round(statistics.median(t / min(bench.times["base", k]) for k, t in enumerate(both)), 3)
-    two = [2 * min(bench.times["nni_proxyless", k]) for k in range(count)]
-    result["pair_speedup_vs_nni"] = round(statistics.median(a / b for a, b in zip(two, both, strict=True)), 3)
+    if "nni_proxyless" in stock:
+        two = [2 * min(bench.times["nni_proxyless", k]) for k in range(count)]
+        result["pair_speedup_vs_nni"] = round(statistics.median(a / b for a, b in zip(two, both, strict=True)), 3)
     result["base_saved_bytes"] = round(statistics.median(bench.saved["base", k] for k in range(count)) / batch)
     result["base_ms"] = round(1e3 * statistics.median(min(bench.times["base", k]) for k in range(count)), 1)
     return result

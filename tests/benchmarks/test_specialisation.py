@@ -15,19 +15,25 @@ from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.model import CostModel, macs_model
 from hardware.tables.shipped import open_table
+from hardware.tables.table import LatencyTable
 from search_spaces.mbconv import MBConvDeclaration, Stage
+from tests.benchmarks import specialisation
 from tests.benchmarks.published import PUBLISHED
 from tests.benchmarks.specialisation import (
     _slower,
     character,
     draw,
+    draw_networks,
     fastest_of_equal_macs,
     is_of_this_machine,
     measured_ms,
+    own_table,
+    own_tables,
     parse_tables,
     published_subnet,
     run,
     show,
+    table_name,
 )
 
 QUICK = Plan(rounds=5, minimum_rounds=5, seconds=0.0)
@@ -75,6 +81,7 @@ def test_a_gap_between_two_subnets_is_no_equality():
         ("=litert.yml", "is not NAME=FILE"),
         ("litert=", "is not NAME=FILE"),
         ("pixel1=litert.yml", "there is a table pixel1 already"),
+        ("openvino=litert.yml", "there is a table openvino already"),
     ],
 )
 def test_tables_are_given_by_name(text, words):
@@ -147,6 +154,31 @@ def test_a_cross_table_has_every_network_on_every_device(tmp_path, capsys):
     assert "204.9" in page
     draw(result, tmp_path / "cross.png")
     assert (tmp_path / "cross.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_is_drawn_with_a_box_for_each_block(tmp_path):
+    result = run({"eager": open_table("h200_eager"), "phone": open_table("pixel1")}, 320.4, measured=False)
+    draw_networks(result, tmp_path / "networks.svg")
+    drawing = (tmp_path / "networks.svg").read_text()
+    eager, phone = (row["character"]["blocks"] for row in result["rows"])
+    assert drawing.count("fill: #2f6fb0") + drawing.count("fill: #b8501a") == eager + phone
+    assert f"{eager} blocks" in drawing
+    assert f"{phone} blocks" in drawing
+
+
+def test_this_machines_tables_are_of_their_number_format(tmp_path):
+    small = Plan(rounds=2, minimum_rounds=2, seconds=0.0)
+    for name, dtype in (("onnxruntime", "float32"), ("onnxruntime-int8", "int8")):
+        path = tmp_path / table_name(name, SPACE, 28)
+        table = own_table(name, path, SPACE, size=28, plan=small)
+        assert table.header.dtype == LatencyTable.load(path).header.dtype == dtype
+        assert is_of_this_machine(table)
+
+
+def test_a_runtime_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(specialisation, "HERE", {"absent": {"name": "abacus"}})
+    assert own_tables(tmp_path, SPACE) == {}
+    assert "no row for absent: backend 'abacus' is unknown" in capsys.readouterr().out
 
 
 def test_slower_than_own_is_relative_to_the_devices_own_network():
