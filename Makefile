@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test slow lowest pythons fuzz lint typecheck clean
+.PHONY: help quickstart test slow lowest pythons gpu fuzz lint typecheck clean
 
 help:           ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s%s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ pythons:        ## run the tests on every Python from 3.10 to 3.13 that is found
 		echo "Python 3.$$minor: $$found"; \
 		$(MAKE) --no-print-directory test VENV=.venv/3.$$minor PYTHON=$$found || exit 1; \
 	done
+
+gpu: $(INSTALLED_DEV)           ## check this machine's GPU in 8 minutes: updates, costs of steps, tables, searches
+	$(BIN)/python -m tests.benchmarks.gpu
 
 fuzz: $(INSTALLED_DEV)          ## give every reader of files 200,000 damaged ones, guided by coverage where atheris installs
 	$(PIP) --editable '.[fuzz]' \
