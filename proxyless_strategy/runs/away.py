@@ -26,7 +26,7 @@ from hardware.files import write_atomically, writing
 from hardware.reading import DAMAGE, cut, json_of
 
 from ..layout import MACHINE_FILE, MACHINES_LOG, PARAMETERS_FILE, RESULT, ROW_FILE, SENT_FOLDER
-from .fleet import Errand, Place, read_errand
+from .fleet import FLEET, Errand, Place, read_errand
 from .machines import MARK, Machine, answers_in, ask, environment, unanswered
 from .there import BEAT_SECONDS, FENCE_SECONDS
 from .trials import Trial, note_failure, note_start, read_end
@@ -83,6 +83,8 @@ def run_away(
         SystemExit: It has ended without a row; its folder says why.
     """
     errand, way = read_errand(machines), _Way()
+    if not errand.places:
+        raise FLEET.refusal(machines, "it lists no machine")
     while True:
         with _room(errand, machines.parent / SENT_FOLDER, way, folder) as (place, gpus):
             before = _before(folder)
@@ -323,7 +325,10 @@ def _bring_home(errand: Errand, place: Place, trial: Trial, folder: Path) -> Non
                 _hang_up(process)
         _settle(way, folder, place.runs(folder.parent))
     with contextlib.suppress(ProxylessError):
-        ask(place.machine, {"do": "forget", "work": place.work, "mark": errand.mark, "trial": trial.name})
+        ask(
+            place.machine,
+            {"do": "forget", "work": place.machine.workFolder, "mark": errand.mark, "trial": trial.name},
+        )
 
 
 def _settle(arrived: Path, folder: Path, there: str) -> None:

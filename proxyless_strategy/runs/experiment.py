@@ -79,7 +79,7 @@ def run_experiment(
         if fleet is None:
             _prepare(sweep, console)
         else:
-            clear_earlier(sweep.out, record.id)
+            clear_earlier(sweep, record.id)
             fleet.prepare(console)
             sweep = fleet.local(retries=retries)
         record.save(sweep.out)

@@ -20,14 +20,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, NonNegativeInt, StrictBool, ValidationError
 from rich.console import Console
 
 from hardware.errors import ConfigError, ProxylessError
 from hardware.files import write_atomically
-from hardware.reading import DAMAGE, Kind, cut, json_of, read_json, reading
+from hardware.reading import DAMAGE, Kind, Unreadable, cut, read_json, reading
 
 from ..layout import FLEET_FILE, SENT_FOLDER
-from .machines import Machine, ask
+from ..validation import Section, validation_sentence
+from .machines import MARK_PATTERN, Machine, ask
 from .rows import say
 from .sweep import Sweep
 
@@ -128,7 +130,7 @@ class Fleet:
         """Remove what the experiment has left on its machines; what cannot be reached stays."""
         for place in self.places:
             with suppress(ProxylessError):
-                ask(place.machine, {"do": "forget", "work": place.work, "mark": self.mark})
+                _forget(place.machine, self.mark)
         shutil.rmtree(self.sweep.out / SENT_FOLDER, ignore_errors=True)
 
     def _probed(self, machine: Machine) -> Place:
@@ -199,6 +201,21 @@ class Errand:
     places: tuple[Place, ...]
 
 
+class _PlaceRecord(Section):
+    machine: Machine
+    work: str = Field(min_length=1)
+    shared: StrictBool
+    slots: tuple[list[NonNegativeInt] | None, ...] = Field(min_length=1)
+
+
+class _FleetRecord(Section):
+    experiment: str = Field(pattern=MARK_PATTERN)
+    command: str = Field(min_length=1)
+    preset: str | None
+    retries: int = Field(ge=0)
+    places: tuple[_PlaceRecord, ...]
+
+
 def read_errand(path: Path) -> Errand:
     """Read what `Fleet` has written.
 
@@ -207,19 +224,30 @@ def read_errand(path: Path) -> Errand:
     """
     values = read_json(path, FLEET)
     with reading(path, FLEET):
-        places = [
-            Place(Machine.model_validate(each["machine"]), each["work"], each["shared"], each["slots"])
-            for each in values["places"]
-        ]
-        return Errand(values["experiment"], values["command"], values["preset"], int(values["retries"]), tuple(places))
+        try:
+            record = _FleetRecord.model_validate(values)
+        except ValidationError as error:
+            raise Unreadable(validation_sentence(error, _FleetRecord)) from None
+        places = [Place(each.machine, each.work, each.shared, list(each.slots)) for each in record.places]
+        return Errand(record.experiment, record.command, record.preset, record.retries, tuple(places))
 
 
-def clear_earlier(out: Path, mark: str) -> None:
-    """Remove what an experiment that is not gone on with has left on its machines, as far as they are reached."""
+def clear_earlier(sweep: Sweep, mark: str) -> None:
+    """Remove what an experiment that is not gone on with has left on the sweep's machines, as far as they are reached.
+
+    Its file may be anyone's: nothing but the experiment's mark is taken from it, and no other machine is spoken to.
+    """
     with suppress(*DAMAGE, ProxylessError, OSError):
-        if json_of(out / FLEET_FILE)["experiment"] != mark:
-            for place in (errand := read_errand(out / FLEET_FILE)).places:
-                ask(place.machine, {"do": "forget", "work": place.work, "mark": errand.mark})
+        errand = read_errand(sweep.out / FLEET_FILE)
+        there = {place.machine.place for place in errand.places}
+        for machine in sweep.machines if errand.mark != mark else ():
+            if machine.place in there:
+                with suppress(ProxylessError):
+                    _forget(machine, errand.mark)
+
+
+def _forget(machine: Machine, mark: str) -> None:
+    ask(machine, {"do": "forget", "work": machine.workFolder, "mark": mark})
 
 
 def moved(rows: list[dict[str, Any]]) -> Iterator[str]:

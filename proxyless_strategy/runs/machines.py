@@ -21,6 +21,8 @@ from ..validation import Section, validation_sentence
 
 MARK = b"proxyless: "
 """Begins each line of an answer: a shell that greets its user, greets this program too."""
+MARK_PATTERN = r"^[0-9a-f]{32}$"
+"""What an experiment is known by, which names its folder on a machine."""
 ALIVE_SECONDS = 5
 """How often ssh asks whether the machine is there; after three questions without an answer the machine is lost."""
 CONNECT_SECONDS = 10

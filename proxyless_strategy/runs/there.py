@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 from hardware.errors import ConfigError, ProxylessError
 from hardware.files import check_writable, writing
-from hardware.reading import DAMAGE, json_of, parse_json
+from hardware.reading import DAMAGE, json_of, parse_json, shown
 from search_spaces.nni_import import silence_false_alarms
 
 from ..layout import (
@@ -36,7 +37,7 @@ from ..layout import (
     TRIAL_LOG,
 )
 from .leash import LEASH_VARIABLE, leash
-from .machines import MARK
+from .machines import MARK, MARK_PATTERN
 from .nni_server import SHUTDOWN_SECONDS, stop_marked, trial_environment
 from .restarts import end_earlier, start_trial
 from .sweep import Sweep
@@ -78,18 +79,25 @@ def _probe(request: Mapping[str, Any]) -> dict[str, Any]:
     """Tell what the machine has, and whether it sees the experiment's folder."""
     from importlib.metadata import version
 
-    work = Path(request["work"]).expanduser().absolute()
-    check_writable(work, error=ConfigError, remedy="give another workFolder")
+    work = _work(request)
+    check_writable(work.parent, error=ConfigError, remedy="give another workFolder")
     shared = False
     with contextlib.suppress(*DAMAGE, OSError):
         shared = json_of(Path(request["out"]) / FLEET_FILE)["experiment"] == request["mark"]
     return {
         "version": version("proxyless-strategy") if _is_installed() else None,
         "python": sys.executable,
-        "work": str(work / request["mark"]),
+        "work": str(work),
         "shared": shared,
         "gpus": _gpus(),
     }
+
+
+def _work(request: Mapping[str, Any]) -> Path:
+    """Return the experiment's folder in the machine's `workFolder`."""
+    if not re.fullmatch(MARK_PATTERN, mark := str(request["mark"])):
+        raise ConfigError(f"{shown(mark)} is the mark of no experiment")
+    return Path(request["work"]).expanduser().absolute() / mark
 
 
 def _is_installed() -> bool:
@@ -237,10 +245,10 @@ def _send(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _forget(request: Mapping[str, Any]) -> dict[str, Any]:
     """Remove a trial's folder, or all that the experiment has here."""
-    place = Path(request["work"])
-    if place.name != request["mark"]:
-        raise ConfigError(f"{place} is no folder of this experiment")
-    shutil.rmtree(place / "runs" / request["trial"] if request.get("trial") else place, ignore_errors=True)
+    work, trial = _work(request), request.get("trial")
+    if trial is not None and Path(trial).name != trial:
+        raise ConfigError(f"{shown(trial)} is the name of no trial")
+    shutil.rmtree(work / "runs" / trial if trial else work, ignore_errors=True)
     return {}
 
 

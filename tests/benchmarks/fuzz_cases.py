@@ -23,6 +23,7 @@ LONGEST = 700
 """Characters of an error's message: one that says what is known instead lists a recipe's 40 keys, or a table's nearest
 operators."""
 ROOT = Path(__file__).parents[2]
+RUN = ROOT / "tests" / "data" / "run_bc6f2f8"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,26 @@ class Target:
     @property
     def expected(self) -> tuple[str, ...]:
         return (Path(self.file).name,) if self.names is None else self.names
+
+
+def copying(source: Path, name: str) -> Callable[[Path], Any]:
+    """Prepare a folder that holds one file, or the files of one folder."""
+
+    def prepare(folder: Path) -> None:
+        if source.is_dir():
+            shutil.copytree(source, folder / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, folder / name)
+
+    return prepare
+
+
+def contents(*paths: Path) -> Callable[[Path], list[bytes]]:
+    return lambda folder: [path.read_bytes() for path in paths]
+
+
+def nothing(folder: Path) -> None:
+    """Prepare nothing: the reader takes texts."""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,13 @@ from proxyless_strategy.data.drawn import draw_cifar10
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.data.unreadable import as_begun
 from proxyless_strategy.export.folder import export_folder, load_exported, read_choice, read_export
+from proxyless_strategy.layout import FLEET_FILE
 from proxyless_strategy.owner import _read as read_starts
 from proxyless_strategy.report.page import write_page
 from proxyless_strategy.report.pictures import draw_searches
 from proxyless_strategy.retraining.recipe import RECIPES, load_recipe
 from proxyless_strategy.runs.finished import read_losses, read_run, read_runs, read_searched, read_warnings
+from proxyless_strategy.runs.fleet import read_errand
 from proxyless_strategy.runs.result import write_search
 from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sensitivity import FORMAT as SENSITIVITY
@@ -257,6 +259,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
         saved("search.ckpt", {"state_dict": {}}),
         lambda p: read_checkpoint(p, what="a search", check=lambda state: "it is of another search"),
     ),
+    "machines.json": (written(FLEET_FILE, {}), read_errand),
     "experiment.json": (written("experiment.json", {}), lambda p: read_record(p.parent)),
     "parameters.json": (written("abc/parameters.json", {}), told(lambda p: read_trials(p.parents[1], "x"))),
     "result.json": (written("abc/result.json", {}), trial_of),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tarfile
@@ -19,9 +20,11 @@ import pytest
 import yaml
 
 from hardware.errors import ConfigError
-from proxyless_strategy.runs.fleet import _packed
+from proxyless_strategy.layout import FLEET_FILE
+from proxyless_strategy.runs.fleet import _packed, clear_earlier, read_errand
 from proxyless_strategy.runs.machines import Machine, environment
 from proxyless_strategy.runs.sweep import read_sweep
+from proxyless_strategy.runs.there import _forget
 
 from .test_experiment import Sandbox, export  # noqa: F401  # a fixture
 
@@ -216,6 +219,78 @@ def test_the_shipped_sweep_is_read(hosts: Hosts) -> None:
     assert "trialGpuNumber" not in local.config
     assert local.side_by_side == 4
     assert local.content() == sweep.content()
+
+
+MARK = "ab" * 16
+
+
+def _planted(hosts: Hosts, **place: Any) -> None:
+    """Leave in the experiment's folder what another experiment might have, or a stranger."""
+    hosts.out.mkdir(parents=True, exist_ok=True)
+    machine = {"host": "alpha", "workFolder": "/somewhere", "pythonPath": "/a/trap"}
+    place = {"machine": machine, "work": "/somewhere/else", "shared": False, "slots": [None], **place}
+    values = {"experiment": MARK, "command": "true", "preset": None, "retries": 0, "places": [place]}
+    (hosts.out / FLEET_FILE).write_text(json.dumps(values))
+
+
+def test_what_an_earlier_experiment_left_is_removed_where_the_sweep_says_and_nowhere_else(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Machine, Any]] = []
+    monkeypatch.setattr("proxyless_strategy.runs.fleet.ask", lambda machine, request: asked.append((machine, request)))
+    sweep = read_sweep(hosts.config)
+    _planted(hosts)
+    clear_earlier(sweep, "0" * 32)
+    assert asked == [(sweep.machines[0], {"do": "forget", "work": "~/proxyless", "mark": MARK})]
+    clear_earlier(sweep, MARK)  # this one's own is gone on with
+    _planted(hosts, machine={"host": "a-strangers"})
+    clear_earlier(sweep, "0" * 32)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "gone"),
+    [
+        ({"work": "~/proxyless", "mark": MARK}, {MARK}),
+        ({"work": "~/proxyless", "mark": MARK, "trial": "first"}, {f"{MARK}/runs/first"}),
+        ({"work": "~/proxyless", "mark": MARK, "trial": "../../../thesis"}, None),
+        ({"work": "~", "mark": "thesis"}, None),
+        ({"work": "~/proxyless", "mark": "."}, None),
+        ({"work": "~/proxyless", "mark": f"{MARK}/../../thesis"}, None),
+    ],
+)
+def test_a_machine_forgets_an_experiment_and_nothing_else(
+    request_: dict[str, str], gone: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept = [f"{MARK}/runs/first", f"{MARK}/runs/second", "cd" * 16]
+    for folder in (*(f"proxyless/{name}" for name in kept), "thesis"):
+        (tmp_path / folder).mkdir(parents=True)
+    if gone is None:
+        with pytest.raises(ConfigError, match=r"(experiment|trial)$"):
+            _forget(request_)
+    else:
+        assert _forget(request_) == {}
+    left = {name for name in kept if (tmp_path / "proxyless" / name).exists()}
+    assert left == {name for name in kept if not any(name.startswith(each) for each in gone or ())}
+    assert (tmp_path / "thesis").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"slots": []}, "places.0.slots = []"),
+        ({"slots": [[-1]]}, "places.0.slots.0"),
+        ({"shared": "yes"}, "places.0.shared = 'yes'"),
+        ({"work": 3}, "places.0.work = 3"),
+        ({"machine": {"host": "-oProxyCommand=x"}}, "places.0.machine.host = '-oProxyCommand=x'"),
+    ],
+)
+def test_a_damaged_list_of_an_experiments_machines_is_refused(hosts: Hosts, changes: Any, expected: str) -> None:
+    _planted(hosts, **changes)
+    with pytest.raises(ConfigError, match=re.escape(expected)) as raised:
+        read_errand(hosts.out / FLEET_FILE)
+    assert "repeat the command with --resume" in str(raised.value)
 
 
 # ---- whole experiments ---------------------------------------------------------------------------------------------
