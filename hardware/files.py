@@ -9,10 +9,11 @@ import contextlib
 import os
 import re
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import ProxylessError, WriteError
@@ -160,3 +161,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Unpack what another machine has sent into a folder, and nothing outside of it.
+
+    Raises:
+        tarfile.TarError: The archive is damaged, or a member of it belongs elsewhere.
+    """
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    for member in archive:  # Python before 3.10.12 and 3.11.4, of which Debian 12's is one
+        path = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+            raise tarfile.ExtractError(f"{member.name!r} is no file or folder within")
+        member.mode &= 0o755
+        archive.extract(member, folder)

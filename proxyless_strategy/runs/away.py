@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hardware.errors import ExperimentError, ProxylessError
-from hardware.files import write_atomically, writing
+from hardware.files import unpack, write_atomically, writing
 from hardware.reading import DAMAGE, cut, json_of
 
 from ..layout import MACHINE_FILE, MACHINES_LOG, PARAMETERS_FILE, RESULT, ROW_FILE, SENT_FOLDER
@@ -316,7 +316,7 @@ def _bring_home(errand: Errand, place: Place, trial: Trial, folder: Path) -> Non
                 if not answered:
                     raise ExperimentError(unanswered(place.machine, process.wait(), errors.read()))
                 with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                    archive.extractall(way, filter="data")
+                    unpack(archive, way)
             except (tarfile.TarError, EOFError) as error:
                 raise ExperimentError(
                     f"the folder of trial {trial.name} did not come whole from {place.machine.title} ({error})"

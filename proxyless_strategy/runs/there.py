@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.errors import ConfigError, ProxylessError
-from hardware.files import check_writable, writing
+from hardware.files import check_writable, unpack, writing
 from hardware.reading import DAMAGE, json_of, parse_json, shown
 from search_spaces.nni_import import silence_false_alarms
 
@@ -127,7 +127,7 @@ def _receive(request: Mapping[str, Any]) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)
         fresh.mkdir(parents=True)
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
-            archive.extractall(fresh, filter="data")
+            unpack(archive, fresh)
         os.replace(fresh, code)
     return {}
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
 import sys
+import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from hardware.files import current_umask, remove_unfinished, replacing, write_atomically
+from hardware.files import current_umask, remove_unfinished, replacing, unpack, write_atomically
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("a µ\n", "a µ\n".encode()), (b"\x00\xff", b"\x00\xff")])
@@ -73,3 +76,55 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(kept) + 1 + 3
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept | {".folder.unfinished"}
+
+
+def _archive(*members: tuple[str, bytes]) -> tarfile.TarFile:
+    """Return an archive, read as a stream, of files with a content or of members of a type."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if content in (tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+                member.type, member.linkname = content, "/etc"
+                archive.addfile(member)
+            else:
+                member.size, member.mode = len(content), 0o4777
+                archive.addfile(member, io.BytesIO(content))
+    packed.seek(0)
+    return tarfile.open(fileobj=packed, mode="r|")
+
+
+@pytest.fixture(params=[True, False], ids=["this Python", "Python 3.11.2"])
+def unpacker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+
+@pytest.mark.usefixtures("unpacker")
+def test_an_archive_is_unpacked_without_what_its_modes_would_grant(tmp_path: Path) -> None:
+    unpack(_archive(("a/b", b"x"), ("c", b"y")), tmp_path)
+    assert (tmp_path / "a" / "b").read_bytes() == b"x"
+    assert (tmp_path / "c").read_bytes() == b"y"
+    assert not stat.S_IMODE((tmp_path / "c").stat().st_mode) & 0o7022
+
+
+@pytest.mark.usefixtures("unpacker")
+@pytest.mark.parametrize(
+    "member",
+    [("../out", b"x"), ("a/../../out", b"x"), ("link", tarfile.SYMTYPE), ("tty", tarfile.CHRTYPE)],
+    ids=lambda member: str(member[0]),
+)
+def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, member: tuple[str, bytes]) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(tarfile.TarError):
+        unpack(_archive(member), tmp_path / "in")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.usefixtures("unpacker")
+def test_an_archives_absolute_path_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with suppress(tarfile.TarError):  # Pythons that filter take the slash away
+        unpack(_archive((f"{tmp_path}/out", b"x")), tmp_path / "in")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
