@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import BackendError
+from ..onnx_runtime import session_options
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
 from ..operators.quantised import is_quantised, quantised_chain
@@ -120,11 +121,9 @@ class OnnxRuntimeBackend(SharedBackend):
         return self._runtime.OrtValue.ortvalue_from_numpy(array, *where)
 
     def _session(self, source: str | bytes, threads: int) -> Any:
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options = session_options(threads)
         options.inter_op_num_threads = threads
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
         # threads that wait for the next call by spinning would take the cores from whatever is measured next
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -222,6 +222,8 @@ def onnxruntime_session(threads, place="cpu"):
     options.log_severity_level = 3
     # threads that wait by spinning would take the cores from the graph that is measured next
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # or x86 CPUs without VNNI cut off sums of int8, and are timed while they do
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if provider != CPU:
         # or operators that the provider lacks are run by the CPU, and timed as the provider's
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import BackendError, ExportError, ProxylessError
 from ..files import write_atomically
-from ..onnx_runtime import import_onnxruntime
+from ..onnx_runtime import import_onnxruntime, session_options
 from ..op_spec import OpSpec, executed
 from ..reading import ARRAY_BYTES, Kind, read_bytes
 from .onnx_graph import INPUT, OUTPUT, chain_model
@@ -105,9 +105,7 @@ def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarr
                 weight_type=QuantType.QInt8,
             )
             # before it appears: a kind of operator may have no int8 kernel in this version
-            options = import_onnxruntime().SessionOptions()
-            options.log_severity_level = 3
-            import_onnxruntime().InferenceSession(str(made), options, providers=["CPUExecutionProvider"])
+            import_onnxruntime().InferenceSession(str(made), session_options(), providers=["CPUExecutionProvider"])
         except ProxylessError:
             # the images' own
             raise

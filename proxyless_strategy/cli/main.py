@@ -130,6 +130,8 @@ def export(
     if dtype not in ("float32", "int8"):
         raise ConfigError(f"--dtype {cut(dtype)} is no number format of an export; give float32 or int8")
     if dtype == "int8":
+        from hardware.onnx_runtime import WHERE_DEPLOYED
+
         from ..runs.quantised import export_quantised
 
         made = export_quantised(folder, onnx, batch=batch)
@@ -137,7 +139,7 @@ def export(
         exact = "" if made.float_accuracy is None else f", in float32 {100 * made.float_accuracy:.2f} %"
         typer.echo(
             f"{made.path}: int8, calibrated on {made.calibration_images} architecture images; "
-            f"{100 * made.accuracy:.2f} % of {made.test_images} test images right{exact}"
+            f"{100 * made.accuracy:.2f} % of {made.test_images} test images right{exact}; {WHERE_DEPLOYED}"
         )
         return dataclasses.asdict(made) | {"onnx": made.path}
     from ..export.onnx import export_onnx

@@ -52,9 +52,13 @@ def echo_result(row: Mapping[str, Any], commands: Sequence[str]) -> None:
         typer.echo(f"warning: {sentence}")
     typer.echo(f"ONNX file: {short_path(Path(row['onnx']))}")
     if row.get("int8_onnx") is not None:
+        from hardware.onnx_runtime import WHERE_DEPLOYED
+
         judged = row["int8_accuracy"]
         said = "" if judged is None else f", {judged:.2%} of the test images right"
-        typer.echo(f"in int8: {short_path(Path(row['int8_onnx']))}{said}; the measured ms are its own")
+        typer.echo(
+            f"in int8: {short_path(Path(row['int8_onnx']))}{said}; the measured ms are its own; {WHERE_DEPLOYED}"
+        )
     typer.echo("next:")
     for command in commands:
         typer.echo(f"  {command}")

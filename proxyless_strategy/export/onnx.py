@@ -16,7 +16,7 @@ from torch import nn
 
 from hardware.errors import ExportError
 from hardware.files import write_atomically
-from hardware.onnx_runtime import import_onnxruntime
+from hardware.onnx_runtime import import_onnxruntime, session_options
 
 from .folder import load_exported
 from .summary import image_shape, input_size
@@ -75,10 +75,7 @@ def export_onnx(
             expected = evaluated(images)
         content = _onnx_bytes(evaluated, images, opset=opset)
     onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, session_options(1), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     difference = float((torch.from_numpy(found) - expected).abs().max())
     tolerance *= max(1.0, float(expected.abs().max()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -28,6 +28,7 @@ from ..layout import (
     TRIAL_LOG,
 )
 from ..runs.finished import RECORD, FinishedRun, read_runs, unfinished
+from ..runs.rows import moves
 from . import charts
 from .architecture import architecture
 from .next_steps import next_steps
@@ -156,6 +157,12 @@ def _warnings(search: FinishedRun) -> tuple[str, ...]:
     return search.warnings or tuple(str(sentence) for sentence in search.row.get("warnings") or ())
 
 
+def _where(row: Mapping[str, Any]) -> str:
+    """Say on which machine a search ended and which it had lost before; empty where it was this one alone."""
+    sentences = [f"ended on {row['machine']}"] if row.get("machine") else []
+    return "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in (*sentences, *moves(row)))
+
+
 def _cells(search: FinishedRun, front: bool) -> dict[str, str]:
     """Return what a row of the table of results shows, as HTML; empty where it is not known."""
     row = search.row
@@ -210,6 +217,7 @@ def _search(number: int, search: FinishedRun, start: Path | None, *, alone: bool
         f'<h2 id="{key}-title"><span class="badge">{number}</span>{escape(search.name)}</h2>',
         "" if alone else warnings(_warnings(search)),
         f'<p class="note">{escape(str(search.folder))}</p>',
+        _where(search.row),
     ]
     if start is not None:
         parts.append(_links(search.folder, _FILES, start))

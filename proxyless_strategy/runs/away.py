@@ -363,7 +363,11 @@ def _row(trial: Trial, folder: Path, status: int, place: Place, way: _Way) -> di
             note_failure(folder, ExperimentError(reason), refused=refused)
         print(f"on {place.machine.title}: {reason}", file=sys.stderr, flush=True)
         raise SystemExit(2 if refused else 1)
-    row = {**ended.row, "machine": place.machine.title, **({"lost": way.lost} if way.lost else {})}
+    where = {"machine": place.machine.title, **({"lost": way.lost} if way.lost else {})}
+    with contextlib.suppress(*DAMAGE, OSError):  # what reports are made of; a trial of the user's own may leave none
+        shown = {**json_of(folder / ROW_FILE), **where}
+        write_atomically(folder / ROW_FILE, json.dumps(shown, indent=2) + "\n", error=ExperimentError)
+    row = {**ended.row, **where}
     write_atomically(folder / RESULT, json.dumps(row, indent=2) + "\n", error=ExperimentError)
     return row
 

@@ -24,11 +24,11 @@ from hardware.files import check_writable, write_atomically, writing
 
 from ..layout import SUMMARY
 from .engines import Engine
-from .fleet import Fleet, clear_earlier, moved
+from .fleet import Fleet, clear_earlier
 from .nni_engine import NniEngine
 from .nni_server import deaf, marked_processes, stop_marked, termination_as_exit
 from .restarts import again_of, new_name, trial_title
-from .rows import results_table, short_path
+from .rows import moves, results_table, say, short_path
 from .sweep import Sweep, read_sweep
 from .trials import (
     Record,
@@ -93,8 +93,9 @@ def run_experiment(
             with deaf():
                 trials, rows = _gathered(sweep, record, console)
         console.print(results_table(rows))
-        for sentence in moved(rows):
-            console.print(sentence, markup=False)
+        for row in rows:
+            for sentence in moves(row):
+                say(console)(f"trial {row['trial']}: {sentence}")
         if fleet is not None and record.complete:
             fleet.clear()
         _refuse_failures(sweep, trials)

@@ -32,6 +32,7 @@ from ..config import SearchConfig, parse_config
 from ..layout import CONFIG_FILE, HUB_FILE, MODEL, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
 from .film import Film, read_film
 from .network import Network, read_network
+from .rows import check_figures
 
 if TYPE_CHECKING:
     from hardware.model import CostModel
@@ -396,7 +397,7 @@ def _read_as_far_as_it_is(place: Path) -> FinishedRun:
 
 def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> FinishedRun:
     with _of_search(place / ROW_FILE):
-        _check_row(row)
+        check_figures(row)
     with _of_search(place / CONFIG_FILE):
         _check_settings(settings)
     with _of_search(place / SEARCH_FILE):
@@ -473,10 +474,3 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for section in ("space", "data", "hardware"):
         expect(settings[section], dict, section)
         expect(settings[section].get("name"), str, f"{section}.name", none=section == "hardware")
-
-
-def _check_row(row: dict[str, Any]) -> None:
-    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms", "energy_mj")
-    for key in (*costs, "accuracy", "params", "macs"):
-        expect(row.get(key), float, key, none=True)
-    expect(row.get("seconds"), float, "seconds", none=True)

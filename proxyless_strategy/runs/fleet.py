@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, NonNegativeInt, StrictBool, ValidationError
 from rich.console import Console
@@ -248,16 +247,6 @@ def clear_earlier(sweep: Sweep, mark: str) -> None:
 
 def _forget(machine: Machine, mark: str) -> None:
     ask(machine, {"do": "forget", "work": machine.workFolder, "mark": mark})
-
-
-def moved(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Say which trials have lost a machine, and where they went on."""
-    for row in rows:
-        for lost in row.get("lost", []):
-            yield (
-                f"trial {row['trial']}: {lost['machine']} was lost ({lost['reason']}); it went on on "
-                f"{lost['then']} from {lost['from']}"
-            )
 
 
 def _packed(sweep: Sweep) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hardware.errors import BackendError, DataError, ExportError
-from hardware.onnx_runtime import import_onnxruntime
+from hardware.onnx_runtime import import_onnxruntime, session_options
 from hardware.operators.quantised import quantise_file
 from hardware.reading import Kind, expect, is_there, read_json, reading
 
@@ -193,10 +193,7 @@ def quantised(
 
 def onnx_accuracy(path: Path, data: ImageData, *, batch: int) -> tuple[float, int]:
     """Return the share of the test images that an ONNX file classifies correctly, 0..1, and their number."""
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     right = count = 0
     for images, labels in batches_of(data, "test", batch, whole=False):

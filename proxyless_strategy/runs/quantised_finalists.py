@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from hardware.errors import BackendError, ConfigError
-from hardware.onnx_runtime import import_onnxruntime
+from hardware.onnx_runtime import import_onnxruntime, session_options
 from hardware.operators.quantised import quantise_file
 from search_spaces import SpaceDeclaration, Subnet
 
@@ -105,11 +105,8 @@ def onnx_loss(path: Path, data: ImageData, *, batch: int, seed: int) -> float:
         batch: That batch.
         seed: Seed of their order.
     """
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options = session_options(torch.get_num_threads())
+    session = import_onnxruntime().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name, losses = session.get_inputs()[0].name, []
     with isolated_seed(seed):
         for images, labels in islice(batches_of(data, "architecture", batch), BATCHES):

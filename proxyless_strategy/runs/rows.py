@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from hardware.reading import expect
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -53,3 +55,25 @@ def short_path(path: Path) -> str:
 def say(console: Console) -> Callable[[str], None]:
     """Return what prints a sentence on the console as it is, whatever stands in it."""
     return lambda sentence: console.print(sentence, markup=False)
+
+
+def check_figures(row: Mapping[str, Any]) -> None:
+    """Refuse a row whose figures are none, or that says in another form where its trial was.
+
+    Raises:
+        Unreadable: A value is of another type.
+        KeyError: A lost machine lacks one.
+    """
+    costs = ("target_cost", "subnet_cost", "original_cost", "target_ms", "table_ms", "latency_ms", "energy_mj")
+    for key in (*costs, "accuracy", "params", "macs", "seconds"):
+        expect(row.get(key), float, key, none=True)
+    expect(row.get("machine"), str, "machine", none=True)
+    for lost in expect(row.get("lost", []), list, "lost"):
+        for key in ("machine", "reason", "then", "from"):
+            expect(expect(lost, dict, "lost")[key], str, f"lost.{key}")
+
+
+def moves(row: Mapping[str, Any]) -> Iterator[str]:
+    """Say which machines a row's trial has lost, and where it went on."""
+    for lost in row.get("lost") or ():
+        yield f"{lost['machine']} was lost ({lost['reason']}); it went on on {lost['then']} from {lost['from']}"

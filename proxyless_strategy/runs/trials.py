@@ -15,9 +15,10 @@ import psutil
 
 from hardware.errors import ConfigError, ExperimentError
 from hardware.files import write_atomically, writing
-from hardware.reading import DAMAGE, Kind, Unreadable, is_there, json_of, read_json, reading, why
+from hardware.reading import DAMAGE, Kind, Unreadable, expect, is_there, json_of, read_json, reading, why
 
 from ..layout import EXPERIMENT_FILE, FAILURE_FILE, PARAMETERS_FILE, RESULT
+from .rows import check_figures
 from .sweep import Sweep
 
 
@@ -118,6 +119,9 @@ def _check_row(row: Any, name: str) -> None:
         raise ValueError(f"it lacks {', '.join(missing)}")
     if row.get("trial") != name:
         raise ValueError(f"it is of trial {row.get('trial')}")
+    for key in ("rule", "cost", "unit", "folder"):
+        expect(row[key], str, key)
+    check_figures(row)
 
 
 @dataclass

@@ -7,12 +7,14 @@ taken and fails there is no better than one that fails at once.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from proxyless_strategy.config import key_values, load_config
 from proxyless_strategy.layout import FLEET_FILE
@@ -24,6 +26,7 @@ from proxyless_strategy.runs.finished import read_run, read_runs, read_searched
 from proxyless_strategy.runs.fleet import read_errand
 from proxyless_strategy.runs.machines import Machine
 from proxyless_strategy.runs.network import network_record
+from proxyless_strategy.runs.rows import moves, results_table
 from proxyless_strategy.runs.same_run import check_same_run
 from proxyless_strategy.runs.sensitivity import FORMAT, read_sensitivity
 from proxyless_strategy.runs.sweep import read_sweep
@@ -186,13 +189,17 @@ def _fleet(folder: Path) -> None:
 
 
 def _end(folder: Path) -> None:
-    read_end(folder, Trial("abc", {}, 0, 0))
+    row = read_end(folder, Trial("abc", {}, 0, 0)).row
+    if row is not None:
+        Console(file=io.StringIO()).print(results_table([row]))
+        list(moves(row))
 
 
 def _result_files(folder: Path) -> None:
     _trial_files(folder)
+    lost = {"machine": "a", "reason": "gone", "then": "b", "from": "the start"}
     row = json.loads((RUN / "gradient" / "result.json").read_text(encoding="utf-8"))
-    (folder / "abc" / "result.json").write_text(json.dumps({**row, "trial": "abc"}))
+    (folder / "abc" / "result.json").write_text(json.dumps({**row, "trial": "abc", "machine": "b", "lost": [lost]}))
 
 
 def _starts_files(folder: Path) -> None:

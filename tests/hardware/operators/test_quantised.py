@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from hardware.backends import get_backend
 from hardware.backends.onnxruntime import CPU, CUDA, OnnxRuntimeBackend
 from hardware.errors import BackendError, DataError, ExportError
 from hardware.measuring.nets import measure_model_file
 from hardware.measuring.sampling import Plan
+from hardware.onnx_runtime import session_options
 from hardware.op_spec import OpSpec
 from hardware.operators import onnx_graph
 from hardware.operators.quantised import is_quantised, quantise_file, quantised_chain
@@ -262,3 +264,34 @@ def test_what_is_no_fault_of_the_network_is_not_said_to_be(tmp_path, monkeypatch
     with pytest.raises(BackendError, match=r"model.onnx cannot be quantised: .*; deploy it as float32"):
         quantise_file(EXPORTED, tmp_path / "out.onnx", images)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_sums_of_int8_are_exact_on_any_cpu(tmp_path):
+    """255 * 127 twice is more than 16 bits hold, in which x86 CPUs without VNNI would add them."""
+    width = 64
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+            helper.make_node("DequantizeLinear", ["w", "one", "zero8"], ["v"]),
+            helper.make_node("Conv", ["d", "v"], ["y"], kernel_shape=[1, 1]),
+            helper.make_node("QuantizeLinear", ["y", "scale", "zero"], ["r"]),
+            helper.make_node("DequantizeLinear", ["r", "scale", "zero"], ["out"]),
+        ],
+        "sums",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, width, 4, 4])],
+        [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, width, 4, 4])],
+        [
+            numpy_helper.from_array(np.float32(1), "one"),
+            numpy_helper.from_array(np.float32(width * 255), "scale"),
+            numpy_helper.from_array(np.uint8(0), "zero"),
+            numpy_helper.from_array(np.int8(0), "zero8"),
+            numpy_helper.from_array(np.full((width, width, 1, 1), 127, np.int8), "w"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"x": np.full((1, width, 4, 4), 255, np.float32)})
+    assert found.max() == found.min() == 127 * width * 255

@@ -325,6 +325,30 @@ def test_a_subnet_over_its_target_is_marked_by_the_table_and_as_measured(tmp_pat
     assert '<span class="missed">2.200, 10 % over target</span>' in text
 
 
+def test_a_search_of_several_machines_says_which(tmp_path):
+    lost = {"machine": "alpha", "reason": "Timeout, server <alpha>", "then": "beta", "from": "its last checkpoint"}
+    leave(tmp_path / "a", row=result(machine="beta", lost=[lost]))
+    leave(tmp_path / "b", row=result())
+    text = page_of(tmp_path).text
+    assert text.count("ended on ") == text.count("ended on beta") == 1
+    assert "alpha was lost (Timeout, server <alpha>); it went on on beta from its last checkpoint" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"machine": 3}, "its machine is 3, not a text"),
+        ({"lost": {}}, "its lost is .*, not a list"),
+        ({"lost": ["alpha"]}, "its lost is 'alpha', not a mapping"),
+        ({"lost": [{"machine": "alpha"}]}, "lacks 'reason'"),
+    ],
+)
+def test_damaged_words_of_machines_are_one_sentence(tmp_path, row, words):
+    leave(tmp_path / "a", row=result(**row))
+    with pytest.raises(ConfigError, match=words):
+        page_of(tmp_path)
+
+
 def test_warnings_stand_before_all_else(tmp_path):
     for name, where in (("new", "record"), ("old", "row")):
         row = result(warnings=["too <few> steps"]) if where == "row" else result()
