@@ -77,7 +77,11 @@ class OnnxRuntimeBackend(SharedBackend):
         path = model_file(path)
         if self.dtype == INT8 and not is_quantised(path):
             raise BackendError(f"{path} is not quantised, but int8 is to be measured; quantise it, or measure float32")
-        return self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
+        runnable = self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
+        # a file of ONNX Runtime's own format does not tell
+        if self.dtype != INT8 and path.suffix == ".onnx" and is_quantised(path):
+            raise BackendError(f"{path} is quantised, but {self.dtype} is to be measured; measure int8 (dtype: int8)")
+        return runnable
 
     def device(self) -> str:
         return cpu_name() if self._provider == CPU else f"{self.place} beside {cpu_name()}"

@@ -224,6 +224,11 @@ def test_int8_is_of_the_cpu_and_of_quantised_files(tmp_path, monkeypatch):
             measure_model_file(path, backend=backend, plan=PLAN)
         path.write_bytes(quantised_chain(small_ops()).SerializeToString())
         assert measure_model_file(path, backend=backend, plan=PLAN).ms > 0
+        with (
+            get_backend("onnxruntime") as exact,
+            pytest.raises(BackendError, match=r"net.onnx is quantised, but float32 is to be measured"),
+        ):
+            measure_model_file(path, backend=exact, plan=PLAN)
         path.write_bytes(b"nonsense")
         with pytest.raises(BackendError, match="is no ONNX file"):
             measure_model_file(path, backend=backend, plan=PLAN)
