@@ -7,11 +7,12 @@ on a few whole nets that are measured in the same rounds as the operators.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..errors import TableError
+from ..errors import ProxylessError, TableError
 from ..op_spec import OpSpec, executed
 from ..operators import primitives
 from ..tables.records import Calibration, LatencyEntry, Reference
@@ -19,19 +20,49 @@ from ..tables.table import LatencyTable
 from . import statistics
 from .nets import REFERENCES
 
+RESOLUTION = 0.02
+"""Of the empty graph's time: the least that an operator is taken to add to it."""
+
 
 def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count: int) -> LatencyEntry:
-    """Make the entry of an operator measured alone, net of the session's overhead.
+    """Make the entry of an operator measured alone, net of the session's overhead, see `above_overhead`."""
+    entry = above_overhead(key, ms, overhead_ms, spread=spread, unit="ms", error=TableError)
+    return LatencyEntry(round(entry, 7), round(spread, 4), count)
+
+
+def above_overhead(
+    key: str, figure: float, overhead: float, *, spread: float, unit: str, error: type[ProxylessError]
+) -> float:
+    """Return what an operator takes beside the empty graph.
+
+    One that cannot be told from it, as a few thousand multiply-accumulates cannot on a busy machine, takes the least
+    that can be (`RESOLUTION` of the empty graph's), and standard error says so.
+
+    Args:
+        key: The operator's.
+        figure: What was measured.
+        overhead: The same of the empty graph.
+        spread: Of the samples, relative.
+        unit: Of both.
+        error: Type of the error.
 
     Raises:
-        TableError: The operator took less than the empty graph.
+        ProxylessError: The operator took less than the empty graph by more than the samples' spread explains.
     """
-    if ms < overhead_ms:
-        raise TableError(
-            f"operator {key} took {ms:.6f} ms, less than the empty graph's {overhead_ms:.6f} ms; "
+    least = RESOLUTION * overhead
+    if figure < overhead * (1 - min(0.5, max(0.1, spread))):
+        raise error(
+            f"operator {key} took {figure:.6f} {unit}, less than the empty graph's {overhead:.6f} {unit}; "
             "measure on a quieter machine or with more rounds"
         )
-    return LatencyEntry(round(ms - overhead_ms, 7), round(spread, 4), count)
+    if figure - overhead < least:
+        print(
+            f"operator {key} took {figure:.6f} {unit} and the empty graph {overhead:.6f} {unit}, which cannot be told "
+            f"apart: its entry is {least:.6f} {unit}; measure on a quieter machine for a better one",
+            file=sys.stderr,
+            flush=True,
+        )
+    return max(figure - overhead, least)
 
 
 def in_context(table: LatencyTable, nets: Sequence[Sequence[OpSpec]], measured_ms: Sequence[float]) -> LatencyTable:

@@ -25,6 +25,7 @@ from ..op_spec import OpSpec
 from ..processor import SILENCE, share_of_others
 from ..tables.energy import EnergyEntry, EnergyHeader, EnergyTable
 from . import statistics
+from .calibration import above_overhead
 from .energy_meters import EnergyMeter, meter_of
 from .locks import measuring_lock, table_lock
 from .nets import open_backend, prepare_all
@@ -113,8 +114,8 @@ def build_energy_table(
     `build_table`.
 
     Raises:
-        EnergyError: The energy cannot be read, other work keeps the machine busy, or an operator took less than the
-            empty graph.
+        EnergyError: The energy cannot be read, other work keeps the machine busy, or an operator took far
+            less than the empty graph.
         TableError: The nets are too few or have operators beside `ops`, or another process is building `out`.
         BackendError: The backend is unknown, not installed, or has no such device, number format or option.
     """
@@ -196,12 +197,8 @@ def _joules_of(backend: Backend, runnable: Runnable, meter: EnergyMeter) -> Call
 
 def _entry(key: str, figure: Measurement, overhead_mj: float) -> EnergyEntry:
     # of a measurement of energies, all figures are in mJ
-    if figure.ms <= overhead_mj:
-        raise EnergyError(
-            f"operator {key} took {figure.ms:.6f} mJ, no more than the empty graph's {overhead_mj:.6f} mJ; measure on "
-            "a quieter machine"
-        )
-    return EnergyEntry(figure.ms - overhead_mj, round(figure.spread, 4), len(figure.samples))
+    mj = above_overhead(key, figure.ms, overhead_mj, spread=figure.spread, unit="mJ", error=EnergyError)
+    return EnergyEntry(mj, round(figure.spread, 4), len(figure.samples))
 
 
 def _calibrated(table: EnergyTable, nets: Sequence[Sequence[OpSpec]], measured_mj: Sequence[float]) -> EnergyTable:

@@ -8,6 +8,7 @@ import pytest
 
 from hardware.errors import TableError
 from hardware.measuring import calibration as calibrating
+from hardware.measuring.calibration import entry_alone
 from hardware.measuring.sampling import Plan
 from hardware.measuring.table import build_table
 from hardware.op_spec import IDENTITY, OpSpec
@@ -70,6 +71,19 @@ def test_an_operator_cheaper_than_nothing_is_refused(fake_backend, tiny_ops):
 
     with pytest.raises(TableError, match=r"operator conv-in:3x32x32.* less than the empty graph's"):
         build_table(tiny_ops, backend=Odd(), input_size=32, plan=PLAN, progress=False)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.95, True), (1.0, True), (1.01, True), (1.02, False), (1.5, False)])
+def test_an_operator_within_the_noise_of_nothing_has_a_least_time_and_is_named(share, told, capsys):
+    entry = entry_alone("conv-tiny", share * 0.005, 0.005, spread=0.03, count=9)
+    assert entry.ms == pytest.approx(max(0.0001, (share - 1) * 0.005))
+    assert ("conv-tiny took" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("share", "spread"), [(0.89, 0.0), (0.7, 0.2), (0.49, 3.0)])
+def test_an_operator_far_below_nothing_is_refused(share, spread):
+    with pytest.raises(TableError, match="less than the empty graph's"):
+        entry_alone("conv-tiny", share * 0.005, 0.005, spread=spread, count=9)
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(fake_backend, tiny_ops, tmp_path):
