@@ -14,8 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 NAMES = ("proxyless0", "proxyless1")
 DEVICES = ("pxveth0", "pxveth1")
+LOCK = "/run/proxyless-namespaces.lock"
+"""Where only root writes; the names are the same in every checkout."""
 HOSTS_FILES = Path("/etc/netns")
 ADDRESSES = ("10.211.77.1", "10.211.77.2")
 
@@ -81,12 +85,13 @@ def link(state: str) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[None]:
-    """Have both hosts inside the context."""
-    up()
-    try:
-        yield
-    finally:
-        down()
+    """Have both hosts inside the context; another run of these tests waits for them."""
+    with FileLock(LOCK):
+        up()
+        try:
+            yield
+        finally:
+            down()
 
 
 if __name__ == "__main__":
