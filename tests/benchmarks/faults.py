@@ -53,7 +53,8 @@ GOOD = ("refused", "resumed", "survived")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STATUSES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 EARLY_STATUSES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130, -2, 1}}
-"""In its first second, before the command itself has started, Python's own ending will do: nothing is lost."""
+"""In its first second, before the command itself has started, and in its last moments, once all is written, the ending
+of Python itself will do: nothing is lost."""
 EARLY_SECONDS = 1.0
 AGAIN = 0.3
 """How often a search that was killed is killed once more."""
@@ -118,7 +119,9 @@ def kill_search(place: Place, wanted: Path, *, number: int, seed: int, begins: S
         ended, phase = process.wait(), PHASES[place.phase][0]
         if hit is not None and ended.status != 0:
             found.hits.append((signal_number.name, phase))
-            found.broken = _wrong_ending(ended, process, signal_number, early=hit < EARLY_SECONDS)
+            found.broken = _wrong_ending(
+                ended, process, signal_number, early=hit < EARLY_SECONDS or place.phase == OVER
+            )
             signal_number = draw.choice(SIGNALS)
             aim = draw.choice([one for one in worth if one >= place.phase] or worth[-1:])
         elif ended.status != 0:
