@@ -21,7 +21,7 @@ from . import statistics
 from .nets import REFERENCES
 
 RESOLUTION = 0.02
-"""Of the empty graph's time: the least that an operator is taken to add to it."""
+"""Of the empty graph's time or energy: the least that an operator is taken to add to it."""
 
 
 def entry_alone(key: str, ms: float, overhead_ms: float, *, spread: float, count: int) -> LatencyEntry:

@@ -13,7 +13,7 @@ from hardware.backends.base import runs_within
 from hardware.errors import BackendError, EnergyError, TableError
 from hardware.measuring import energy, energy_meters
 from hardware.measuring.energy_meters import Nvml, Rapl, meter_of
-from hardware.measuring.sampling import Plan
+from hardware.measuring.sampling import Measurement, Plan
 from hardware.model import EnergyModel
 from hardware.processor import SILENCE
 from hardware.tables.energy import EnergyTable
@@ -239,3 +239,11 @@ def test_no_table_is_taken_for_one_of_the_other_kind(powercap, tiny_ops, tmp_pat
 def test_a_model_file_needs_a_backend_that_runs_it(powercap, tiny_ops, tmp_path):
     with pytest.raises(BackendError, match="cannot run a model file"):
         energy.energy_of(tiny_ops[:1], backend=Spender(), file=tmp_path / "net.onnx")
+
+
+def test_an_operator_within_the_noise_of_nothing_has_a_least_energy_and_is_named(capsys):
+    entry = energy._entry("conv-tiny", Measurement.of([0.95] * 9, quantile=0.1), 1.0)
+    assert entry.mj == pytest.approx(0.02)
+    assert "conv-tiny took 0.950000 mJ and the empty graph 1.000000 mJ" in capsys.readouterr().err
+    with pytest.raises(EnergyError, match=r"less than the empty graph's 1\.000000 mJ"):
+        energy._entry("conv-tiny", Measurement.of([0.5] * 9, quantile=0.1), 1.0)
