@@ -28,7 +28,9 @@ def import_onnxruntime() -> Any:
 EXACT_INT8 = ("session.x64quantprecision", "1")
 """Adds products of int8 exactly. By default ONNX Runtime adds two in 16 bits on x86 CPUs that have no VNNI, where large
 ones are cut off: an accuracy measured there is another than anywhere else."""
-WHERE_DEPLOYED = f"on x86 CPUs without VNNI set {EXACT_INT8[0]} to {EXACT_INT8[1]} in its session, as it is here"
+WHERE_DEPLOYED = (
+    f"with ONNX Runtime on x86 CPUs without VNNI set {EXACT_INT8[0]} to {EXACT_INT8[1]} in its session, as it is here"
+)
 
 
 def session_options(threads: int | None = None) -> Any:

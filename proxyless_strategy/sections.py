@@ -118,7 +118,7 @@ class HardwareConfig(Section):
     def _something_to_choose(self) -> HardwareConfig:
         if self.device == "other" and not self.uses_table:
             # an int8 file can be made without the device that it is for
-            without = ("float32", "int8") if self.backend == "onnxruntime" else ("float32",)
+            without = ("float32", "int8") if self.backend in ("onnxruntime", "openvino") else ("float32",)
             given = {"options": self.options, "dtype": None if self.dtype in without else self.dtype}
             for name, value in given.items():
                 if value:

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..errors import BackendError
 from ..onnx_runtime import import_onnxruntime
 from ..op_spec import OpSpec
@@ -195,6 +197,14 @@ def model_file(path: str | Path) -> Path:
     if not path.is_file():
         raise BackendError(f"there is no model file at {path}; export one first")
     return path
+
+
+def random_image(shape: Sequence[int], *, uint8: bool) -> np.ndarray:
+    """Draw numbers for an input: floats, or for an operator of a quantised net its uint8."""
+    generator = np.random.default_rng(0)
+    if uint8:
+        return generator.integers(0, 256, shape, dtype=np.uint8)
+    return generator.standard_normal(shape, dtype=np.float32)
 
 
 def described(options: Mapping[str, Any]) -> str:

@@ -13,11 +13,10 @@ from ..errors import BackendError
 from ..onnx_runtime import session_options
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
-from ..operators.quantised import is_quantised, quantised_chain
+from ..operators.quantised import INT8, check_dtype, quantised_chain
 from ..tables.records import FLOAT32
-from .base import Runnable, SharedBackend, cpu_name, model_file, required
+from .base import Runnable, SharedBackend, cpu_name, model_file, random_image, required
 
-INT8 = "int8"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
@@ -75,12 +74,12 @@ class OnnxRuntimeBackend(SharedBackend):
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
         path = model_file(path)
-        if self.dtype == INT8 and not is_quantised(path):
-            raise BackendError(f"{path} is not quantised, but int8 is to be measured; quantise it, or measure float32")
+        if self.dtype == INT8:
+            check_dtype(path, self.dtype)
         runnable = self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
         # a file of ONNX Runtime's own format does not tell
-        if self.dtype != INT8 and path.suffix == ".onnx" and is_quantised(path):
-            raise BackendError(f"{path} is quantised, but {self.dtype} is to be measured; measure int8 (dtype: int8)")
+        if path.suffix == ".onnx":
+            check_dtype(path, self.dtype)
         return runnable
 
     def device(self) -> str:
@@ -104,7 +103,7 @@ class OnnxRuntimeBackend(SharedBackend):
         )
         if not fits or not all(isinstance(side, int) for side in shape):
             raise BackendError(f"the model takes {declared}, not {shape}; give its batch and input_shape")
-        array = _image(inputs[0].type, shape)
+        array = random_image(shape, uint8=inputs[0].type == "tensor(uint8)")
         # inputs and outputs are bound once; `run` would copy both in every call
         binding = session.io_binding()
         feed = self._value(array)
@@ -141,11 +140,3 @@ class OnnxRuntimeBackend(SharedBackend):
         if session.get_providers()[0] != self._provider:
             raise BackendError(f"ONNX Runtime could not start {self._provider}, see its log; use the device 'cpu'")
         return session
-
-
-def _image(kind: str, shape: Sequence[int]) -> np.ndarray:
-    """Draw numbers for an input: floats, or for an operator of a quantised net its uint8."""
-    generator = np.random.default_rng(0)
-    if kind == "tensor(uint8)":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
-    return generator.standard_normal(shape, dtype=np.float32)

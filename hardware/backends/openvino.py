@@ -7,23 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ..errors import BackendError
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
+from ..operators.quantised import INT8, check_dtype, quantised_chain
 from ..reading import cut, shown
-from .base import Runnable, SharedBackend, cpu_name, model_file, required
+from .base import Runnable, SharedBackend, cpu_name, model_file, random_image, required
 
 CPU = "CPU"
-_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", INT8: "f32"}
+"""Of the precision of all that is not quantised."""
+_BYTES = ("i8", "u8")
+_HEAVY = ("convolution", "fullyconnected", "fully_connected")
 
 
 class OpenVINOBackend(SharedBackend):
     """Models compiled for one synchronous inference at a time.
 
     The precision is always set, and looked at in what was compiled: left alone, OpenVINO takes bfloat16 for float32 on
-    CPUs that are fast at it, and there also for float16, which is refused here.
+    CPUs that are fast at it, and there also for float16, which is refused here. In int8 the graphs are quantised as
+    those of ONNX Runtime's backend are, and all convolutions of what was compiled must be in int8.
 
     Devices are OpenVINO's own (`CPU`, `GPU`, `GPU.1`, `NPU`, ...), in any case. On the CPU proper and one thread, the
     calling thread does the work and its CPU time is the clock. OpenVINO reports its use only when it converts a model,
@@ -55,14 +58,24 @@ class OpenVINOBackend(SharedBackend):
         threads: int = 1,
         input_shape: tuple[int, ...] | None = None,
     ) -> Runnable:
-        model = chain_model(chain, batch=batch, input_shape=input_shape)
+        if self.dtype == INT8:
+            model = quantised_chain(chain, batch=batch, input_shape=input_shape, standard=True)
+        else:
+            model = chain_model(chain, batch=batch, input_shape=input_shape)
         return self._runnable(model.SerializeToString(), batch=batch, threads=threads, input_shape=None)
 
     def prepare_model_file(
         self, path: str | Path, *, batch: int = 1, threads: int = 1, input_shape: tuple[int, ...] | None = None
     ) -> Runnable:
         path = model_file(path)
-        return self._runnable(path, batch=batch, threads=threads, input_shape=input_shape)
+        # a file of OpenVINO's own format does not tell
+        tells = path.suffix == ".onnx"
+        if tells and self.dtype == INT8:
+            check_dtype(path, self.dtype)
+        runnable = self._runnable(path, batch=batch, threads=threads, input_shape=input_shape)
+        if tells:
+            check_dtype(path, self.dtype)
+        return runnable
 
     def device(self) -> str:
         if self.place == CPU.lower():
@@ -77,7 +90,8 @@ class OpenVINOBackend(SharedBackend):
     ) -> Runnable:
         compiled = self._compiled(source, batch=batch, threads=threads, input_shape=input_shape)
         request = compiled.create_infer_request()
-        array = np.random.default_rng(0).standard_normal(tuple(compiled.input(0).shape), dtype=np.float32)
+        entry = compiled.input(0)
+        array = random_image(tuple(entry.shape), uint8=entry.get_element_type().get_type_name() == "u8")
         # bound once, as a tensor of this memory: a call would copy the image
         image = self._runtime.Tensor(array, shared_memory=True)
         request.set_input_tensor(image)
@@ -118,7 +132,23 @@ class OpenVINOBackend(SharedBackend):
             raise BackendError(
                 f"OpenVINO computes {self.dtype} as {taken} on {self.device()}; choose another dtype than {self.dtype}"
             )
+        if self.dtype == INT8:
+            self._check_int8(compiled, what)
         return compiled
+
+    def _check_int8(self, compiled: Any, what: str) -> None:
+        """Refuse what was compiled where a convolution of it computes in floats, as where a device has no int8."""
+        precisions = []
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            said = node.get_rt_info()
+            if str(said["layerType"].astype(str)).lower() in _HEAVY:
+                precisions.append(str(said["runtimePrecision"].astype(str)))
+        floats = [precision for precision in precisions if precision not in _BYTES]
+        if floats:
+            raise BackendError(
+                f"OpenVINO computes {len(floats)} of {len(precisions)} convolutions of {what} as {floats[0]} on "
+                f"{self.device()}, not in int8; measure float32"
+            )
 
 
 def _short(error: Exception) -> str:

@@ -31,6 +31,7 @@ MODEL = Kind(
     limit=ARRAY_BYTES,
     missing="there is no model file at {path}; export one first",
 )
+INT8 = "int8"
 _RANGE = (np.float32(-6.0), np.float32(6.0))
 _OWN_OPERATORS = "com.microsoft"
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
@@ -43,12 +44,13 @@ def quantised_chain(
     input_shape: Shape | None = None,
     seed: int = 0,
     constant: bool = False,
+    standard: bool = False,
 ) -> Any:
     """Write a chain as a quantised ONNX model.
 
     A whole net takes and gives floats, as it is deployed. One operator alone takes and gives uint8 feature maps, and
-    in the layout of ONNX Runtime's int8 kernels: within a net nothing converts or transposes between two operators,
-    which would cost an operator alone more than its convolutions. A chain of no operator stays as it is.
+    for ONNX Runtime in the layout of its int8 kernels: within a net nothing converts or transposes between two
+    operators, which would cost an operator alone more than its convolutions. A chain of no operator stays as it is.
 
     Args:
         chain: Operators in execution order.
@@ -56,6 +58,8 @@ def quantised_chain(
         input_shape: `(C, H, W)`; needed for an empty chain only.
         seed: Seed of the random weights.
         constant: As in `chain_model`: a file of a few kB, in which each weight tensor is one number.
+        standard: Operators of the ONNX standard alone and `N x C x H x W` maps, for another runtime than ONNX Runtime:
+            OpenVINO computes a convolution behind a transposed uint8 map in floats.
     """
     model = chain_model(chain, batch=batch, input_shape=input_shape, seed=seed)
     chain = executed(chain)
@@ -63,22 +67,25 @@ def quantised_chain(
         return model
     model = _quantised(model, alone=len(chain) == 1)
     if len(chain) == 1:
-        _take_bytes(model)
+        _take_bytes(model, channels_last=not standard)
         if len(chain[0].output_shape) == 3:
-            _give_bytes(model, like=chain[0].output_shape)
-            _pool_as_in_a_net(model)
+            _give_bytes(model, like=chain[0].output_shape, channels_last=not standard)
+            if not standard:
+                _pool_as_in_a_net(model)
     if constant:
         _spread_weights(model)
     return model
 
 
-def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarray]) -> Path:
+def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarray], *, narrow: bool = False) -> Path:
     """Write a quantised copy of an exported ONNX file, calibrated on images.
 
     Args:
         source: The file, in float32, of one input.
         out: The file to write.
         images: `1 x C x H x W` or batches, float32, as the net takes them; some hundred are enough.
+        narrow: Weights in 7 bits, so that no sum of two products exceeds 16 bits: for a runtime that adds them there
+            on x86 CPUs without VNNI, where it would cut large ones off.
 
     Returns:
         The written file.
@@ -103,6 +110,7 @@ def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarr
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=narrow,
             )
             # before it appears: a kind of operator may have no int8 kernel in this version
             import_onnxruntime().InferenceSession(str(made), session_options(), providers=["CPUExecutionProvider"])
@@ -115,6 +123,19 @@ def quantise_file(source: str | Path, out: str | Path, images: Iterable[np.ndarr
             ) from error
         write_atomically(out, read_bytes(made, MODEL), error=ExportError, remedy="choose another place")
     return out
+
+
+def check_dtype(path: str | Path, dtype: str) -> None:
+    """Refuse an ONNX file that is not in the number format that is to be measured.
+
+    Raises:
+        BackendError: It is no ONNX file, or is quantised where int8 is not meant, or is not where it is.
+    """
+    if is_quantised(path) == (dtype == INT8):
+        return
+    if dtype == INT8:
+        raise BackendError(f"{path} is not quantised, but int8 is to be measured; quantise it, or measure float32")
+    raise BackendError(f"{path} is quantised, but {dtype} is to be measured; measure int8 (dtype: int8)")
 
 
 def is_quantised(path: str | Path) -> bool:
@@ -196,8 +217,8 @@ def _quantised(model: Any, *, alone: bool) -> Any:
     return quantizer.model.model
 
 
-def _take_bytes(model: Any) -> None:
-    """Have a graph take the uint8 map, height before width before channels, that its first node would make."""
+def _take_bytes(model: Any, *, channels_last: bool) -> None:
+    """Have a graph take the uint8 map that its first node would make."""
     from onnx import TensorProto, helper
 
     graph = model.graph
@@ -205,25 +226,45 @@ def _take_bytes(model: Any) -> None:
     first = next((node for node in graph.node if node.op_type == "QuantizeLinear" and INPUT in node.input), None)
     if first is None or sum(INPUT in node.input for node in graph.node) != 1:
         return
-    batch, channels, height, width = (side.dim_value for side in graph.input[0].type.tensor_type.shape.dim)
+    shape = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim]
     graph.node.remove(first)
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [batch, height, width, channels]))
-    graph.node.insert(0, helper.make_node("Transpose", [INPUT], [first.output[0]], perm=_TO_CHANNELS_FIRST))
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, _ordered(shape, channels_last)))
+    if channels_last:
+        graph.node.insert(0, helper.make_node("Transpose", [INPUT], [first.output[0]], perm=_TO_CHANNELS_FIRST))
+    else:
+        _rename(graph, first.output[0], INPUT)
 
 
-def _give_bytes(model: Any, *, like: Shape) -> None:
+def _ordered(shape: Sequence[int], channels_last: bool) -> list[int]:
+    """Return a map's sides in the order in which it lies in memory.
+
+    >>> _ordered([1, 3, 8, 9], channels_last=True)
+    [1, 8, 9, 3]
+    """
+    return [shape[side] for side in _TO_CHANNELS_LAST] if channels_last else list(shape)
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Call a tensor by another name wherever a node takes or gives it."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = new if name == old else name
+
+
+def _give_bytes(model: Any, *, like: Shape, channels_last: bool) -> None:
     """Have a graph give its output as `_take_bytes` takes it, quantised by its last node or else after it.
 
     Args:
         model: The graph.
         like: The output's `(C, H, W)`.
+        channels_last: Whether its channels lie behind its height and width.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
     batch = graph.output[0].type.tensor_type.shape.dim[0].dim_value
-    channels, height, width = like
     last = next(node for node in graph.node if OUTPUT in node.output)
     if last.op_type == "DequantizeLinear":
         graph.node.remove(last)
@@ -231,16 +272,18 @@ def _give_bytes(model: Any, *, like: Shape) -> None:
     else:
         # what has no int8 kernel ends in floats, which the next operator's convolution has quantised
         exact, given = f"{OUTPUT}.float", f"{OUTPUT}.uint8"
-        for names in (node.output if end else node.input for node in graph.node for end in (False, True)):
-            for place, name in enumerate(names):
-                names[place] = exact if name == OUTPUT else name
+        _rename(graph, OUTPUT, exact)
         scale = numpy_helper.from_array(np.array((_RANGE[1] - _RANGE[0]) / 255, np.float32), f"{OUTPUT}.scale")
         zero = numpy_helper.from_array(np.array(128, np.uint8), f"{OUTPUT}.zero")
         graph.initializer.extend([scale, zero])
         graph.node.append(helper.make_node("QuantizeLinear", [exact, scale.name, zero.name], [given]))
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, [batch, height, width, channels]))
-    graph.node.append(helper.make_node("Transpose", [given], [OUTPUT], perm=_TO_CHANNELS_LAST))
+    shape = _ordered([batch, *like], channels_last)
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.UINT8, shape))
+    if channels_last:
+        graph.node.append(helper.make_node("Transpose", [given], [OUTPUT], perm=_TO_CHANNELS_LAST))
+    else:
+        _rename(graph, given, OUTPUT)
 
 
 def _pool_as_in_a_net(model: Any) -> None:

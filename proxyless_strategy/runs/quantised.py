@@ -14,7 +14,7 @@ import numpy as np
 
 from hardware.errors import BackendError, DataError, ExportError
 from hardware.onnx_runtime import import_onnxruntime, session_options
-from hardware.operators.quantised import quantise_file
+from hardware.operators.quantised import INT8, quantise_file
 from hardware.reading import Kind, expect, is_there, read_json, reading
 
 from ..data.feeding import fed
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from ..config import SearchConfig
 
-INT8 = {"name": "onnxruntime", "dtype": "int8"}
-"""What measures int8 ONNX files, as `get_backend` is called."""
+RUNTIMES = {"onnxruntime": False, "openvino": True}
+"""What runs int8 ONNX files, and whether their weights are narrow (`quantise_file`): ONNX Runtime can be told to add
+products exactly on any CPU, OpenVINO cannot."""
 _METRICS = Kind("the export's metrics", "put them back, or search again", ExportError)
 CALIBRATION_IMAGES = 512
 """Most architecture images that the ranges of the activations are taken from."""
@@ -76,10 +77,10 @@ def export_quantised(folder: Path, out: Path, *, batch: int = 1) -> QuantisedExp
             "or export it as float32"
         )
     found = read_run(folder.absolute().parent)
-    data = images_of(found)
+    data, narrow = images_of(found), RUNTIMES.get(found.config.hardware.backend, False)
     with tempfile.TemporaryDirectory() as place:
         exact = export_onnx(folder, Path(place) / ONNX_FILE, batch=batch).path
-        return quantised(exact, out, data, batch=batch, float_accuracy=_accuracy_of(folder))
+        return quantised(exact, out, data, batch=batch, narrow=narrow, float_accuracy=_accuracy_of(folder))
 
 
 def _accuracy_of(folder: Path) -> float | None:
@@ -96,13 +97,18 @@ def _accuracy_of(folder: Path) -> float | None:
 def is_for_int8(config: SearchConfig, table: LatencyTable | None) -> bool:
     """Return whether what a search finds is to run as an int8 ONNX file, on this machine or on the table's."""
     chosen = (config.hardware if table is None else table.header).chosen
-    return all(chosen[name] == value for name, value in INT8.items())
+    return chosen["dtype"] == INT8 and chosen["name"] in RUNTIMES
+
+
+def narrow_weights(config: SearchConfig, table: LatencyTable | None) -> bool:
+    """Return whether the int8 file of a search has weights that its runtime needs narrow."""
+    return RUNTIMES[(config.hardware if table is None else table.header).chosen["name"]]
 
 
 def without_int8_file(config: SearchConfig, table: LatencyTable | None) -> str | None:
     """Return what is to be said of a search for int8 on a runtime for which no int8 file is made; None for others."""
     chosen = (config.hardware if table is None else table.header).chosen
-    if chosen["dtype"] != INT8["dtype"] or is_for_int8(config, table):
+    if chosen["dtype"] != INT8 or is_for_int8(config, table):
         return None
     return (
         f"latencies are of int8, but no int8 file is made for {chosen['name']}: the export and its accuracy are in "
@@ -126,7 +132,13 @@ def check_int8(config: SearchConfig, data: ImageData) -> None:
 
 
 def int8_beside(
-    config: SearchConfig, exact: Path, out: Path, data: ImageData, *, accuracy: float | None
+    config: SearchConfig,
+    exact: Path,
+    out: Path,
+    data: ImageData,
+    *,
+    accuracy: float | None,
+    table: LatencyTable | None = None,
 ) -> QuantisedExport | None:
     """Write the int8 form of a network that was searched for int8; say on stderr where that cannot be.
 
@@ -136,6 +148,7 @@ def int8_beside(
         out: The file to write.
         data: The search's images.
         accuracy: The network's in float32; None where it is not trained, so that int8's is not read either.
+        table: The search's table; None: the config says what runs the file.
 
     Returns:
         What was made; None where the file cannot be quantised, or takes images of another size than the data's.
@@ -146,9 +159,9 @@ def int8_beside(
             "pixels; its latency is measured by its operators"
         )
     else:
-        batch, judged = config.hardware.batch, accuracy is not None
+        batch, judged, narrow = config.hardware.batch, accuracy is not None, narrow_weights(config, table)
         try:
-            return quantised(exact, out, data, batch=batch, float_accuracy=accuracy, judged=judged)
+            return quantised(exact, out, data, batch=batch, narrow=narrow, float_accuracy=accuracy, judged=judged)
         except BackendError as error:
             why = str(error)
     print(f"no int8 form of {exact}: {why}", file=sys.stderr, flush=True)
@@ -168,6 +181,7 @@ def quantised(
     data: ImageData,
     *,
     batch: int,
+    narrow: bool,
     float_accuracy: float | None = None,
     judged: bool = True,
 ) -> QuantisedExport:
@@ -178,6 +192,7 @@ def quantised(
         out: The file to write.
         data: The images.
         batch: That batch.
+        narrow: See `quantise_file`.
         float_accuracy: What is known of the network in float32.
         judged: Whether to read the test part at all: not for a network that is not trained.
     """
@@ -186,7 +201,7 @@ def quantised(
         raise DataError(f"the architecture part has {there} images, fewer than the batch of {batch}; lower the batch")
     calibration = max(1, min(CALIBRATION_IMAGES, there) // batch)
     drawn = islice(batches_of(data, "architecture", batch), calibration)
-    path = quantise_file(exact, out, (images for images, _ in drawn))
+    path = quantise_file(exact, out, (images for images, _ in drawn), narrow=narrow)
     accuracy, count = onnx_accuracy(path, data, batch=batch) if judged else (None, 0)
     return QuantisedExport(path, accuracy, float_accuracy, calibration * batch, count)
 

@@ -27,7 +27,7 @@ from ..export.onnx import export_onnx
 from ..layout import INT8_FILE, ONNX_FILE
 from ..seeds import isolated_seed, mix_seed
 from ..strategy.finalists import BATCHES, Judge
-from .quantised import CALIBRATION_IMAGES, batches_of, is_for_int8
+from .quantised import CALIBRATION_IMAGES, batches_of, is_for_int8, narrow_weights
 
 if TYPE_CHECKING:
     from hardware.tables.table import LatencyTable
@@ -52,7 +52,7 @@ def check_finalists(config: SearchConfig, table: LatencyTable | None) -> None:
         chosen = (config.hardware if table is None else table.header).chosen
         raise ConfigError(
             f"{named}, but the search is for {chosen['name']} in {chosen['dtype'] or 'float32'}, for which no "
-            "quantised networks are made; search for onnxruntime in int8, or set it to float32"
+            "quantised networks are made; search for onnxruntime or openvino in int8, or set it to float32"
         )
     if config.latency_input_size != config.input_size:
         raise ConfigError(
@@ -66,14 +66,22 @@ def check_finalists(config: SearchConfig, table: LatencyTable | None) -> None:
         raise ConfigError(f"{named}, but there are no finalists to compare, as {why}; set it to float32")
 
 
-def quantised_judge(config: SearchConfig, space: SpaceDeclaration, data: ImageData) -> Judge:
+def quantised_judge(
+    config: SearchConfig, space: SpaceDeclaration, data: ImageData, table: LatencyTable | None = None
+) -> Judge:
     """Return what gives the loss of a finalist as an int8 file, on the same architecture images for all of them.
 
     Its ranges come from architecture images too, as those of the exported file do; test images are not touched. One
     that cannot be quantised is said on stderr, and its loss is no number, so that it ranks last.
+
+    Args:
+        config: The search.
+        space: Its space.
+        data: Its images.
+        table: Its table; None: the config says what will run the file.
     """
     count = len(data.architecture)  # type: ignore[arg-type]
-    batch = min(config.search.batch_size, count)
+    batch, narrow = min(config.search.batch_size, count), narrow_weights(config, table)
 
     def judge(sample: Mapping[str, Any], network: nn.Module) -> float:
         choices = {label: str(choice) for label, choice in sample.items()}
@@ -87,7 +95,7 @@ def quantised_judge(config: SearchConfig, space: SpaceDeclaration, data: ImageDa
             exact = export_onnx(model, Path(place) / ONNX_FILE, input_shape=size, batch=batch).path
             ranges = islice(batches_of(data, "architecture", batch), max(1, CALIBRATION_IMAGES // batch))
             try:
-                made = quantise_file(exact, Path(place) / INT8_FILE, (images for images, _ in ranges))
+                made = quantise_file(exact, Path(place) / INT8_FILE, (images for images, _ in ranges), narrow=narrow)
             except BackendError as error:
                 print(f"a finalist ranks last: {error}", file=sys.stderr, flush=True)
                 return float("nan")

@@ -207,7 +207,8 @@ def _finished(
     (config.out / INT8_FILE).unlink(missing_ok=True)
     int8 = None
     if is_for_int8(config, prepared.latency_table):
-        int8 = int8_beside(config, onnx, config.out / INT8_FILE, data, accuracy=accuracy)
+        table = prepared.latency_table
+        int8 = int8_beside(config, onnx, config.out / INT8_FILE, data, accuracy=accuracy, table=table)
     deployed = onnx if int8 is None else int8.path
     (measured,), device = measure_deployed(prepared, [subnet], [deployed], int8=int8 is not None)
     energy_mj = None if prepared.energy is None else measured_energy(prepared, subnet, onnx)
@@ -309,7 +310,9 @@ def search_supernet(
         warmup_paths=settings.warmup_paths,
         weight_paths=settings.weight_paths,
         finalists=settings.finalists,
-        judge=None if settings.finalists_dtype == "float32" else quantised_judge(config, prepared.space, data),
+        judge=None
+        if settings.finalists_dtype == "float32"
+        else quantised_judge(config, prepared.space, data, prepared.latency_table),
         learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
         **({} if start is None else start.options()),

@@ -271,7 +271,8 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
     original_int8 = None
     if found.row.get("int8_onnx") is not None:
         path = config.out / f"{ORIGINAL}-int8.onnx"
-        original_int8 = int8_beside(config, files[0], path, data, accuracy=figures[0]["accuracy"])
+        table, accuracy = prepared.latency_table, figures[0]["accuracy"]
+        original_int8 = int8_beside(config, files[0], path, data, accuracy=accuracy, table=table)
     int8: tuple[dict[str, Any], ...] = ({}, {})
     deployed = files
     if original_int8 is not None:

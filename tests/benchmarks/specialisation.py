@@ -58,6 +58,7 @@ HERE: dict[str, dict[str, str]] = {
     "onnxruntime-int8": {"name": "onnxruntime", "dtype": "int8"},
     "openvino": {"name": "openvino"},
     "litert": {"name": "litert"},
+    "litert-int8": {"name": "litert", "dtype": "int8"},
 }
 """What measures on this machine, where its package is installed: how `get_backend` is called."""
 PUBLISHED = {

@@ -187,6 +187,30 @@ def test_a_mean_over_whole_maps_alone_is_a_pooling(opset, axes, keepdims, pooled
     assert near == pytest.approx(expected, abs=0.1)
 
 
+def test_narrow_weights_are_added_exactly_by_any_session(tmp_path):
+    """7 bits: 2 x 255 x 64 is below 2^15, so that no CPU cuts a sum of two products off."""
+    images = np.random.default_rng(0).standard_normal((8, *input_of(EXPORTED)), dtype=np.float32)
+    wide, narrow = (
+        quantise_file(EXPORTED, tmp_path / f"{narrow}.onnx", images, narrow=narrow) for narrow in (False, True)
+    )
+    largest = [
+        max(
+            int(np.abs(onnx.numpy_helper.to_array(array).astype(int)).max())
+            for array in onnx.load(str(path)).graph.initializer
+            if array.data_type == onnx.TensorProto.INT8 and len(array.dims) > 1
+        )
+        for path in (wide, narrow)
+    ]
+    assert largest[0] == 127
+    assert largest[1] <= 64
+    options = [session_options(1), onnxruntime.SessionOptions()]
+    sessions = [onnxruntime.InferenceSession(str(narrow), each) for each in options]
+    name = sessions[0].get_inputs()[0].name
+    for image in images:
+        exact, default = (session.run(None, {name: image})[0] for session in sessions)
+        np.testing.assert_array_equal(exact, default)
+
+
 def test_the_graph_is_valid_and_weights_are_int8_per_channel():
     model = quantised_chain([mbconv(16)])
     onnx.checker.check_model(model, full_check=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -55,7 +58,7 @@ def test_the_quantised_file_is_calibrated_judged_and_run_in_int8(data, tmp_path,
     read = []
     loader = type(data).loader
     monkeypatch.setattr(type(data), "loader", lambda self, part, **k: read.append(part) or loader(self, part, **k))
-    made = quantised(EXACT, tmp_path / "new" / "int8.onnx", data, batch=1, float_accuracy=0.5)
+    made = quantised(EXACT, tmp_path / "new" / "int8.onnx", data, batch=1, narrow=False, float_accuracy=0.5)
     assert read == ["architecture", "test"]
     assert is_quantised(made.path)
     assert made.calibration_images == min(512, len(data.architecture))
@@ -78,8 +81,6 @@ def test_a_last_batch_that_is_not_full_counts_its_own_images_alone(data, monkeyp
             return [type("Input", (), {"name": "image"})]
 
         def run(self, outputs, feed):
-            import numpy as np
-
             assert len(feed["image"]) == 7
             return [np.eye(10, dtype=np.float32)[[0] * 7]]
 
@@ -91,7 +92,7 @@ def test_a_last_batch_that_is_not_full_counts_its_own_images_alone(data, monkeyp
 
 def test_too_large_a_batch_and_a_folder_of_no_search_are_refused(data, tmp_path, capsys):
     with pytest.raises(DataError, match=r"architecture part has \d+ images, fewer than the batch of 100000"):
-        quantised(EXACT, tmp_path / "int8.onnx", data, batch=100_000)
+        quantised(EXACT, tmp_path / "int8.onnx", data, batch=100_000, narrow=False)
     shutil.copytree(RUN / "model", tmp_path / "model")
     with pytest.raises(ExportError, match=r"model lies in no folder of a search.*give RUN/model of a search"):
         export_quantised(tmp_path / "model", tmp_path / "int8.onnx")
@@ -131,7 +132,8 @@ def settings(out="runs/x", **values):
 def test_int8_is_what_the_table_or_else_the_config_says():
     assert is_for_int8(settings(), None)
     assert not is_for_int8(settings(hardware={"dtype": "float32"}), None)
-    assert not is_for_int8(settings(hardware={"backend": "openvino"}), None)
+    assert is_for_int8(settings(hardware={"backend": "openvino"}), None)
+    assert not is_for_int8(settings(hardware={"backend": "openvino", "dtype": "float32"}), None)
     assert without_int8_file(settings(), None) is None
     assert without_int8_file(settings(hardware={"dtype": "float32"}), None) is None
     table = open_table("pixel1")
@@ -139,6 +141,8 @@ def test_int8_is_what_the_table_or_else_the_config_says():
     for changes, expected in (
         ({}, False),
         ({"backend": "onnxruntime", "dtype": "int8"}, True),
+        ({"backend": "openvino", "dtype": "int8"}, True),
+        ({"backend": "openvino", "dtype": "float32"}, False),
         ({"backend": "litert", "dtype": "int8"}, False),
     ):
         header = dataclasses.replace(table.header, **changes)
@@ -184,18 +188,28 @@ def test_too_few_images_to_calibrate_on_are_refused_before_the_search(data):
 
 
 @pytest.mark.slow
-def test_a_search_for_int8_ends_with_an_int8_file_whose_latency_it_measures(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_search_for_int8_ends_with_an_int8_file_whose_latency_it_measures(backend, tmp_path, monkeypatch):
+    if find_spec(backend) is None:
+        pytest.skip(f"the extra {backend!r} is not installed")
     timed = []
     monkeypatch.setattr(
         deployed, "measure_model_files", lambda files, **k: timed.extend(files) or measure_model_files(files, **k)
     )
     config = settings(
-        tmp_path / "run", search={"epochs": 2, "warmup_epochs": 0, "finalists": 1, "threads": 1}, retrain={"epochs": 1}
+        tmp_path / "run",
+        hardware={"backend": backend},
+        search={"epochs": 2, "warmup_epochs": 0, "finalists": 1, "threads": 1},
+        retrain={"epochs": 1},
     )
     result = run_search(config)
     assert is_quantised(result.int8_onnx)
     assert not is_quantised(result.onnx)
     assert timed == [result.int8_onnx]
+    # OpenVINO cannot be told to add exactly: its file's weights have 7 bits
+    arrays = (onnx.numpy_helper.to_array(array) for array in onnx.load(str(result.int8_onnx)).graph.initializer)
+    largest = max(int(np.abs(array.astype(int)).max()) for array in arrays if array.dtype == np.int8 and array.ndim > 1)
+    assert (largest <= 64) is (backend == "openvino")
     assert result.latency_ms > 0
     assert result.int8_accuracy == onnx_accuracy(result.int8_onnx, images_of(read_run(config.out)), batch=1)[0]
     row = read_run(config.out).row

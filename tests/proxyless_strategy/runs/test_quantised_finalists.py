@@ -107,7 +107,7 @@ def test_a_finalist_is_judged_by_its_quantised_file_on_architecture_images_alone
     monkeypatch.setattr(
         finalists_module,
         "quantise_file",
-        lambda *a: made.append((a[0].read_bytes(), quantise(*a).read_bytes())) or a[1],
+        lambda *a, **k: made.append((a[0].read_bytes(), quantise(*a, **k).read_bytes())) or a[1],
     )
     model = timm.create_model(f"local-dir:{RUN / 'model'}", pretrained=True)
     # of the supernet's network it would rename the weights
@@ -128,7 +128,7 @@ def test_a_finalist_is_judged_by_its_quantised_file_on_architecture_images_alone
 
 
 def test_one_that_cannot_be_quantised_ranks_last_and_is_said(data, monkeypatch, capsys):
-    def fails(*_):
+    def fails(*_, **__):
         raise BackendError("x.onnx cannot be quantised: no kernel; deploy it as float32")
 
     monkeypatch.setattr(finalists_module, "quantise_file", fails)
