@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import time
@@ -42,13 +43,22 @@ def run_jobs(
     if not jobs:
         return
     start = time.monotonic()
+    told = functools.partial(_told, run)
     # Spawned, not forked: a forked process inherits torch's thread pools without their threads, and waits for them.
     with multiprocessing.get_context("spawn").Pool(processes, initializer=prepare) as pool:
         # One by one (`chunksize` is 1): jobs differ in length, and each result is to be kept as soon as it is there.
-        results = (pool.imap if in_order else pool.imap_unordered)(run, jobs)
+        results = (pool.imap if in_order else pool.imap_unordered)(told, jobs)
         for done, result in enumerate(results, start=1):
             left = (time.monotonic() - start) / done * (len(jobs) - done)
             yield result, f"{done} of {len(jobs)}, {left / 60:.1f} minutes left"
+
+
+def _told(run: Callable[[Job], Result], job: Job) -> Result:
+    """Run a job; one that means to end its process is an error: a pool loses such a job, and waits for it for ever."""
+    try:
+        return run(job)
+    except SystemExit as error:
+        raise RuntimeError(f"{job} ended its process: {error}") from error
 
 
 def origin(command: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ share of the original's latency:
 All networks of a seed are timed in one interleaved run. The test images are read once for each network. Results are
 kept as they come: started again, it goes on. `--quick` is one seed and one share. The last line is JSON: `{original:
 {accuracy, ms}, rows: [{share, accuracy, ms, params}], lower_resolution, random: {mean, ci}, most_macs, uniform,
-sensitivity, torch_pruning, fresh, minutes}`; accuracies in 0..1, `ci` 95 % of the mean by Student's t.
+sensitivity, torch_pruning, fresh, minutes}`; accuracies in 0..1, `ci` 95 % of the mean by Student's t. A way that leads
+to no network as fast as a share has no accuracy, and says so as `missing`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ FRESH_RATE = 0.05
 """Learning rate of a training from random weights: the default of a search and of a retraining."""
 SMALLEST, STEP = 32, 4
 """Of image sides that are tried for a lower resolution."""
+
+
+class Unreachable(Exception):
+    """A way leads to no network as fast as asked for."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,10 @@ def carry_out(job: Job) -> Job:
     if not job.result.exists():
         began = time.monotonic()
         ready = _ready(job)
-        found = WAYS[job.name](job, ready)
+        try:
+            found = WAYS[job.name](job, ready)
+        except Unreachable as error:
+            found = {"missing": str(error)}
         row = {**found, "minutes": round((time.monotonic() - began) / 60, 2)}
         write_atomically(job.result, json.dumps(row, indent=1))
     return job
@@ -223,7 +231,7 @@ def _uniform(job: Job, ready: Ready) -> dict[str, Any]:
     cost = ready.prepared.cost
     feasible = [each for each in choices if cost.cost(each) <= _target(ready)]
     if not feasible:
-        raise SystemExit(f"no subnet whose blocks are shrunk alike is within {job.share}x")
+        raise Unreachable(f"no subnet whose blocks are shrunk alike is within {job.share}x")
     return _subnet(job, ready, max(feasible, key=cost.cost))
 
 
@@ -308,7 +316,7 @@ def lower_side(original: nn.Module, size: int, share: float, folder: Path) -> in
     ms = {side: figure.ms for side, figure in zip(files, figures, strict=True)}
     fitting = [side for side in files if ms[side] <= share * ms[size]]
     if not fitting:
-        raise SystemExit(f"on images of {SMALLEST} pixels the original takes more than {share}x; lower SMALLEST")
+        raise Unreachable(f"on images of {SMALLEST} pixels the original takes {ms[SMALLEST] / ms[size]:.2f}x")
     return max(fitting)
 
 
@@ -365,7 +373,7 @@ def pruned_to(
         else:
             low = ratio
     if best is None:
-        raise SystemExit(f"torch-pruning comes to no network within {share}x")
+        raise Unreachable(f"torch-pruning comes to no network within {share}x")
     return best
 
 
@@ -512,15 +520,22 @@ def interval(values: Sequence[float]) -> list[float] | None:
 def summary(setting: Setting, jobs: Sequence[Job], minutes: float) -> dict[str, Any]:
     """Return what the last line says: means over seeds, by share."""
     every = [*[Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)], *jobs]
-    ms = {seed: measured(setting, seed, every) for seed in range(setting.seeds)}
+    results = {job: json.loads(job.result.read_text(encoding="utf-8")) for job in every}
+    networks = [job for job, row in results.items() if "missing" not in row]
+    ms = {seed: measured(setting, seed, networks) for seed in range(setting.seeds)}
     rows: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for job in every:
-        row = json.loads(job.result.read_text(encoding="utf-8"))
+    missing: dict[tuple[str, float], str] = {}
+    for job, row in results.items():
+        if "missing" in row:
+            missing.setdefault((job.name, job.share), row["missing"])
+            continue
         own = ms[job.seed][job.key]
         whole = ms[job.seed][Job(setting, "shared", job.seed, setting.shares[0]).key]
         rows.setdefault((job.name, job.share), []).append({**row, "ms": own, "ratio": own / whole})
 
     def of(name: str, share: float) -> dict[str, Any]:
+        if (name, share) not in rows:
+            return {"accuracy": None, "missing": missing[name, share]}
         found = rows[name, share]
         accuracies = [row["accuracy"] for row in found]
         return {
@@ -578,7 +593,8 @@ def main() -> None:
         missing = [job for job in stage if not job.result.exists()]
         for job, progress in run_jobs(carry_out, missing, arguments.jobs):
             row = json.loads(job.result.read_text(encoding="utf-8"))
-            print(f"{progress}: seed {job.seed} {job.key}: {row['accuracy']:.4f}, {row['minutes']} minutes", flush=True)
+            said = row.get("missing") or f"{row['accuracy']:.4f}"
+            print(f"{progress}: seed {job.seed} {job.key}: {said}, {row['minutes']} minutes", flush=True)
     minutes = (time.monotonic() - began) / 60
     last = summary(setting, jobs, minutes)
     if arguments.save:

@@ -39,6 +39,15 @@ def test_every_process_is_prepared_and_progress_is_told():
     assert len(prepared) == 2
 
 
+def ends(job):
+    raise SystemExit(f"{job} cannot be")
+
+
+def test_a_job_that_ends_its_process_is_an_error():
+    with pytest.raises(RuntimeError, match="a job ended its process: a job cannot be"):
+        list(pool.run_jobs(ends, ["a job"], 1))
+
+
 def test_without_jobs_no_process_starts(monkeypatch):
     monkeypatch.setattr(pool, "multiprocessing", None)
     assert list(pool.run_jobs(str, [], 2)) == []
