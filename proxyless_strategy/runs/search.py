@@ -312,6 +312,7 @@ def search_supernet(
         judge=None if settings.finalists_dtype == "float32" else quantised_judge(config, prepared.space, data),
         learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
+        norm=settings.norm,
         **({} if start is None else start.options()),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD
