@@ -37,9 +37,10 @@ _RARELY_ALIKE: Any = ["rows", "groups", "channels", "partials"]
 def activated(z, ACTIVATION: tl.constexpr):
     """Return the activation of z; what is not a number stays so, as it does in PyTorch."""
     if ACTIVATION == "relu":
-        return tl.where(z < 0.0, 0.0, z)
+        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "relu6":
-        return tl.where(z < 0.0, 0.0, tl.where(z > 6.0, 6.0, z))
+        positive = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        return tl.minimum(positive, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "hardswish":
         return tl.where(z < -3.0, 0.0, tl.where(z > 3.0, z, z * (z + 3.0) * (1.0 / 6.0)))
     elif ACTIVATION == "silu":

@@ -78,6 +78,7 @@ def run(norm: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def agrees(norm: nn.Module, x: Tensor, dy: Tensor, *, tolerance: float = 1.0) -> nn.Module:
     """Hold outputs, gradients and statistics against those of the norm's own forward in float64; return that norm."""
+    norm.zero_grad(set_to_none=True)
     exact = copy.deepcopy(norm).double()
     with FusedNorms(norm, "triton"):
         y, dx = run(norm, x, dy)
@@ -92,7 +93,7 @@ def agrees(norm: nn.Module, x: Tensor, dy: Tensor, *, tolerance: float = 1.0) ->
         close(parameter.grad, exact.get_parameter(name).grad, tolerance * SUMS, f"gradient of {name}")
         assert parameter.grad is None or parameter.grad.dtype == torch.float32
     for name, buffer in norm.named_buffers():
-        close(buffer, exact.get_buffer(name), tolerance * 1e-6, name)
+        close(buffer, exact.get_buffer(name), tolerance * 5e-6, name)
     return exact
 
 
@@ -117,7 +118,7 @@ def test_it_agrees_with_float64(activation: str, dtype: torch.dtype) -> None:
     [(2, 13, 5, 7), (2, 1, 4, 4), (64, 8, 1, 1), (1, 144, 6, 5), (2, 200, 3, 3), (3, 20, 40, 33)],
     ids=str,
 )
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_any_size_may_come(shape: tuple[int, int, int, int], training: bool) -> None:
     agrees(a_norm(shape[1]).train(training), a_map(*shape), a_map(*shape, seed=1))
 
@@ -218,7 +219,6 @@ def test_statistics_move_as_torch_moves_them(momentum: float | None) -> None:
     exact = norm
     for seed in range(3):
         exact = agrees(norm, a_map(2, 8, 5, 5, seed=seed), a_map(2, 8, 5, 5, seed=9))
-        norm.zero_grad()
     assert int(norm.num_batches_tracked) == int(exact.get_buffer("num_batches_tracked")) == 3
     assert not torch.equal(norm.running_var, a_norm(8).running_var) or momentum == 0
 
@@ -306,12 +306,11 @@ def test_a_copy_or_a_pickle_made_inside_has_its_own_forward() -> None:
         copies = [copy.deepcopy(network), pickle.loads(pickle.dumps(network))]
     assert not is_triton(network(x))
     assert all("forward" not in module.__dict__ for module in network.modules())
-    for twin in [*copies, copy.deepcopy(copies[0]), pickle.loads(pickle.dumps(copies[0]))]:
+    for twin in (*copies, copy.deepcopy(copies[0]), pickle.loads(pickle.dumps(copies[0]))):
+        before = [network[1].running_mean.clone(), twin[1].running_mean.clone()]
         assert not is_triton(twin(x))
-        assert torch.equal(twin[1].running_mean, copies[0][1].running_mean) or twin is copies[0]
-        before = network[1].running_mean.clone()
-        twin(x)
-        assert torch.equal(network[1].running_mean, before), "a copy moves its own statistics"
+        assert torch.equal(network[1].running_mean, before[0]), "a copy moves its own statistics"
+        assert not torch.equal(twin[1].running_mean, before[1])
     with pytest.raises(KeyError), fused:
         raise KeyError
     assert not is_triton(network(x))
@@ -415,8 +414,9 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
     for kind in ("torch", "triton"):
         strategy = tiny.searched(
             space=lambda: tiny.TinySpace().to(memory_format=torch.channels_last),
-            trainer={"limit_train_batches": 2},
-            epochs=4,
+            trainer={"limit_train_batches": 3, "limit_val_batches": 1},
+            warmup_epochs=0,
+            epochs=1,
             finalists=2,
             rule=rule,
             norm=kind,
@@ -434,6 +434,7 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
     near(networks[0][1], networks[1][1])
 
 
+@pytest.mark.slow
 def test_a_retraining_ends_as_with_pytorchs_norms(ran: list[bool]) -> None:
     found = []
     for kind in ("torch", "triton"):
