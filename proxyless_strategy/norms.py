@@ -92,6 +92,13 @@ class FusedNorms:
             for forward in self._forwards:
                 forward.norm.__dict__.pop("forward", None)
 
+    # A copy with its network, as of a module that holds both, is one of the copied norms, which are outside of it.
+    def __getstate__(self) -> list[tuple[_BatchNorm, Norm, str]]:
+        return [(forward.norm, forward.kind, forward.setting) for forward in self._forwards]
+
+    def __setstate__(self, state: list[tuple[_BatchNorm, Norm, str]]) -> None:
+        self._forwards, self._entered = [_Forward(*each) for each in state], 0
+
 
 def check_norm(
     kind: Norm, place: torch.device | str, dtype: torch.dtype | None, *, setting: str, channels_last: bool = True

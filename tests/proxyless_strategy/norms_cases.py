@@ -311,6 +311,11 @@ def test_a_copy_or_a_pickle_made_inside_has_its_own_forward() -> None:
         assert not is_triton(twin(x))
         assert torch.equal(network[1].running_mean, before[0]), "a copy moves its own statistics"
         assert not torch.equal(twin[1].running_mean, before[1])
+    for twin, its in (copy.deepcopy((network, fused)), pickle.loads(pickle.dumps((network, fused)))):
+        with its:
+            assert is_triton(twin(x))
+            assert not is_triton(network(x))
+        assert not is_triton(twin(x))
     with pytest.raises(KeyError), fused:
         raise KeyError
     assert not is_triton(network(x))
