@@ -37,7 +37,7 @@ from hardware.tables.shipped import shipped_names
 from search_spaces.from_timm.paths import FOLDER, PREFIX, is_folder, whole_paths
 from search_spaces.user_function import search_modules_in
 
-from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig, SpaceConfig
+from .sections import MOST_IMAGES, MOST_PIXELS, DataConfig, HardwareConfig, Norm, SpaceConfig
 from .validation import Section, number, share_in, validation_sentence
 
 
@@ -136,6 +136,8 @@ class SearchSettings(Section):
     """Deterministic algorithms alone, so that a search on a GPU that is killed and continues is the same bit for bit;
     on a CPU it is so anyway."""
     channels_last: bool = False
+    norm: Norm = "torch"
+    """What computes batch norms with their activations; all but `torch` needs a GPU, see `norms.FusedNorms`."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
     """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
     resume_anyway: tuple[Change, ...] = ()
@@ -223,6 +225,8 @@ class RetrainSettings(Section):
     """Memory format; depthwise networks train 2 to 3 times as fast with it on a CPU."""
     deterministic: bool | None = None
     """As `search.deterministic`; None: as the search's, and without a search false."""
+    norm: Norm | None = None
+    """As `search.norm`; None: as the search's, and without a search `torch`."""
     threads: ThreadCount | None = None
     """Threads that train in each process; None: as for a search, whose number is taken where it was tried out."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440)
@@ -337,10 +341,9 @@ class SearchConfig(Section):
 
     @property
     def retraining(self) -> RetrainSettings | None:
-        """How the subnet is trained: `retrain`, which is deterministic as the search is where it does not say."""
-        if self.retrain is None or self.retrain.deterministic is not None:
-            return self.retrain
-        return self.retrain.model_copy(update={"deterministic": self.search.deterministic})
+        """How the subnet is trained: `retrain`, with norms and determinism of the search where it does not say."""
+        unsaid = [name for name in ("deterministic", "norm") if getattr(self.retrain, name, "") is None]
+        return self.retrain and self.retrain.model_copy(update={name: getattr(self.search, name) for name in unsaid})
 
     @property
     def deterministic(self) -> str | None:

@@ -14,6 +14,8 @@ MOST_IMAGES = 1_000_000
 MOST_PIXELS = 4096
 MOST_WORKERS = 256
 CIFAR10 = "torchvision:CIFAR10"
+Norm = Literal["torch", "cudnn", "triton"]
+"""What computes batch norms with their activations in training: see `norms.FusedNorms`."""
 
 
 class SpaceConfig(Section):

@@ -37,6 +37,7 @@ from ..export.folder import (
 )
 from ..export.summary import model_summary
 from ..layout import CHECKPOINT, MODEL
+from ..norms import check_norm
 from ..owner import owned
 from ..progress import Phase, Told
 from ..strategy.loopback import join
@@ -98,6 +99,8 @@ def retrain(
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
     prepare_cublas("deterministic" if recipe.deterministic else None)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    check_norm(recipe.norm or "torch", place, None, setting="norm", channels_last=recipe.channels_last)
     world = find_world(devices, nodes, names=("devices", "nodes"), adopts=True)
     arguments = (folder, data, recipe, out, source)
     if world.first:

@@ -27,6 +27,7 @@ from ..data.batches import EpochBatches
 from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..determinism import deterministic
+from ..norms import FusedNorms
 from ..seeds import seeded
 from ..strategy.meeting import check_alike
 from ..strategy.nonfinite import blame, is_finite, largest
@@ -47,6 +48,7 @@ _SINCE = {
     "starting_weights": None,
     "teacher_network": None,
     "deterministic": False,
+    "norm": "torch",
 }
 """How trainings were whose checkpoints do not say so: older versions knew none of it."""
 
@@ -233,6 +235,7 @@ class _Training:
             SoftTargetCrossEntropy() if mixing else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         )
         self.optimizer = make_optimizer(self.model, settings)
+        self.norms = FusedNorms(self.model, settings.norm or "torch", setting="retrain.norm")
         self.network: nn.Module = self.model
         # DDP takes the mean of the processes' gradients; weighted by their shares, that is the gradient of the batch.
         if self.replicas > 1:
@@ -255,6 +258,7 @@ class _Training:
             "input_size": data.input_size,
             **settings.model_dump(exclude={"checkpoint_every"}),
             "deterministic": bool(settings.deterministic),
+            "norm": settings.norm or "torch",
             "starting_weights": None,
             **identity,
             "teacher_network": None if teacher is None else teacher_digest(teacher),
@@ -290,7 +294,8 @@ class _Training:
                 self._random = None
             updates = len(self.loader)
             for step, (images, labels) in enumerate(self.loader, start=self.step + 1):
-                batch_loss, batch_correct = self._update(images, labels, number=self.epoch * updates + step)
+                with self.norms:
+                    batch_loss, batch_correct = self._update(images, labels, number=self.epoch * updates + step)
                 loss, correct, count = self.sums
                 self.sums = [loss + batch_loss * len(labels), correct + batch_correct, count + len(labels)]
                 self.step = step

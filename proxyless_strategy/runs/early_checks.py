@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import timm
+import torch
 
 from hardware.backends import get_backend
 from hardware.errors import ConfigError, DataError, ProxylessError
@@ -16,17 +17,27 @@ from search_spaces.from_timm.paths import NONE
 
 from ..config import SearchConfig
 from ..data.images import ImageData
+from ..norms import check_norm
 from ..retraining.setup import check_training
 from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 from ..world import planned
+from .forecast import trains_on_gpu
 from .layer_rates import layer_decay
 from .logs import check_loggers
 from .retrained import starting_weights, teacher_of
 
 USED_BY_SENSITIVITY = {"batch_size", "accelerator", "deterministic", "threads", "checkpoint_every", "resume_anyway"}
 """Settings of a search that the rule `sensitivity` goes by, or that say what may be otherwise when it is repeated."""
+
+
+_PRECISIONS = {
+    "32-true": torch.float32,
+    "16-mixed": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+    "64-true": torch.float64,
+}
 
 
 def check_trainer(config: SearchConfig) -> None:
@@ -61,6 +72,25 @@ def check_trainer(config: SearchConfig) -> None:
         ) from error
 
 
+def check_norms(config: SearchConfig) -> None:
+    """Run a norm of a few values as the search and the retraining will.
+
+    Raises:
+        ConfigError: What is to compute the norms cannot run here, or not so.
+    """
+    settings, retrain = config.search, config.retraining
+    asked: list[tuple[str, Any, torch.dtype, bool]] = []
+    if config.rule != "sensitivity":
+        asked.append(("search", settings, _PRECISIONS[settings.precision], trains_on_gpu(settings)))
+    if retrain is not None:
+        asked.append(("retrain", retrain, getattr(torch, retrain.precision), torch.cuda.is_available()))
+    for section, given, dtype, on_gpu in asked:
+        # Each of several processes tries it on its own GPU when it starts: here all would take the first one.
+        tried = dtype if settings.processes == 1 or dtype == torch.float64 else None
+        place, setting = "cuda" if on_gpu else "cpu", f"{section}.norm"
+        check_norm(given.norm, place, tried, setting=setting, channels_last=given.channels_last)
+
+
 def check_sensitivity(config: SearchConfig, space: SpaceDeclaration) -> list[SearchWarning]:
     """Return what a config sets that its rule `sensitivity` has no use for.
 
@@ -78,7 +108,8 @@ def check_sensitivity(config: SearchConfig, space: SpaceDeclaration) -> list[Sea
         )
     if asks != "rule":
         return []
-    searching = sorted(config.search.model_fields_set - USED_BY_SENSITIVITY)
+    passed_on = {"norm"} if config.retrain is not None and config.retrain.norm is None else set()
+    searching = sorted(config.search.model_fields_set - USED_BY_SENSITIVITY - passed_on)
     ignored = [f"search.{name}" for name in searching]
     ignored += [name for name in ("objective", "objective_options") if name in config.model_fields_set]
     if not ignored:

@@ -18,6 +18,7 @@ from search_spaces import SpaceCosts, SpaceDeclaration, Subnet
 from ..config import Rule, SearchConfig, SearchSettings
 from ..data.images import ImageData
 from ..export.summary import SavedBytes
+from ..norms import FusedNorms
 from ..seeds import isolated_seed
 from ..threads import TIMED_PIXELS
 
@@ -224,22 +225,23 @@ def step_cost(
         x: `B x C x H x W` images, on the device that trains.
         y: `B` class numbers.
         num_classes: Outputs of the classifier.
-        settings: Precision and memory format.
+        settings: Precision, memory format and norms.
     """
     subnet = Subnet(space, dict(choices))
     arguments = subnet.model_args(num_classes=num_classes, in_chans=x.shape[1])
     model = timm.create_model(subnet.timm_name, **arguments).to(x.device).train()
     if settings.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    # The first step, which also chooses kernels, is not timed.
-    with SavedBytes() as saved:
+    with FusedNorms(model, settings.norm, setting="search.norm"):
+        # The first step, which also chooses kernels, is not timed.
+        with SavedBytes() as saved:
+            _train(model, x, y, settings)
+        start = _now(x.device)
         _train(model, x, y, settings)
-    start = _now(x.device)
-    _train(model, x, y, settings)
-    middle = _now(x.device)
-    with torch.no_grad(), _autocast(x.device, settings):
-        model(x)
-    end = _now(x.device)
+        middle = _now(x.device)
+        with torch.no_grad(), _autocast(x.device, settings):
+            model(x)
+        end = _now(x.device)
     return StepCost((middle - start) / len(x), (end - middle) / len(x), saved.total / len(x))
 
 

@@ -315,6 +315,7 @@ def search_supernet(
         else quantised_judge(config, prepared.space, data, prepared.latency_table),
         learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
+        norm=settings.norm,
         **({} if start is None else start.options()),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD

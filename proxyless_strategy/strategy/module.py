@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hardware.errors import ConfigError, TrainingError
 
+from ..norms import FusedNorms
 from ..seeds import isolated_seed, mix_seed, seed_everything
 from . import finalists, gates, nonfinite, recalibration
 from .derivation import Derived, Deriver
@@ -94,6 +95,7 @@ class SearchModule(EvaluatorWrapper):
         self.architecture_batches: ArchitectureBatches | None = None
         self._schedulers = Schedulers()
         self._mode: ArchitectureStepMode | None = None  # the network is known when a fit starts, not before
+        self._norms: AbstractContextManager[None] = nullcontext()  # likewise
         self._micro = 0  # batches of the weight step under way that have been added up
         self._paths: list[int] = []  # what it runs
         self._rate_is_set = options.learning_rate is not None
@@ -207,6 +209,7 @@ class SearchModule(EvaluatorWrapper):
         self.finalists, self.contest = [], None
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
+        self._norms = FusedNorms(self.training_module, self.options.norm, setting=f"{self.names.prefix}norm")
         refuse_empty(self)
         if self.options.judge is not None and self.trainer.world_size > 1:
             raise ConfigError(f"judge works in one process, not in {self.trainer.world_size}; leave it out")
@@ -270,7 +273,8 @@ class SearchModule(EvaluatorWrapper):
                 # Optimisers skip a gradient that is None, but move a weight whose gradient is 0 by momentum and decay:
                 # candidates off the path must stay as they are.
                 optimizer.zero_grad(set_to_none=True)
-        with self.supernet.running(self._paths), of_one_image(f"training batch {batch_idx + 1} has one image"):
+        alone = of_one_image(f"training batch {batch_idx + 1} has one image")
+        with self._norms, self.supernet.running(self._paths), alone:
             output = self.training_module.training_step(batch, batch_idx)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if loss is not None:
@@ -349,7 +353,7 @@ class SearchModule(EvaluatorWrapper):
     def _measuring(self) -> Iterator[None]:
         """Run validation batches so that neither weights, buffers, logs nor metrics change."""
         assert self._mode is not None
-        with self._mode.active(), unlogged(self.training_module):
+        with self._norms, self._mode.active(), unlogged(self.training_module):
             yield
 
     # ---- the derived subnet ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from hardware.errors import ConfigError
 from hardware.model import CostModel
 
+from ..sections import Norm
 from .derivation import SLACK
 from .finalists import Judge
 from .gates import Estimator, WarmupPaths, WeightPaths
@@ -26,6 +27,7 @@ _ONE_OF = {
     "baseline": get_args(Baseline),
     "warmup_paths": get_args(WarmupPaths),
     "weight_paths": get_args(WeightPaths),
+    "norm": get_args(Norm),
 }
 _COUNTS = {
     "warmup_epochs": (0, 100_000),
@@ -72,6 +74,7 @@ class SearchOptions:
     calibration_batches: int = 10
     inputs: Callable[[Any], Any] | None = None
     seed: int = 0
+    norm: Norm = "torch"
     start: Mapping[str, Mapping[str, float]] | None = None
     contender: Mapping[str, str] | None = None
     judge: Judge | None = None

@@ -17,6 +17,7 @@ from hardware.errors import CheckpointError, ConfigError, TargetError, Unsupport
 from hardware.model import CostModel
 from hardware.reading import Kind, read_tensors
 
+from ..sections import Norm
 from .architecture import ArchitectureParameters
 from .derivation import Derived, Deriver
 from .finalists import Judge
@@ -76,6 +77,8 @@ class ProxylessStrategy(OneShotStrategy):
         calibration_batches: Training batches that re-estimate BN statistics before each validation.
         inputs: From a batch to the network's input; None takes a batch's first item.
         seed: Seed of gates, alpha and data order.
+        norm: What computes batch norms with their activations: `torch`, or on a GPU `triton` or `cudnn`, see
+            `norms.FusedNorms`.
         start: Logits that alpha starts from, by label and candidate; None starts all candidates alike.
         contender: A subnet that some cheaper way has found, by label and candidate. It joins the finalists, and the
             result says whether the search has beaten it.
@@ -127,6 +130,7 @@ class ProxylessStrategy(OneShotStrategy):
         calibration_batches: int = SearchOptions.calibration_batches,
         inputs: Callable[[Any], Any] | None = None,
         seed: int = SearchOptions.seed,
+        norm: Norm = SearchOptions.norm,
         start: Mapping[str, Mapping[str, float]] | None = None,
         contender: Mapping[str, str] | None = None,
         judge: Judge | None = None,
@@ -160,6 +164,7 @@ class ProxylessStrategy(OneShotStrategy):
             calibration_batches=calibration_batches,
             inputs=inputs,
             seed=seed,
+            norm=norm,
             start=start,
             contender=contender,
             judge=judge,

@@ -398,6 +398,13 @@ def loader(dry: bool) -> dict[str, Any]:
     return {**rates, "workers": workers, "loader_is_slower": found.loader_is_slower}
 
 
+def norms(dry: bool) -> dict[str, Any]:
+    """Hold PyTorch's batch norm with its activation, cuDNN's and Triton's kernels against each other."""
+    from .gpu_norms import norms as found
+
+    return found(dry)
+
+
 _ERRORS = tuple(f"{rule}_{what}" for rule in ("two", "all", "reinforce") for what in ("float32_error", "bf16_cosine"))
 _ROW = ("hardware", "unit", "target_cost", "subnet_cost", "latency_ms", "accuracy", "seconds")
 PARTS = {
@@ -408,6 +415,7 @@ PARTS = {
     "resume": Part(resume, 150, ("identical", "tensors")),
     "nccl": Part(nccl, 90, ("accuracy", "seconds")),
     "loader": Part(loader, 60, ("loader_images", "step_images", "workers", "loader_is_slower")),
+    "norms": Part(norms, 120, ("unable", "errors", "beyond_32_bits", "errors_s", "shapes", "subnet")),
 }
 
 

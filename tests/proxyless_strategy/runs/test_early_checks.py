@@ -60,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "shrink.original_epochs": NONE,
     "search.deterministic": FLAG,
     "retrain.deterministic": FLAG | NONE,  # as the search's
+    "retrain.norm": NONE,  # likewise
     "search.warmup_epochs": ZERO,
     "search.warmup_learning_rate": NONE,
     "search.start_temperature": NONE,

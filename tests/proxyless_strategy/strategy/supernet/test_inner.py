@@ -168,14 +168,15 @@ def test_the_kernel_agrees_with_float64_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_kernel_compiles_without_atomics_and_reads_16_bytes_at_a_time() -> None:
+@pytest.mark.parametrize("types", [("bf16", "bf16"), ("fp16", "fp32"), ("fp32", "fp32")], ids="-".join)
+def test_the_kernel_compiles_without_atomics_and_reads_16_bytes_at_a_time(types: tuple[str, str]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
     from proxyless_strategy.strategy.supernet.inner_kernel import BLOCK, partial_dots
 
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(2)}
-    pointers = {"a": "*bf16", "b": "*bf16", "partials": "*fp32"}
+    pointers = {"a": f"*{types[0]}", "b": f"*{types[1]}", "partials": "*fp32"}
     source = ASTSource(
         partial_dots,
         signature={**pointers, "count": "i64", "programs": "i32", "BLOCK": "constexpr"},
