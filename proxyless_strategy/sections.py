@@ -58,6 +58,9 @@ class DataConfig(Section):
     classifier (Pixel 1: 1000)."""
     background: str | None = None
     """Colour beneath transparent pixels: white, '#808080'; without it pictures that have some are refused."""
+    decoder: Literal["pillow", "nvjpeg"] = "pillow"
+    """What decodes training images: Pillow in the data workers, or nvJPEG on the GPU that trains, batch by batch, which
+    leaves to Pillow what is no plain JPEG file."""
     skip_unreadable: bool = False
     """Read all pictures before the search, and leave out those that cannot be read."""
     draw: DrawnImages | None = None

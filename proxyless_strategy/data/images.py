@@ -7,8 +7,9 @@ number of workers and whatever random numbers were drawn before, so that a resum
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +21,19 @@ from torchvision import transforms
 from hardware.errors import DataError
 
 from ..signals import end_workers_at_exit, last_through
+from ..strategy.loaders import FinishingLoader
 from .batches import EpochBatches
 from .datasets import ItemImages, MemoryPictures, TensorImages
+from .decoding import Finish
+from .drawn_views import draws_of
+from .encoded import EncodedImages
 from .reading import Reader
 from .transforms import cutout_transform, train_transform, unchanged
 
 Part = Literal["weights", "architecture", "training", "test"]
 PARTS: tuple[Part, ...] = ("weights", "architecture", "training", "test")
+AUGMENTED: tuple[Part, ...] = ("weights", "training")
+"""Under the training transform; the others are read by Pillow, whatever the decoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +60,8 @@ class ImageData:
         replaced: Marks (see `data.digest`) of files that were replaced since the run began, as they were then.
         marks: Marks of other files, as the last digest found them, by absolute path.
         workers: Processes that read images, unless `loader` is told another number.
+        decoder: What decodes the pictures of augmented parts: pillow, or nvjpeg (see `data.decoding`).
+        decodes_on: The device of the latter: `cuda`, the process's own GPU, or any of torch's.
 
     Raises:
         DataError: A part is empty, or sizes contradict each other.
@@ -77,6 +86,8 @@ class ImageData:
     replaced: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     marks: dict[str, str] = field(default_factory=dict, kw_only=True, repr=False)
     workers: int = field(default=0, kw_only=True)
+    decoder: str = field(default="pillow", kw_only=True)
+    decodes_on: str = field(default="cuda", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -113,6 +124,8 @@ class ImageData:
         replicas: int = 1,
     ) -> DataLoader:
         """Build a loader of (`B x C x H x W` float images, `B` class numbers), a function of (seed, epoch) alone.
+
+        Images of an augmented part lie on `decodes_on` where `decoder` is nvjpeg, else in CPU memory.
 
         Call `loader.sampler.set_epoch(epoch)` before every further epoch (Lightning does).
 
@@ -160,14 +173,21 @@ class ImageData:
         processes = 0 if isinstance(dataset, TensorImages) else self.workers if workers is None else workers
         if processes:
             end_workers_at_exit()
-        return DataLoader(
+        make: Callable[..., DataLoader] = DataLoader
+        pinned = torch.cuda.is_available()
+        if self.decoder == "nvjpeg" and which in AUGMENTED and isinstance(dataset, ItemImages):
+            draws = draws_of(dataset.transform, self.input_size)
+            finish = Finish(dataset.source, draws, self.mean, self.std, self.decodes_on)
+            # nvJPEG reads files in ordinary memory.
+            make, pinned, dataset = partial(FinishingLoader, finish=finish), False, EncodedImages(dataset, draws)
+        return make(
             dataset,
             # The sampler gives whole batches and the data set reads them; torch must neither batch nor convert again.
             batch_size=None,
             sampler=sampler,
             num_workers=processes,
             collate_fn=unchanged,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned,
             # Starting to iterate draws a number for the workers, by default from the caller's global generator.
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=processes > 0,

@@ -125,6 +125,7 @@ def image_data(
         crop_mode=options.crop_mode,
         reader=reader,
         workers=config.workers,
+        decoder=config.decoder,
         weights=parts["weights"],
         architecture=parts["architecture"],
         training=parts["training"],

@@ -11,6 +11,7 @@ from hardware.errors import DataError
 
 from ..config import DataConfig
 from .datasets import MemoryPictures
+from .decoding import check_decoder
 from .first_batches import check_first_batches
 from .function_source import find_function, load_function
 from .hf_source import check_hf, is_hf, load_hf
@@ -45,6 +46,7 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
         DataError: The data set is unknown or missing, has another layout than expected, or is too small to be split.
         PictureError: A picture of those that are read now cannot be, or a setting must say how.
     """
+    check_decoder(config)
     if config.name == "digits":
         data = _load_digits(config, input_size=input_size, seed=seed)
     elif config.name == "imagefolder":
@@ -60,7 +62,8 @@ def load_data(config: DataConfig, *, input_size: int, seed: int) -> ImageData:
     if config.skip_unreadable:
         data = without_unreadable(data)
     look_at(data)
-    check_first_batches(data, config.name)
+    # Looked at as Pillow reads them: what is not trained on here, as where a table is built, needs no GPU.
+    check_first_batches(replace(data, decoder="pillow"), config.name)
     if config.num_classes is None or config.num_classes == data.num_classes:
         return data
     if config.num_classes < data.num_classes:
@@ -91,6 +94,7 @@ def check_data(config: DataConfig, *, scan: bool = True) -> None:
     Raises:
         DataError: The data set is unknown, missing, or has another layout than expected.
     """
+    check_decoder(config)
     if config.name == "digits":
         picture_options(config, channels=1)
     elif config.name == "imagefolder":

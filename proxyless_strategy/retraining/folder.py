@@ -19,6 +19,7 @@ from hardware.processor import say_if_busy
 
 from ..checkpoints import short_digest
 from ..config import DataConfig
+from ..data.decoding import try_decoder
 from ..data.hf_source import is_of_hub
 from ..data.images import ImageData
 from ..data.notice import notice
@@ -94,7 +95,9 @@ def retrain(
                 "recipe than finetune, or with weights=fresh"
             )
         load_exported(folder)
-    check_data(_data_config(folder, config, data, recipe, source))
+    data_config = _data_config(folder, config, data, recipe, source)
+    check_data(data_config)
+    try_decoder(data_config, trains_on_gpu=torch.cuda.is_available())
     check_replaceable(out / MODEL)
     if out.resolve() == folder.resolve() or (out / MODEL).resolve() == folder.resolve():
         raise ConfigError(f"out = {out} would replace the network that it trains; choose another folder")
@@ -192,7 +195,7 @@ def _data_config(folder: Path, config: Mapping[str, Any], root: Path, recipe: Re
     # A data set of the hub lies where its library keeps it.
     shared: dict[str, Any] = {"root": None if is_of_hub(source) else root}
     shared |= {"augment": recipe.augment, "workers": recipe.workers}
-    shared |= {"skip_unreadable": recipe.skip_unreadable}
+    shared |= {"skip_unreadable": recipe.skip_unreadable, "decoder": recipe.decoder}
     try:
         feeding, pictures = (
             resolve_data_config(pretrained_cfg=dict(config["pretrained_cfg"])),
@@ -301,6 +304,7 @@ def _run(folder: Path, data: Path, recipe: Recipe, out: Path, source: str, *, ow
             identity={
                 "source": source,
                 "augment": recipe.augment,
+                **({} if recipe.decoder == "pillow" else {"decoder": recipe.decoder}),
                 "classes": short_digest(images.class_names),
                 **({} if older else {"pictures": short_digest(data_config.model_dump(mode="json")["options"])}),
                 # Where there was none, pictures that it concerns were refused: giving it changes nothing that was done.

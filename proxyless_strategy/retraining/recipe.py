@@ -38,6 +38,8 @@ class Recipe(RetrainSettings):
     """1 (grey) or 3 (colour); None: what the network was searched with."""
     background: str | None = None
     """Colour beneath transparent pixels; None: what the network was searched with."""
+    decoder: Literal["pillow", "nvjpeg"] = "pillow"
+    """What decodes training pictures, as `data.decoder` of a search."""
     skip_unreadable: bool = False
     """Read all pictures before the training, and leave out those that cannot be read."""
     source_options: dict[str, Any] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ def check_training(data: ImageData, settings: RetrainSettings, *, seed: int, rep
         DataError: There are too few images for one batch, or they cannot be augmented so.
     """
     loader = training_loader(data, settings, seed=seed, rank=0, replicas=replicas)
-    augmented = data.loader(
+    # By Pillow, as a table is also built where there is no GPU; what nvJPEG lacks was refused by the loader above.
+    augmented = replace(data, decoder="pillow").loader(
         "training", batch_size=1, workers=0, rand_augment=settings.rand_augment, cutout=settings.cutout
     )
     if settings.rand_augment is not None or settings.cutout:

@@ -16,6 +16,7 @@ from search_spaces.from_timm.declaration import TimmDeclaration
 from search_spaces.from_timm.paths import NONE
 
 from ..config import SearchConfig
+from ..data.decoding import try_decoder
 from ..data.images import ImageData
 from ..norms import check_norm
 from ..retraining.setup import check_training
@@ -44,7 +45,7 @@ def check_trainer(config: SearchConfig) -> None:
     """Let Lightning say whether this machine has the accelerator and the devices, and computes in that precision.
 
     Raises:
-        ConfigError: It does not, or a logger's package is missing.
+        ConfigError: It does not, a logger's package is missing, or `data.decoder` does not work here.
     """
     check_loggers(config.loggers)
     from pytorch_lightning import Trainer
@@ -70,6 +71,7 @@ def check_trainer(config: SearchConfig) -> None:
             f"search.accelerator = {settings.accelerator!r}, devices = {settings.devices}, precision = "
             f"{settings.precision}: {' '.join(str(error).split())[:300]}; choose what this machine has, or auto"
         ) from error
+    try_decoder(config.data, trains_on_gpu=trains_on_gpu(settings))
 
 
 def check_norms(config: SearchConfig) -> None:

@@ -21,6 +21,7 @@ from ..export.summary import SavedBytes
 from ..norms import FusedNorms
 from ..seeds import isolated_seed
 from ..threads import TIMED_PIXELS
+from .bottleneck import Feeding, feeding
 
 GRADIENT_STEP = 0.725
 """An architecture step of the gradient rule in training steps (`python -m tests.benchmarks.step_cost`)."""
@@ -80,6 +81,7 @@ class Forecast:
         workers: Processes of that loader.
         place: Where a step was timed.
         epoch_seconds: Of an epoch of `warmup`, `search` and, where there is one, `retrain`.
+        feeding: What else decides which of loader and step is the slower.
     """
 
     seconds: float
@@ -89,10 +91,11 @@ class Forecast:
     workers: int
     place: str
     epoch_seconds: Mapping[str, float] = field(default_factory=dict)
+    feeding: Feeding | None = None
 
     def sentence(self) -> str:
         """Return the forecast in words."""
-        slower = "; the loader is the slower, more data.workers may help" if self.loader_is_slower else ""
+        slower = "" if self.feeding is None else f"; {self.feeding.sentence()}"
         hours = self.seconds / 3600
         duration = f"{self.seconds / 60:.1f} minutes" if hours < 3 else f"{hours:.0f} hours"
         return (
@@ -124,7 +127,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
         step, place = _step_cost(config, space, costs.random_choices(SUBNETS, seed=1), data)
     per_epoch = len(data.loader("weights", batch_size=batch, drop_last=True, replicas=settings.processes))
     steps = schedule(per_epoch, settings, config.update_rule)
-    per_image = max(step.seconds, 1 / loader_images)
+    per_image = _image_seconds(data, step, loader_images)
     architecture = GRADIENT_STEP * step.seconds
     if config.rule == "reinforce":
         architecture = settings.samples * step.forward_seconds
@@ -144,6 +147,13 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
         workers=data.workers,
         place=place,
         epoch_seconds=epochs,
+        feeding=feeding(
+            config,
+            data,
+            loader_images=loader_images,
+            step_images=1 / step.seconds,
+            on_gpu=trains_on_gpu(settings),
+        ),
     )
 
 
@@ -156,7 +166,14 @@ def step_seconds(
     """
     with isolated_seed(0):
         step, _ = _step_cost(config, space, [choices], data)
-        return max(step.seconds, 1 / loader_rate(data, config.search.process_batch_size))
+        return _image_seconds(data, step, loader_rate(data, config.search.process_batch_size))
+
+
+def _image_seconds(data: ImageData, step: StepCost, loader_images: float) -> float:
+    # One GPU decodes and trains in turn; Pillow's workers read while it trains.
+    if data.decoder == "nvjpeg":
+        return step.seconds + 1 / loader_images
+    return max(step.seconds, 1 / loader_images)
 
 
 def loader_rate(data: ImageData, batch: int) -> float:
@@ -170,15 +187,15 @@ def loader_rate(data: ImageData, batch: int) -> float:
     wave = max(2, data.workers)
     untimed = min(wave, (len(loader) - 1) // 2) if len(loader) > 1 else 0
     count, begun = 0, time.perf_counter()
-    start = begun
-    for number, (_, labels) in enumerate(itertools.islice(loader, untimed + wave), start=1):
+    start = end = begun
+    for number, (images, labels) in enumerate(itertools.islice(loader, untimed + wave), start=1):
         if number <= untimed:
-            start = time.perf_counter()
+            start = _now(images.device)
             continue
         count += len(labels)
-        if time.perf_counter() - begun > LOADER_SECONDS:
+        if (end := _now(images.device)) - begun > LOADER_SECONDS:
             break
-    return count / max(time.perf_counter() - start, 1e-9)
+    return count / max(end - start, 1e-9)
 
 
 def trains_on_gpu(settings: SearchSettings) -> bool:

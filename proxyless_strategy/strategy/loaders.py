@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,6 +22,24 @@ from torch.utils.data.distributed import DistributedSampler
 from hardware.errors import DataError
 
 from ..seeds import isolated_seed, mix_seed
+
+
+class FinishingLoader(DataLoader):
+    """A loader whose batches this process finishes, as what is left to do to them needs its device.
+
+    Args:
+        dataset: Gives what `finish` takes.
+        finish: Makes a batch of it, and draws no random numbers.
+        **arguments: Of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Any, *, finish: Callable[[Any], Any], **arguments: Any):
+        super().__init__(dataset, **arguments)
+        self.finish = finish
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Not a generator: workers start, and draw their seed, where a loader's `iter` is called.
+        return map(self.finish, super().__iter__())
 
 
 class SeededLoader:
@@ -319,7 +338,8 @@ def lone_image_batch(loader: Any) -> Any:
         if generator is not None:
             generator.set_state(state)
         item = loader.dataset[last]
-        return loader.collate_fn([item]) if batched else loader.collate_fn(item)
+        batch = loader.collate_fn([item]) if batched else loader.collate_fn(item)
+        return loader.finish(batch) if isinstance(loader, FinishingLoader) else batch
 
 
 @contextmanager
@@ -365,14 +385,17 @@ def _rebuilt(loader: DataLoader, *, sampler: Any, workers: int | None = None) ->
             f"a DataLoader with its own batch_sampler ({type(loader.batch_sampler).__name__}) cannot be divided among "
             "processes or read twice; give batch_size and a sampler"
         )
-    if type(loader).__iter__ is not DataLoader.__iter__:
+    make: Callable[..., DataLoader] = DataLoader
+    if type(loader) is FinishingLoader:
+        make = partial(FinishingLoader, finish=loader.finish)
+    elif type(loader).__iter__ is not DataLoader.__iter__:
         raise DataError(
             f"a DataLoader with its own __iter__ ({type(loader).__name__}) cannot be divided among processes or read "
             "twice; put what it does into the data set or collate_fn"
         )
     count = loader.num_workers if workers is None else workers
     _, batch_size, drop_last = _batching(loader)
-    return DataLoader(
+    return make(
         loader.dataset,
         batch_size=batch_size,
         sampler=None if isinstance(loader.dataset, IterableDataset) else sampler,

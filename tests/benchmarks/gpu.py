@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from . import gpu_loader
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 480
 """Of all parts together."""
@@ -359,45 +361,6 @@ def nccl(dry: bool) -> dict[str, Any]:
         return {"accuracy": row["accuracy"], "seconds": row["seconds"]}
 
 
-def loader(dry: bool) -> dict[str, Any]:
-    """Hold the images that the loader gives a second against what a training step takes."""
-    from proxyless_strategy.config import parse_config
-    from proxyless_strategy.runs.forecast import forecast
-    from proxyless_strategy.runs.prepare import prepare
-
-    size, batch = (32, 8) if dry else (224, 256)
-    workers = 0 if dry else min(16, os.cpu_count() or 1)
-    drawn = {"classes": 20, "train": 250, "val": 2, "size": 256}
-    if dry:
-        drawn = {"classes": 4, "train": 8, "val": 2, "size": 40}
-    with tempfile.TemporaryDirectory() as folder:
-        data = {"name": "imagefolder", "root": f"{folder}/pictures", "draw": drawn, "augment": "crop_flip"}
-        config = parse_config(
-            {
-                "space": "small_mbconv" if dry else "imagenet_mbconv",
-                "data": {**data, "workers": workers},
-                "input_size": size,
-                "hardware": {"cost": "macs", "device": "other"},
-                "target": 0.5,
-                "search": {
-                    "batch_size": batch,
-                    "epochs": 2,
-                    "warmup_epochs": 0,
-                    "steps_per_update": 1,
-                    "channels_last": True,
-                    "precision": "bf16-mixed",
-                    "accelerator": "cpu" if dry else "gpu",
-                },
-                "retrain": None,
-                "out": f"{folder}/run",
-            }
-        )
-        prepared = prepare(config, quiet=True)
-        found = forecast(config, prepared.space, prepared.costs, prepared.data)
-    rates = {"loader_images": round(found.loader_images), "step_images": round(found.step_images)}
-    return {**rates, "workers": workers, "loader_is_slower": found.loader_is_slower}
-
-
 def norms(dry: bool) -> dict[str, Any]:
     """Hold PyTorch's batch norm with its activation, cuDNN's and Triton's kernels against each other."""
     from .gpu_norms import norms as found
@@ -414,7 +377,7 @@ PARTS = {
     "search": Part(search, 120, _ROW),
     "resume": Part(resume, 150, ("identical", "tensors")),
     "nccl": Part(nccl, 90, ("accuracy", "seconds")),
-    "loader": Part(loader, 60, ("loader_images", "step_images", "workers", "loader_is_slower")),
+    "loader": Part(gpu_loader.loader, 90, gpu_loader.FIGURES),
     "norms": Part(norms, 120, ("unable", "errors", "beyond_32_bits", "errors_s", "shapes", "subnet")),
 }
 
