@@ -22,7 +22,7 @@ from ..data.images import ImageData, Part
 from ..data.sources import load_data
 from ..export.folder import METRICS
 from ..export.onnx import export_onnx
-from ..layout import ONNX_FILE, SEARCH_FILE
+from ..layout import ONNX_FILE, SEARCH_FILE, TABLE_FILE
 from .finished import FinishedRun, read_run
 
 if TYPE_CHECKING:
@@ -77,10 +77,18 @@ def export_quantised(folder: Path, out: Path, *, batch: int = 1) -> QuantisedExp
             "or export it as float32"
         )
     found = read_run(folder.absolute().parent)
-    data, narrow = images_of(found), RUNTIMES.get(found.config.hardware.backend, False)
+    data, narrow = images_of(found), narrow_weights(found.config, _table_of(found))
     with tempfile.TemporaryDirectory() as place:
         exact = export_onnx(folder, Path(place) / ONNX_FILE, batch=batch).path
         return quantised(exact, out, data, batch=batch, narrow=narrow, float_accuracy=_accuracy_of(folder))
+
+
+def _table_of(found: FinishedRun) -> LatencyTable | None:
+    """Return the latency table that a run keeps; of another device it alone says what will run the network."""
+    from hardware.tables.table import LatencyTable
+
+    path = found.folder / TABLE_FILE
+    return LatencyTable.load(path) if found.config.hardware.cost == "latency" and is_there(path) else None
 
 
 def _accuracy_of(folder: Path) -> float | None:
@@ -101,8 +109,8 @@ def is_for_int8(config: SearchConfig, table: LatencyTable | None) -> bool:
 
 
 def narrow_weights(config: SearchConfig, table: LatencyTable | None) -> bool:
-    """Return whether the int8 file of a search has weights that its runtime needs narrow."""
-    return RUNTIMES[(config.hardware if table is None else table.header).chosen["name"]]
+    """Return whether an int8 file of a search has weights that its runtime needs narrow."""
+    return RUNTIMES.get((config.hardware if table is None else table.header).chosen["name"], False)
 
 
 def without_int8_file(config: SearchConfig, table: LatencyTable | None) -> str | None:

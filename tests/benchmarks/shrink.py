@@ -48,7 +48,7 @@ from hardware.files import write_atomically
 from hardware.measuring.nets import measure_model_files
 from hardware.measuring.sampling import Plan
 from hardware.model import CostModel, macs_model
-from proxyless_strategy.config import SearchConfig, config_of
+from proxyless_strategy.config import SearchConfig, SearchSettings, config_of
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.export.onnx import export_onnx
@@ -285,6 +285,8 @@ def _fresh(job: Job, ready: Ready) -> dict[str, Any]:
             "warmup_epochs": config.search.warmup_epochs + (ready.config.shrink.start_epochs or 0),
             "learning_rate": FRESH_RATE,
             "layer_decay": None,
+            # no weights that say anything, nor candidates that can do without equal shares of the training
+            **{name: SearchSettings.model_fields[name].default for name in ("start", "weight_paths")},
         }
     )
     retrain = config.retrain.model_copy(update={"learning_rate": FRESH_RATE, "layer_decay": None})

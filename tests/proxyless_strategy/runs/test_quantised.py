@@ -21,7 +21,7 @@ from hardware.operators.quantised import is_quantised
 from hardware.tables.shipped import open_table
 from proxyless_strategy.cli import main as cli
 from proxyless_strategy.config import parse_config
-from proxyless_strategy.layout import INT8_FILE
+from proxyless_strategy.layout import INT8_FILE, TABLE_FILE
 from proxyless_strategy.runs import deployed
 from proxyless_strategy.runs import quantised as quantised_module
 from proxyless_strategy.runs.ended import finished_result
@@ -122,6 +122,29 @@ def test_the_command_tells_both_accuracies(data, tmp_path, capsys, monkeypatch):
         assert is_quantised(tmp_path / f"{name}.onnx")
 
 
+def test_the_runs_own_table_says_what_will_run_the_file(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        quantised_module,
+        "export_onnx",
+        lambda folder, out, batch: type("Export", (), {"path": shutil.copy(EXACT, out)}),
+    )
+    run = shutil.copytree(RUN, tmp_path / "run")
+    assert read_run(run).config.hardware.backend == "onnxruntime"
+    table = open_table("pixel1")
+    for backend, widest in (("onnxruntime", 127), ("openvino", 64)):
+        dataclasses.replace(table, header=dataclasses.replace(table.header, backend=backend)).save(run / TABLE_FILE)
+        made = export_quantised(run / "model", tmp_path / f"{backend}.onnx")
+        assert largest_weight(made.path) <= widest
+        assert largest_weight(made.path) > 60
+        assert made.accuracy > onnx_accuracy(EXACT, data, batch=1)[0] - 0.1
+
+
+def largest_weight(path):
+    """Return the largest of an int8 file's weights; of 7 bits it is 64 at most."""
+    arrays = (onnx.numpy_helper.to_array(array) for array in onnx.load(str(path)).graph.initializer)
+    return max(int(np.abs(array.astype(int)).max()) for array in arrays if array.dtype == np.int8 and array.ndim > 1)
+
+
 def settings(out="runs/x", **values):
     space = {"name": "small_mbconv", "options": {"stem_stride": 1}}
     hardware = {"cost": "macs", "dtype": "int8", **values.pop("hardware", {})}
@@ -207,9 +230,7 @@ def test_a_search_for_int8_ends_with_an_int8_file_whose_latency_it_measures(back
     assert not is_quantised(result.onnx)
     assert timed == [result.int8_onnx]
     # OpenVINO cannot be told to add exactly: its file's weights have 7 bits
-    arrays = (onnx.numpy_helper.to_array(array) for array in onnx.load(str(result.int8_onnx)).graph.initializer)
-    largest = max(int(np.abs(array.astype(int)).max()) for array in arrays if array.dtype == np.int8 and array.ndim > 1)
-    assert (largest <= 64) is (backend == "openvino")
+    assert (largest_weight(result.int8_onnx) <= 64) is (backend == "openvino")
     assert result.latency_ms > 0
     assert result.int8_accuracy == onnx_accuracy(result.int8_onnx, images_of(read_run(config.out)), batch=1)[0]
     row = read_run(config.out).row
