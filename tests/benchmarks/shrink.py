@@ -277,12 +277,25 @@ def _sensitivity(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 def _fresh(job: Job, ready: Ready) -> dict[str, Any]:
-    config = search_config(ready.config, start=ready.start)
-    assert config.retrain is not None
     assert ready.config.shrink is not None
+    searched = search_config(ready.config, start=ready.start)
+    out = job.setting.folder(job.seed, f"fresh-{job.share}")
+    result = run_search(fresh(searched, ready.config.shrink.start_epochs or 0).model_copy(update={"out": out}))
+    shutil.copyfile(result.onnx, job.onnx)
+    return {"accuracy": result.accuracy, "params": result.params, "choices": dict(result.subnet.choices)}
+
+
+def fresh(config: SearchConfig, start_epochs: int) -> SearchConfig:
+    """Return a search from trained weights as one from random weights, which has the original's epochs too.
+
+    Args:
+        config: The search.
+        start_epochs: Those that the original was trained before it.
+    """
+    assert config.retrain is not None
     search = config.search.model_copy(
         update={
-            "warmup_epochs": config.search.warmup_epochs + (ready.config.shrink.start_epochs or 0),
+            "warmup_epochs": config.search.warmup_epochs + start_epochs,
             "learning_rate": FRESH_RATE,
             "layer_decay": None,
             # no weights that say anything, nor candidates that can do without equal shares of the training
@@ -291,10 +304,7 @@ def _fresh(job: Job, ready: Ready) -> dict[str, Any]:
     )
     retrain = config.retrain.model_copy(update={"learning_rate": FRESH_RATE, "layer_decay": None})
     space = config.space.model_copy(update={"options": {**config.space.options, "weights": "none"}})
-    out = job.setting.folder(job.seed, f"fresh-{job.share}")
-    result = run_search(config.model_copy(update={"space": space, "search": search, "retrain": retrain, "out": out}))
-    shutil.copyfile(result.onnx, job.onnx)
-    return {"accuracy": result.accuracy, "params": result.params, "choices": dict(result.subnet.choices)}
+    return config.model_copy(update={"space": space, "search": search, "retrain": retrain})
 
 
 def _lower_resolution(job: Job, ready: Ready) -> dict[str, Any]:

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 from torch import nn
 
+from hardware.errors import ConfigError
 from hardware.measuring.sampling import Measurement
+from proxyless_strategy.config import parse_config
+from proxyless_strategy.runs.early_checks import check_sensitivity
+from proxyless_strategy.shrinking.plan import SEARCH_SETTINGS
+from search_spaces import users_space
 
 from . import shrink
 
@@ -49,6 +54,30 @@ def test_the_greatest_side_that_is_fast_enough(monkeypatch: pytest.MonkeyPatch, 
     assert shrink.lower_side(nn.Identity(), 96, 0.6, tmp_path) == 72  # 72 / 96 squared is 0.5625, 76 gives 0.627
     with pytest.raises(shrink.Unreachable, match=r"on images of 32 pixels the original takes \d\.\d\dx"):
         shrink.lower_side(nn.Identity(), 96, 0.1, tmp_path)
+
+
+def test_a_search_from_fresh_weights_asks_no_weights_and_trains_as_long() -> None:
+    config = parse_config(
+        {
+            "space": {"name": "timm:mobilenetv2_050", "options": {"weights": "pretrained", "kernels": [3]}},
+            "data": "digits",
+            "input_size": 16,
+            "hardware": {"cost": "macs", "device": "other"},
+            "target": 0.5,
+            "search": {**SEARCH_SETTINGS, "start": "sensitivity", "warmup_epochs": 1, "epochs": 2, "layer_decay": 0.8},
+            "retrain": {"epochs": 3, "weights": "supernet", "learning_rate": 0.01},
+            "out": "runs/fresh",
+        }
+    )
+    found = shrink.fresh(config, 2)
+    assert (found.search.warmup_epochs, found.search.epochs) == (3, 2)
+    assert (found.search.learning_rate, found.search.layer_decay) == (shrink.FRESH_RATE, None)
+    assert found.search.weight_paths == "uniform"
+    # it is a search that may begin, which the one with weights would not be without them
+    space = users_space(found.space.name, **found.space.options)
+    assert check_sensitivity(found, space) == []
+    with pytest.raises(ConfigError, match="asks what inherited weights say"):
+        check_sensitivity(config, space)
 
 
 class Net(nn.Module):
