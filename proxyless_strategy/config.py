@@ -136,6 +136,8 @@ class SearchSettings(Section):
     """Deterministic algorithms alone, so that a search on a GPU that is killed and continues is the same bit for bit;
     on a CPU it is so anyway."""
     channels_last: bool = False
+    capture: bool | Literal["auto"] = False
+    """Whether a GPU replays candidates as CUDA graphs, for small images; `auto`: where there is a GPU."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
     """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
     resume_anyway: tuple[Change, ...] = ()

@@ -19,8 +19,10 @@ from ..data.images import ImageData
 from ..retraining.setup import check_training
 from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
+from ..strategy.capturing import NO_GPU, SEVERAL
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 from ..world import planned
+from .forecast import trains_on_gpu
 from .layer_rates import layer_decay
 from .logs import check_loggers
 from .retrained import starting_weights, teacher_of
@@ -59,6 +61,22 @@ def check_trainer(config: SearchConfig) -> None:
             f"search.accelerator = {settings.accelerator!r}, devices = {settings.devices}, precision = "
             f"{settings.precision}: {' '.join(str(error).split())[:300]}; choose what this machine has, or auto"
         ) from error
+
+
+def check_capture(config: SearchConfig) -> None:
+    """Refuse to capture candidates where nothing can be captured.
+
+    Raises:
+        ConfigError: The search is told to, and does not train on a GPU, or in several processes.
+    """
+    settings = config.search
+    if settings.capture is not True or config.rule == "sensitivity":
+        return
+    wrong = None if trains_on_gpu(settings) else NO_GPU
+    if settings.processes > 1:
+        wrong = SEVERAL.format(processes=settings.processes)
+    if wrong is not None:
+        raise ConfigError(f"search.capture = true: {wrong}; set it to auto, or leave it out")
 
 
 def check_sensitivity(config: SearchConfig, space: SpaceDeclaration) -> list[SearchWarning]:

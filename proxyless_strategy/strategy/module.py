@@ -17,6 +17,7 @@ from hardware.errors import ConfigError, TrainingError
 
 from ..seeds import isolated_seed, mix_seed, seed_everything
 from . import finalists, gates, nonfinite, recalibration
+from .capturing import Capturing
 from .derivation import Derived, Deriver
 from .finalists import Contest, Finalist
 from .loaders import ArchitectureBatches, SeededLoader, of_one_image
@@ -98,6 +99,7 @@ class SearchModule(EvaluatorWrapper):
         self._paths: list[int] = []  # what it runs
         self._rate_is_set = options.learning_rate is not None
         self._bad_loss = nonfinite.FirstBadLoss()
+        self._capturing = Capturing(options.capture)
         self._plan: Plan | None = None  # once training has started
         self._bad_batch = ""  # what is wrong with a batch that finalists were compared on
         # DDP reads this name. Alpha's gradient comes from no backward pass, and each rank computes the whole of it.
@@ -207,6 +209,7 @@ class SearchModule(EvaluatorWrapper):
         self.finalists, self.contest = [], None
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
+        self._capturing.start(self.training_module, self.trainer.strategy.root_device, self.trainer.world_size)
         refuse_empty(self)
         if self.options.judge is not None and self.trainer.world_size > 1:
             raise ConfigError(f"judge works in one process, not in {self.trainer.world_size}; leave it out")
@@ -270,7 +273,9 @@ class SearchModule(EvaluatorWrapper):
                 # Optimisers skip a gradient that is None, but move a weight whose gradient is 0 by momentum and decay:
                 # candidates off the path must stay as they are.
                 optimizer.zero_grad(set_to_none=True)
-        with self.supernet.running(self._paths), of_one_image(f"training batch {batch_idx + 1} has one image"):
+        capturing = self._capturing.of(self.supernet.selector, self.train_batches, batch)
+        one_image = of_one_image(f"training batch {batch_idx + 1} has one image")
+        with capturing, self.supernet.running(self._paths), one_image:
             output = self.training_module.training_step(batch, batch_idx)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if loss is not None:
@@ -318,7 +323,8 @@ class SearchModule(EvaluatorWrapper):
         # Without gradients from the start, weights keep requiring one: only then does autocast keep a weight's cast for
         # all samples.
         gradients = torch.set_grad_enabled(loss_based)
-        with gradients, self._measuring(), of_one_image("a validation batch has one image"):
+        capturing = self._capturing.of(self.supernet.selector, self.architecture_batches.loader(), batch)
+        with capturing, gradients, self._measuring(), of_one_image("a validation batch has one image"):
             outcome = self.update.compute(self.problem, task, step, scale=self.loss_scale())
         # The step has waited for the device, so that asking costs nothing now.
         if self.trainer.world_size == 1:
@@ -371,6 +377,7 @@ class SearchModule(EvaluatorWrapper):
         return deriver.most_probable() if target is None else deriver.within(target, slack=self.options.slack)
 
     def on_train_end(self) -> None:
+        self._capturing.end()  # finalists, export and retraining have the memory
         self.choose()
         super().on_train_end()
 
