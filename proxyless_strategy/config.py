@@ -138,6 +138,8 @@ class SearchSettings(Section):
     channels_last: bool = False
     norm: Norm = "torch"
     """What computes batch norms with their activations; all but `torch` needs a GPU, see `norms.FusedNorms`."""
+    capture: bool | Literal["auto"] = False
+    """Whether a GPU replays candidates as CUDA graphs, for small images; `auto`: where there is a GPU."""
     checkpoint_every: float = Field(10.0, gt=0, le=1440, allow_inf_nan=False)
     """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
     resume_anyway: tuple[Change, ...] = ()

@@ -22,6 +22,7 @@ from ..norms import check_norm
 from ..retraining.setup import check_training
 from ..retraining.teacher import load_teacher
 from ..seeds import isolated_seed
+from ..strategy.capturing import NO_GPU, SEVERAL
 from ..strategy.verdict import CONFIG_NAMES, Plan, SearchWarning
 from ..world import planned
 from .forecast import trains_on_gpu
@@ -91,6 +92,22 @@ def check_norms(config: SearchConfig) -> None:
         tried = dtype if settings.processes == 1 or dtype == torch.float64 else None
         place, setting = "cuda" if on_gpu else "cpu", f"{section}.norm"
         check_norm(given.norm, place, tried, setting=setting, channels_last=given.channels_last)
+
+
+def check_capture(config: SearchConfig) -> None:
+    """Refuse to capture candidates where nothing can be captured.
+
+    Raises:
+        ConfigError: The search is told to, and does not train on a GPU, or in several processes.
+    """
+    settings = config.search
+    if settings.capture is not True or config.rule == "sensitivity":
+        return
+    wrong = None if trains_on_gpu(settings) else NO_GPU
+    if settings.processes > 1:
+        wrong = SEVERAL.format(processes=settings.processes)
+    if wrong is not None:
+        raise ConfigError(f"search.capture = true: {wrong}; set it to auto, or leave it out")
 
 
 def check_sensitivity(config: SearchConfig, space: SpaceDeclaration) -> list[SearchWarning]:

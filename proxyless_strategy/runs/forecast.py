@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +22,9 @@ from ..data.images import ImageData
 from ..export.summary import SavedBytes
 from ..norms import FusedNorms
 from ..seeds import isolated_seed
+from ..strategy.proxyless import ProxylessStrategy
+from ..strategy.supernet.capture import Captures
+from ..strategy.supernet.recorders import Recorder
 from ..threads import TIMED_PIXELS
 from .bottleneck import Feeding, feeding
 
@@ -108,6 +113,72 @@ class Forecast:
     def loader_is_slower(self) -> bool:
         """Whether steps will wait for images."""
         return self.loader_images < self.step_images
+
+
+@dataclass(frozen=True)
+class CaptureForecast:
+    """What capturing candidates takes and saves, by weight steps of the supernet on one path.
+
+    Attributes:
+        seconds: Of recording every candidate once, from those of the path.
+        captured_ms: A weight step that replays.
+        eager_ms: A weight step that does not.
+    """
+
+    seconds: float
+    captured_ms: float
+    eager_ms: float
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        times = f"measured: a weight step takes {self.captured_ms:.1f} ms captured and {self.eager_ms:.1f} ms eagerly"
+        saved = self.eager_ms - self.captured_ms
+        if saved <= 0:
+            return f"{times}, so that search.capture does not pay; leave it out"
+        steps = math.ceil(1e3 * self.seconds / saved)
+        return f"{times}; recording all candidates once takes about {self.seconds:.0f} s, which {steps} steps win back"
+
+
+def capture_forecast(
+    config: SearchConfig, space: SpaceDeclaration, data: ImageData, *, recorder: Recorder, device: torch.device
+) -> CaptureForecast:
+    """Take a few weight steps of the supernet, eagerly and captured.
+
+    Random numbers of the caller stay as they are.
+
+    Args:
+        config: The search.
+        space: Its space.
+        data: Its images.
+        recorder: Records the candidates.
+        device: Where it trains.
+    """
+    settings, strategy = config.search, ProxylessStrategy()
+    with isolated_seed(0):
+        network = strategy.mutate_model(space.build(num_classes=data.num_classes, in_chans=data.channels))
+        x = torch.randn(settings.process_batch_size, data.channels, config.input_size, config.input_size)
+    network, x = network.to(device).train(), x.to(device)
+    if settings.channels_last:
+        network, x = network.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    y = torch.arange(len(x), device=device) % data.num_classes
+    supernet, captures = strategy.paths_of_space, Captures(recorder)
+    path = [row % len(edge.candidates) for row, edge in enumerate(supernet.edges)]
+
+    def seconds(*, captured: bool) -> float:
+        network.zero_grad(set_to_none=True)
+        begun = _now(device)
+        capturing = captures.active(supernet.selector) if captured else nullcontext()
+        with capturing, supernet.running(path):
+            _train(network, x, y, settings)
+        return _now(device) - begun
+
+    seconds(captured=False)  # the first step, which also chooses kernels, is not timed
+    first = seconds(captured=True)
+    eager = statistics.median(seconds(captured=False) for _ in range(3))
+    replayed = statistics.median(seconds(captured=True) for _ in range(3))
+    candidates = sum(len(edge.candidates) for edge in supernet.edges)
+    recording = max(0.0, first - eager) * candidates / len(path)
+    return CaptureForecast(recording, 1e3 * replayed, 1e3 * eager)
 
 
 def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, data: ImageData) -> Forecast:

@@ -34,7 +34,7 @@ from ..data.state import FileState, file_state, source_state
 from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
 from ..world import current
-from .early_checks import check_norms, check_phases, check_plan, check_sensitivity, check_trainer
+from .early_checks import check_capture, check_norms, check_phases, check_plan, check_sensitivity, check_trainer
 from .quantised import check_int8, is_for_int8, without_int8_file
 from .quantised_finalists import check_finalists
 from .same_run import check_same_run
@@ -186,6 +186,7 @@ def prepare(
     if trains:
         check_trainer(config)
         check_norms(config)
+        check_capture(config)
     path = table_path(config) if hardware.uses_table else None
     table = None if path is None or by_energy else _existing_table(config, path, library, LatencyTable)
     energies = _existing_table(config, path, library, EnergyTable) if path is not None and by_energy else None

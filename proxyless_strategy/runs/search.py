@@ -33,6 +33,7 @@ from ..seeds import isolated_seed
 from ..strategy.meeting import check_alike, first_before_others, met, part
 from ..strategy.processes import end_processes, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
+from ..strategy.supernet.recorders import CudaRecorder
 from ..strategy.verdict import CONFIG_NAMES
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
 from ..world import entered, find_world, is_first
@@ -42,7 +43,7 @@ from .deployed import measure_deployed, measured_energy
 from .ended import finished_result
 from .epoch_log import EpochLog
 from .finished import read_losses, read_searched, read_warnings
-from .forecast import forecast, trains_on_gpu
+from .forecast import capture_forecast, forecast, trains_on_gpu
 from .layer_rates import layer_decay
 from .logs import Logs
 from .own_signals import OwnSignals
@@ -316,6 +317,7 @@ def search_supernet(
         learning_rate=settings.architecture_rate(config.update_rule),
         seed=config.seed,
         norm=settings.norm,
+        capture=settings.capture,
         **({} if start is None else start.options()),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD
@@ -333,6 +335,10 @@ def search_supernet(
         if is_first():
             predicted = forecast(config, prepared.space, prepared.costs, data)
             print(f"{predicted.sentence()}; {threads.sentence()}", flush=True)
+            if settings.capture is not False and settings.processes == 1 and trains_on_gpu(settings):
+                device = evaluator.trainer.strategy.root_device
+                measured = capture_forecast(config, prepared.space, data, recorder=CudaRecorder(device), device=device)
+                print(measured.sentence(), flush=True)
             told.plan(phases(config, predicted), afterwards=EXPORT_SECONDS)
             told.say(NOT_RETRAINED if config.retrain is None else RETRAINED)
         # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.

@@ -131,6 +131,16 @@ class SeededLoader:
         mean = float(average(torch.tensor(count, dtype=torch.float64)))
         return count / mean if mean else 1.0
 
+    def is_full(self, batch: Any) -> bool:
+        """Return whether a batch has as many images as the loader gives at a time; True where that is not known."""
+        size = _batching(self.loader)[1] if isinstance(self.loader, DataLoader) else None
+        if size is None:
+            return True
+        try:
+            return bool(extract_batch_size(batch) == size)
+        except MisconfigurationException:  # no tensor in it
+            return True
+
     def length(self) -> float:
         """Return the number of batches of an epoch; infinity where it is not known."""
         try:

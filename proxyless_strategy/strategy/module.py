@@ -18,6 +18,7 @@ from hardware.errors import ConfigError, TrainingError
 from ..norms import FusedNorms
 from ..seeds import isolated_seed, mix_seed, seed_everything
 from . import finalists, gates, nonfinite, recalibration
+from .capturing import Capturing
 from .derivation import Derived, Deriver
 from .finalists import Contest, Finalist
 from .loaders import ArchitectureBatches, SeededLoader, of_one_image
@@ -100,6 +101,7 @@ class SearchModule(EvaluatorWrapper):
         self._paths: list[int] = []  # what it runs
         self._rate_is_set = options.learning_rate is not None
         self._bad_loss = nonfinite.FirstBadLoss()
+        self._capturing = Capturing(options.capture)
         self._plan: Plan | None = None  # once training has started
         self._bad_batch = ""  # what is wrong with a batch that finalists were compared on
         # DDP reads this name. Alpha's gradient comes from no backward pass, and each rank computes the whole of it.
@@ -179,14 +181,13 @@ class SearchModule(EvaluatorWrapper):
         expected = self.problem.fixed + self.architecture.expected_cost(
             self.architecture.probabilities(), self.problem.costs
         )
-        cost = self.options.cost
         return self.planned_warnings() + done_warnings(
             planned=None if self._plan is None else self._plan.architecture_steps,
             done=self.counters["architecture"],
             skipped=self.counters["skipped"],
             expected=expected,
             target=target,
-            unit="" if cost is None else cost.unit,
+            unit="" if self.options.cost is None else self.options.cost.unit,
             objective="none" if isinstance(objective, AccuracyOnly) else self.options.objective,
             idle=any(warning.code == "idle_target" for warning in self.target_found),
             lost_to=None if self.contest is None or self.contest.is_won else self.contest,
@@ -210,6 +211,7 @@ class SearchModule(EvaluatorWrapper):
         # Lightning has set up its strategy by now, so that the mode finds synchronised batch norms, not the originals.
         self._mode = ArchitectureStepMode(self.training_module)
         self._norms = FusedNorms(self.training_module, self.options.norm, setting=f"{self.names.prefix}norm")
+        self._capturing.start(self.training_module, self.trainer.strategy.root_device, self.trainer.world_size)
         refuse_empty(self)
         if self.options.judge is not None and self.trainer.world_size > 1:
             raise ConfigError(f"judge works in one process, not in {self.trainer.world_size}; leave it out")
@@ -273,8 +275,9 @@ class SearchModule(EvaluatorWrapper):
                 # Optimisers skip a gradient that is None, but move a weight whose gradient is 0 by momentum and decay:
                 # candidates off the path must stay as they are.
                 optimizer.zero_grad(set_to_none=True)
-        alone = of_one_image(f"training batch {batch_idx + 1} has one image")
-        with self._norms, self.supernet.running(self._paths), alone:
+        capturing = self._capturing.of(self.supernet.selector, self.train_batches, batch)
+        one_image = of_one_image(f"training batch {batch_idx + 1} has one image")
+        with self._norms, capturing, self.supernet.running(self._paths), one_image:
             output = self.training_module.training_step(batch, batch_idx)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if loss is not None:
@@ -322,7 +325,8 @@ class SearchModule(EvaluatorWrapper):
         # Without gradients from the start, weights keep requiring one: only then does autocast keep a weight's cast for
         # all samples.
         gradients = torch.set_grad_enabled(loss_based)
-        with gradients, self._measuring(), of_one_image("a validation batch has one image"):
+        capturing = self._capturing.of(self.supernet.selector, self.architecture_batches.loader(), batch)
+        with capturing, gradients, self._measuring(), of_one_image("a validation batch has one image"):
             outcome = self.update.compute(self.problem, task, step, scale=self.loss_scale())
         # The step has waited for the device, so that asking costs nothing now.
         if self.trainer.world_size == 1:
@@ -375,6 +379,7 @@ class SearchModule(EvaluatorWrapper):
         return deriver.most_probable() if target is None else deriver.within(target, slack=self.options.slack)
 
     def on_train_end(self) -> None:
+        self._capturing.end()  # finalists, export and retraining have the memory
         self.choose()
         super().on_train_end()
 

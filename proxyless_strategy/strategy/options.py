@@ -14,6 +14,8 @@ from hardware.errors import ConfigError
 from hardware.model import CostModel
 
 from ..sections import Norm
+from .capturing import Capture
+from .capturing import check as check_capture
 from .derivation import SLACK
 from .finalists import Judge
 from .gates import Estimator, WarmupPaths, WeightPaths
@@ -78,6 +80,7 @@ class SearchOptions:
     start: Mapping[str, Mapping[str, float]] | None = None
     contender: Mapping[str, str] | None = None
     judge: Judge | None = None
+    capture: Capture = False
 
     def __post_init__(self) -> None:
         for name, allowed in _ONE_OF.items():
@@ -91,6 +94,7 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} = {value!r}; it must be a number above 0, or None")
+        check_capture(self.capture)
         if not 0 <= self.baseline_decay < 1:
             raise ConfigError(f"baseline_decay = {self.baseline_decay!r}; it must be in [0, 1)")
         if self.slack is not None and not 0 <= self.slack < 1:

@@ -19,6 +19,7 @@ from hardware.reading import Kind, read_tensors
 
 from ..sections import Norm
 from .architecture import ArchitectureParameters
+from .capturing import Capture
 from .derivation import Derived, Deriver
 from .finalists import Judge
 from .gates import Estimator, WarmupPaths, WeightPaths
@@ -84,6 +85,10 @@ class ProxylessStrategy(OneShotStrategy):
             result says whether the search has beaten it.
         judge: From NNI's sample of a finalist and its network, a copy in evaluation mode whose BN statistics are
             re-estimated, to a loss that takes the place of the one on validation batches; in one process alone.
+        capture: Whether steps replay their candidates as CUDA graphs, for small images on a GPU, whose steps wait for
+            launches; in one process alone. "auto" does so where there is a GPU. What cannot be captured runs eagerly,
+            and is named. A candidate must not depend on what Python alone sees (a list that it fills, a clock). A
+            `supernet.recorders.Recorder` records in another way.
         mutation_hooks: Further NNI mutation hooks, run before this strategy's.
         latency: Former name of `cost`.
         target_ms: Former name of `target`.
@@ -134,6 +139,7 @@ class ProxylessStrategy(OneShotStrategy):
         start: Mapping[str, Mapping[str, float]] | None = None,
         contender: Mapping[str, str] | None = None,
         judge: Judge | None = None,
+        capture: Capture = SearchOptions.capture,
         mutation_hooks: list[Any] | None = None,
         latency: CostModel | None = None,
         target_ms: float | None = None,
@@ -168,6 +174,7 @@ class ProxylessStrategy(OneShotStrategy):
             start=start,
             contender=contender,
             judge=judge,
+            capture=capture,
         )
         self.target = self.options.target
         self.paths_of_space = Supernet()

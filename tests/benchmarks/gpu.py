@@ -24,51 +24,25 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 
 from . import gpu_loader
+from .gpu_capture import agreement as capture_agreement
+from .gpu_capture import steps as capture_steps
+from .gpu_parts import NO_GPU, Failed, Part, Skipped, look, need
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 480
 """Of all parts together."""
-NO_GPU = "it needs a GPU, and this is a dry run"
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 FLOAT32_ERROR = 1e-3
 BF16_COSINE = 0.8
 """Bounds of an update's gradient of alpha against float64's: its largest relative error, and its direction."""
-
-
-class Part(NamedTuple):
-    """One check.
-
-    Attributes:
-        run: Returns its figures; takes whether it is a dry run.
-        seconds: Its time limit.
-        figures: The keys of its figures.
-    """
-
-    run: Callable[[bool], dict[str, Any]]
-    seconds: float
-    figures: tuple[str, ...]
-
-
-class Skipped(Exception):
-    """This machine lacks what a part needs."""
-
-
-class Failed(Exception):
-    """What was found is not right."""
-
-
-def need(right: bool, found: str) -> None:
-    """Fail where something is not right, and say what was found."""
-    if not right:
-        raise Failed(found)
 
 
 # ---- are the updates right? ------------------------------------------------------------------------------------
@@ -185,41 +159,13 @@ def steps(dry: bool) -> dict[str, Any]:
         looks = {"base": gpu, "weight": gpu, "gradient": gpu, "reinforce": gpu}
         if not dry:
             wall = {step: statistics.median(min(bench.times[step, k]) for k in range(count)) for step in looks}
-            looks = {step: _look(made[step, 0], wall[step]) for step in looks}
+            looks = {step: look(made[step, 0], wall[step]) for step in looks}
         found[name]["gpu"] = looks
         print(f"{name}: {json.dumps(found[name])}", flush=True)
         del bench, made
         if not dry:
             torch.cuda.empty_cache()
     return found
-
-
-def _look(step: Callable[[], Any], wall: float) -> dict[str, Any]:
-    """Return the share of a step in which the GPU is busy, its kernels, and its bytes beside what lies there anyway."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        step()
-        torch.cuda.synchronize()
-    events = [e for e in seen.events() if e.device_type == DeviceType.CUDA]
-    # The profiler repeats a range that torch names (an optimiser's step) on the GPU, idle time and all.
-    events = [e for e in events if not getattr(e, "is_user_annotation", False)]
-    spans = sorted((e.time_range.start, e.time_range.end) for e in events)
-    busy, end = 0.0, float("-inf")
-    for start, stop in spans:
-        busy += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return {
-        # The profiler slows launches, so the time is that of a step without it.
-        "busy": round(busy / 1e6 / wall, 3),
-        "kernels": len(spans),
-        "memory": torch.cuda.max_memory_allocated() - before,
-        "skipped": None,
-    }
 
 
 # ---- tables, searches, images ------------------------------------------------------------------------------------
@@ -379,6 +325,8 @@ PARTS = {
     "nccl": Part(nccl, 90, ("accuracy", "seconds")),
     "loader": Part(gpu_loader.loader, 90, gpu_loader.FIGURES),
     "norms": Part(norms, 120, ("unable", "errors", "beyond_32_bits", "errors_s", "shapes", "subnet")),
+    "capture_agreement": capture_agreement,
+    "capture": capture_steps,
 }
 
 

@@ -33,6 +33,7 @@ from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.objectives import AccuracyOnly
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
+from proxyless_strategy.strategy.supernet.capture import Captures
 from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import Subnet, get_space
 
@@ -105,6 +106,7 @@ def steps_of(
     precision: torch.dtype = torch.float32,
     channels_last: bool = False,
     stock: Sequence[str] = ("nni_proxyless", "darts"),
+    recorder: Any = None,
 ) -> tuple[Bench, Steps]:
     """Build all steps of random choices, and count what each keeps for its backward pass.
 
@@ -117,6 +119,7 @@ def steps_of(
         precision: Of autocast; float32 for none.
         channels_last: Whether networks and images are in that memory format.
         stock: NNI's strategies beside ours.
+        recorder: Records candidates for steps of the same names and `_captured`; None for none of these.
     """
     from nni.nas.oneshot.pytorch.strategy import DARTS, Proxyless
 
@@ -176,6 +179,10 @@ def steps_of(
             outcome = reinforce.compute(problem, accuracy, step, scale=None)
         apply_outcome(architecture, alpha, outcome)
 
+    def captured(captures: Captures, step: Callable[[], Any]) -> Any:
+        with captures.active(supernet.selector):
+            return step()
+
     def optimised(name: str, choices: dict[str, str]) -> None:
         with mixed():
             stock_step(others[name], choices, x, y)
@@ -190,6 +197,7 @@ def steps_of(
 
     bench = Bench(state_of(network, *others.values()))
     steps: Steps = {}
+    captures: Captures | None = None
     for k in range(count):
         pairs = gates.sample_pairs(
             host,
@@ -201,6 +209,10 @@ def steps_of(
         steps["weight", k] = functools.partial(weight_step, paths)
         steps["gradient", k] = functools.partial(gradient_step, k)
         steps["reinforce", k] = functools.partial(reinforce_step, k)
+        if recorder is not None:
+            captures = captures or Captures(recorder)
+            for kind in ("weight", "gradient", "reinforce"):
+                steps[f"{kind}_captured", k] = functools.partial(captured, captures, steps[kind, k])
         for other in stock:
             steps[other, k] = functools.partial(optimised, other, named(paths) if other == "nni_proxyless" else {})
         drawn = [

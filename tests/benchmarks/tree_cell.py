@@ -52,6 +52,7 @@ from proxyless_strategy.strategy import gates
 from proxyless_strategy.strategy.objectives import AccuracyOnly
 from proxyless_strategy.strategy.proxyless import ProxylessStrategy
 from proxyless_strategy.strategy.rules import GradientUpdate, Problem, ReinforceUpdate, alpha_optimizer, apply_outcome
+from proxyless_strategy.strategy.supernet.capture import Captures
 from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import Subnet, TreeCellDeclaration, get_space
 from search_spaces.tree_cell_net import assemble, candidate
@@ -230,14 +231,18 @@ class Steps:
         batch: Images.
         samples: Subnets of a REINFORCE step.
         seed: Seed of weights, images and choices.
+        device: Where they run.
+        recorder: Records candidates for `captured`; None: there is none.
     """
 
-    def __init__(self, *, size: int, batch: int, samples: int = 2, seed: int = 0):
+    def __init__(
+        self, *, size: int, batch: int, samples: int = 2, seed: int = 0, device: str = "cpu", recorder: Any = None
+    ):
         torch.manual_seed(seed)
         self.space = get_space("cifar_tree")
-        self.x, self.y = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+        self.x, self.y = torch.randn(batch, 3, size, size).to(device), torch.randint(0, 10, (batch,)).to(device)
         self.strategy = ProxylessStrategy(seed=seed)
-        self.network = self.strategy.mutate_model(self.space.build()).train()
+        self.network = self.strategy.mutate_model(self.space.build()).to(device).train()
         assert self.strategy.architecture is not None
         self.architecture = self.strategy.architecture
         costs, fixed = self.strategy.cost_matrix()
@@ -246,6 +251,7 @@ class Steps:
         self.weights = sgd(self.network, weight_decay=WEIGHT_DECAY)
         self.alpha = alpha_optimizer(self.architecture, 1e-6)
         self.mode = ArchitectureStepMode(self.network)
+        self.captures = None if recorder is None else Captures(recorder)
         self.rules: dict[str, Any] = {"gradient": GradientUpdate(), "reinforce": ReinforceUpdate(samples=samples)}
 
     def loss(self, model: nn.Module) -> torch.Tensor:
@@ -279,6 +285,12 @@ class Steps:
         with self.mode.active():
             outcome = self.rules[rule].compute(self.problem, lambda: task(self.network), number, scale=None)
         apply_outcome(self.architecture, self.alpha, outcome)
+
+    def captured(self, step: Callable[[], Any]) -> None:
+        """Take a step whose candidates are recorded and replayed."""
+        assert self.captures is not None
+        with self.captures.active(self.supernet.selector):
+            step()
 
     def all_steps(self, number: int) -> dict[str, Callable[[], Any]]:
         """Return each kind of step with what it computes without the search, for one draw."""

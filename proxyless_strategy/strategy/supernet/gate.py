@@ -69,6 +69,16 @@ class StepMode(Protocol):
         ...
 
 
+class Recordings(Protocol):
+    """Recorded candidates, as far as a gated layer knows them; `capture.Captures` are some."""
+
+    def run(
+        self, layer: nn.Module, index: int, module: nn.Module, args: tuple[Any, ...], mode: StepMode | None
+    ) -> Tensor | None:
+        """Return a candidate's output by its recording; None where it has to run eagerly."""
+        ...
+
+
 class PathSelector:
     """Holds the plan of the run that is under way; shared by all layers of one supernet.
 
@@ -77,11 +87,13 @@ class PathSelector:
     Attributes:
         plan: The plan; None outside `Supernet.running`.
         mode: The mode of an architecture step that is under way; None in a weight step.
+        captures: What replays candidates; None where they run eagerly.
     """
 
     def __init__(self) -> None:
         self.plan: RunPlan | None = None
         self.mode: StepMode | None = None
+        self.captures: Recordings | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathSelector:
         # A copy of the supernet (`OnePath`) runs under the same `Supernet.running`, which knows this object alone.

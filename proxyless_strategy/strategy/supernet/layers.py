@@ -45,8 +45,12 @@ class BinaryGateLayer(LayerChoice, GatedModule):
 
         def run(candidate: int) -> Any:
             module = cast(nn.Module, self._modules[str(self.names[candidate])])
+            mode, captures = self.selector.mode, self.selector.captures
+            if captures is not None and not kwargs:
+                output = captures.run(self, candidate, module, args, mode)
+                if output is not None:
+                    return output
             # The flags of this candidate alone: a step then pays for what runs, however many candidates there are.
-            mode = self.selector.mode
             if mode is None:
                 return module(*args, **kwargs)
             with mode.quiet(module):

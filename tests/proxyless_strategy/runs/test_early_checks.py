@@ -70,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "search.label_smoothing": ZERO,
     "search.layer_decay": NONE,
     "search.channels_last": FLAG,
+    "search.capture": ZERO,  # it asks for a GPU
     "search.threads": NONE,
     "retrain.threads": NONE,
     "retrain.weights": NONE,
@@ -176,6 +177,8 @@ def test_a_bad_value_of_any_setting_is_refused_before_the_first_step(
         ({"search.batch_size": 4096}, "search.batch_size = 4096: .* fewer than 1 full batch"),
         ({"search.accelerator": "cudaa"}, "search.accelerator = 'cudaa'"),
         ({"search.accelerator": "tpu"}, "search.accelerator = 'tpu'"),
+        ({"search.capture": True}, "search.capture = true: CUDA graphs need an NVIDIA GPU that trains"),
+        ({"search.capture": True, "search.devices": 2}, "search.capture = true: .* this search has 2"),
         ({"hardware.threads": 1000}, "hardware.threads = 1000, but this machine has"),
         ({"data.options": {"std": [math.nan]}}, "data.options.std"),
         ({"data.options": {"mean": math.inf}}, "data.options.mean"),
