@@ -107,7 +107,7 @@ def decoded(contents: list[Tensor], mode: ImageReadMode, device: torch.device) -
         # torchvision decodes on a stream of its own into memory that it takes from this one. Without this line it may
         # write to memory that was given back here while kernels that still read it wait for their turn.
         torch.cuda.current_stream(device).synchronize()
-    return decode_jpeg(contents, mode=mode, device=device)  # type: ignore[return-value]
+    return decode_jpeg(contents, mode=mode, device=device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,8 +97,8 @@ class Draws:
         drawn = Drawn(view)
         for step in self.steps:
             if isinstance(step, RandomResizedCropAndInterpolation):
-                box = step.get_params(_blank(height, width), step.scale, step.ratio)
-                view = View(*box, self.size, self.size, 0, 0, 0, self.size, 0, self.size, False)
+                top, left, tall, wide = step.get_params(_blank(height, width), step.scale, step.ratio)
+                view = View(top, left, tall, wide, self.size, self.size, 0, 0, 0, self.size, 0, self.size, False)
             elif isinstance(step, transforms.Resize):
                 rows, columns = _resized(height, width, step.size)
                 view = view._replace(rows=rows, columns=columns)
@@ -120,7 +120,7 @@ class Draws:
                 drawn = drawn._replace(order=tuple(order.tolist()), factors=tuple(given))
             elif isinstance(step, transforms.RandomErasing) and bool(torch.rand(1) < step.p):
                 box = step.get_params(_blank(self.size, self.size), step.scale, step.ratio, [0.0])
-                drawn = drawn._replace(erased=tuple(box[:4]))  # type: ignore[arg-type]
+                drawn = drawn._replace(erased=tuple(box[:4]))
         return drawn._replace(view=view)
 
 
@@ -142,7 +142,9 @@ def draws_of(transform: Any, size: int) -> Draws:
             f"data.decoder = nvjpeg crops and colours batches on the GPU, where there is no {named}; set data.decoder "
             "to pillow"
         )
-    resizing = next(step for step in steps if isinstance(step, RandomResizedCropAndInterpolation | transforms.Resize))
+    resizing: Any = next(
+        step for step in steps if isinstance(step, RandomResizedCropAndInterpolation | transforms.Resize)
+    )
     return Draws(
         steps=steps,
         size=size,

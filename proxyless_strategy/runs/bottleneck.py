@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import SearchConfig
 from ..data.datasets import ItemImages, TensorImages
@@ -99,9 +100,9 @@ def feeding(
 
 def mostly_jpeg(data: ImageData) -> bool:
     """Whether at least half of the training pictures are JPEG files, by the names of some that are spread over them."""
-    part = data.weights
+    part: Any = data.weights
     samples = getattr(part.source, "samples", None) if isinstance(part, ItemImages) else None
     if samples is None:
         return False
-    names = [samples[int(number)][0] for number in part.indices[:: max(1, len(part) // _LOOKED_AT)]]  # type: ignore[union-attr]
+    names = [samples[int(number)][0] for number in part.indices[:: max(1, len(part) // _LOOKED_AT)]]
     return 2 * sum(suffix_of(name) in _JPEG for name in names) >= len(names)
