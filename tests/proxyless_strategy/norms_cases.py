@@ -32,6 +32,7 @@ from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
 from search_spaces import get_space
 from tests.proxyless_strategy import tiny
 from tests.proxyless_strategy.retraining import test_trainer
+from tests.proxyless_strategy.strategy.test_capturing import Noted
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ACTIVATIONS = {"identity": None, "relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish, "silu": nn.SiLU}
@@ -437,6 +438,25 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
     assert set(ran) == {True, False}, "finalists' losses are without gradients"
     assert networks[0][0] == networks[1][0]
     near(networks[0][1], networks[1][1])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the tiny search is one of the CPU")
+def test_captured_candidates_run_the_same_norms(ran: list[bool]) -> None:
+    states = []
+    for capture in (recorder := Noted(), False):
+        strategy = tiny.searched(
+            space=lambda: tiny.TinySpace().to(memory_format=torch.channels_last),
+            trainer={"limit_train_batches": 3, "limit_val_batches": 1},
+            warmup_epochs=0,
+            epochs=1,
+            finalists=1,
+            norm="triton",
+            capture=capture,
+        )
+        states.append(tiny.final_state(strategy))
+    assert ran
+    assert recorder.replayed > recorder.recorded > 0
+    tiny.assert_equal_states(*states)
 
 
 @pytest.mark.slow
