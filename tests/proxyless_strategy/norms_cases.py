@@ -399,11 +399,16 @@ def _graph(out: Tensor) -> str:
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Note of each norm that Triton runs whether a graph is built."""
-    noted: list[bool] = []
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
+    """Note of each norm that Triton runs whether a graph is built, and whether its statistics move."""
+    noted: list[tuple[bool, bool]] = []
     run = norms._by_triton
-    monkeypatch.setattr(norms, "_by_triton", lambda norm, x: (noted.append(torch.is_grad_enabled()), run(norm, x))[1])
+
+    def noting(norm: Any, x: Tensor) -> Tensor:
+        noted.append((torch.is_grad_enabled(), norm.track_running_stats))
+        return run(norm, x)
+
+    monkeypatch.setattr(norms, "_by_triton", noting)
     return noted
 
 
@@ -415,7 +420,7 @@ def near(first: nn.Module, second: nn.Module) -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the tiny search is one of the CPU")
 @pytest.mark.parametrize("rule", ["gradient", pytest.param("reinforce", marks=pytest.mark.slow)])
-def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: list[bool]) -> None:
+def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: list[tuple[bool, bool]]) -> None:
     networks = []
     for kind in ("torch", "triton"):
         strategy = tiny.searched(
@@ -435,7 +440,8 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
         for network in (derived, strategy.searched.model):
             assert all("forward" not in module.__dict__ for module in network.modules())
         networks.append((strategy.export(), strategy.searched.model))
-    assert set(ran) == {True, False}, "finalists' losses are without gradients"
+    weights, architecture, without_graph = (True, True), (True, False), (False, False)
+    assert set(ran) == {weights, without_graph} | ({architecture} if rule == "gradient" else set())
     assert networks[0][0] == networks[1][0]
     near(networks[0][1], networks[1][1])
 
@@ -460,7 +466,7 @@ def test_captured_candidates_run_the_same_norms(ran: list[bool]) -> None:
 
 
 @pytest.mark.slow
-def test_a_retraining_ends_as_with_pytorchs_norms(ran: list[bool]) -> None:
+def test_a_retraining_ends_as_with_pytorchs_norms(ran: list[tuple[bool, bool]]) -> None:
     found = []
     for kind in ("torch", "triton"):
         recipe = test_trainer.settings(epochs=1, norm=kind, ema_decay=None)
