@@ -529,8 +529,8 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [mean - reach, mean + reach]
 
 
-def summary(setting: Setting, jobs: Sequence[Job], minutes: float) -> dict[str, Any]:
-    """Return what the last line says: means over seeds, by share."""
+def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return what the last line says: means over seeds, by share; minutes of all networks together."""
     every = [*[Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)], *jobs]
     results = {job: json.loads(job.result.read_text(encoding="utf-8")) for job in every}
     networks = [job for job, row in results.items() if "missing" not in row]
@@ -569,7 +569,7 @@ def summary(setting: Setting, jobs: Sequence[Job], minutes: float) -> dict[str, 
         + [{"share": share, "derived_from": setting.shares[0], **of("curve", share)} for share in setting.curve],
         "random": random,
         **{name: {str(share): of(name, share) for share in setting.shares} for name in CHEAP},
-        "minutes": round(minutes, 1),
+        "minutes": round(sum(row["minutes"] for row in results.values()), 1),
     }
 
 
@@ -594,7 +594,6 @@ def main() -> None:
     setting = Setting(out, arguments.weights.absolute(), **(QUICK if arguments.quick else {}))
     given = {name: getattr(arguments, name) for name in ("seeds", "size", "epochs", "images", "randoms")}
     setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
-    began = time.monotonic()
     if not (out / "pictures").exists():
         write_folder(arguments.fashion_mnist, out / "pictures", train=setting.images, test=10_000, seed=0)
     jobs = jobs_of(setting)
@@ -607,8 +606,7 @@ def main() -> None:
             row = json.loads(job.result.read_text(encoding="utf-8"))
             said = row.get("missing") or f"{row['accuracy']:.4f}"
             print(f"{progress}: seed {job.seed} {job.key}: {said}, {row['minutes']} minutes", flush=True)
-    minutes = (time.monotonic() - began) / 60
-    last = summary(setting, jobs, minutes)
+    last = summary(setting, jobs)
     if arguments.save:
         command = "python -m tests.benchmarks.shrink" + (" --quick" if arguments.quick else "")
         shown = {key: value for key, value in asdict(setting).items() if key not in ("out", "weights")}

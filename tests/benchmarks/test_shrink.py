@@ -119,10 +119,11 @@ def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
         for job in own:
             job.result.parent.mkdir(parents=True, exist_ok=True)
             row = {"accuracy": 0.8 + 0.1 * seed, "params": 10}
-            job.result.write_text(json.dumps({"missing": "too slow"} if job.name == "lower_resolution" else row))
+            row = {"missing": "too slow"} if job.name == "lower_resolution" else row
+            job.result.write_text(json.dumps({**row, "minutes": 1.5}))
         ms = {job.key: 2.0 if job.name == "shared" else 1.0 for job in own if job.name != "lower_resolution"}
         (setting.folder(seed) / "ms.json").write_text(json.dumps(ms))
-    last = shrink.summary(setting, jobs, 1.0)
+    last = shrink.summary(setting, jobs)
     assert last["original"] == {
         "accuracy": 0.85,
         "ci": [0.21469, 1.48531],
@@ -136,4 +137,5 @@ def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
     assert last["rows"][1]["derived_from"] == 0.6
     assert last["random"]["0.6"]["mean"] == 0.85
     assert last["lower_resolution"] == {"0.6": {"accuracy": None, "missing": "too slow"}}
+    assert last["minutes"] == 1.5 * (len(jobs) + 2)
     assert set(last) == {"original", "rows", "random", *shrink.CHEAP, "minutes"}

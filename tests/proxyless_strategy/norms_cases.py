@@ -447,7 +447,7 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the tiny search is one of the CPU")
-def test_captured_candidates_run_the_same_norms(ran: list[bool]) -> None:
+def test_captured_candidates_run_the_same_norms(ran: list[tuple[bool, bool]]) -> None:
     states = []
     for capture in (recorder := Noted(), False):
         strategy = tiny.searched(
