@@ -153,6 +153,7 @@ FILES = {
     # Checkpoints are written whole or not at all, as in `files.py`, but the one before is kept; torch writes to memory.
     "proxyless_strategy/checkpoints.py": {"open", "torch.save"},
     "proxyless_strategy/runs/result.py": {"torch.save"},
+    "proxyless_strategy/data/jpeg_header.py": {"Image.open"},  # of bytes that the one reader has read
     "proxyless_strategy/data/reading.py": {"Image.open"},  # of a file that the one reader has opened
     # Of a file that the one reader has opened.
     "proxyless_strategy/data/shard_index.py": {"np.load", "tarfile.open"},

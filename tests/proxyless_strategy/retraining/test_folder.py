@@ -78,7 +78,8 @@ def test_it_starts_from_fresh_weights_and_inherits_nothing_of_the_search(
     assert all(torch.equal(value, found[name]) for name, value in expected.model.state_dict().items())
     fields = set(Recipe.model_fields) - set(RetrainSettings.model_fields)
     assert fields == {"augment", "workers", "input_size", "seed", "channels", "background", "skip_unreadable"} | {
-        "source_options"
+        "source_options",
+        "decoder",
     }
     assert not set(Recipe.model_fields) & (set(SearchConfig.model_fields) - {"input_size", "seed"})
 

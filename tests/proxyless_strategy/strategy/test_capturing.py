@@ -19,6 +19,12 @@ from tests.proxyless_strategy.strategy.spaces import Nested
 from tests.proxyless_strategy.tiny import STEPS, StopAt, Stopped, assert_equal_states, final_state
 
 
+@pytest.fixture(autouse=True)
+def _heard(caplog):
+    """Other tests of the process may have set another level."""
+    caplog.set_level(logging.WARNING, "proxyless_strategy")
+
+
 class Noted(PlainRecorder):
     """Counts recordings and their replays."""
 

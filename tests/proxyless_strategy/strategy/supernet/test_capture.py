@@ -28,6 +28,12 @@ UPDATES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _heard(caplog):
+    """Other tests of the process may have set another level."""
+    caplog.set_level(logging.WARNING, "proxyless_strategy")
+
+
 class StillScale(spaces.Scale):
     """A `Scale` that does not count."""
 
