@@ -134,7 +134,7 @@ class Making:
         record, spoil = self.recorder.record, self.recorder.spoil
         if backward is None:
             return Recording(self.buffers, out, record(forward, memory, keeps=False), spoil)
-        replay = record(forward, self.layer.memory, keeps=True)
+        replay = record(forward, self.layer.memory, keeps=True, outside=[*self.buffers, *self._still.tensors])
         backward.replay = record(back, memory, keeps=False)
         # From here on nothing in Python holds a tensor of the memory: the next candidate's recording reuses it.
         return Recording(self.buffers, out, replay, spoil, layer=self.layer, backward=backward)

@@ -17,7 +17,7 @@ the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,13 +43,14 @@ class Recorder(Protocol):
         """Return the context in which work runs once before it is recorded."""
         ...
 
-    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool) -> Replay:
+    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool, outside: Sequence[Tensor] = ()) -> Replay:
         """Return what repeats the work.
 
         Args:
             work: See the module; the like of it has run before, within `trying`.
             memory: For what is not in a buffer.
             keeps: Whether some of that is needed later: by the backward pass of a forward pass.
+            outside: Tensors that the work reads and that are in no memory: buffers, weights.
         """
         ...
 
@@ -95,7 +96,7 @@ class CudaRecorder:
         finally:
             self._home.wait_stream(self._stream)
 
-    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool) -> Replay:
+    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool, outside: Sequence[Tensor] = ()) -> Replay:
         graph = self._cuda.CUDAGraph()
         self._cuda.synchronize(self.device)
         # Not `torch.cuda.graph`, which empties the allocator's cache before each capture: a search captures hundreds.
@@ -148,10 +149,16 @@ class PlainRecorder:
     def trying(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool) -> Replay:
+    def record(self, work: Callable[[], None], memory: Any, *, keeps: bool, outside: Sequence[Tensor] = ()) -> Replay:
+        addresses = {tensor.untyped_storage().data_ptr() for tensor in outside}
+
+        def keep(tensor: Tensor) -> Tensor:
+            # A graph reads a buffer or a weight where it lies, as it then is.
+            return tensor.detach() if tensor.untyped_storage().data_ptr() in addresses else memory.keep(tensor)
+
         def replay() -> None:
             memory.spoil()  # of whatever ran there before
-            with torch.autograd.graph.saved_tensors_hooks(memory.keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 work()
             if not keeps:
                 memory.spoil()

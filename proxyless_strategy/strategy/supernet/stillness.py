@@ -31,6 +31,10 @@ class Stillness:
 
     Args:
         module: The module.
+
+    Attributes:
+        parameters: Its weights.
+        tensors: These, its buffers, and tensors in attributes.
     """
 
     def __init__(self, module: nn.Module):
@@ -43,8 +47,8 @@ class Stillness:
         self._contents = [item for container in self._containers for item in container.values()]
         self._hooks = [getattr(part, name) for part in parts for name in _HOOKS]
         self.parameters = list(module.parameters())
-        self._tensors = [item for item in (*self._contents, *self._values) if isinstance(item, Tensor)]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self.tensors = [item for item in (*self._contents, *self._values) if isinstance(item, Tensor)]
+        self._addresses = [tensor.data_ptr() for tensor in self.tensors]
         self._trained = [parameter.requires_grad for parameter in self.parameters]
 
     def change(self) -> str | None:
@@ -60,7 +64,7 @@ class Stillness:
         contents = [item for container in self._containers for item in container.values()]
         if len(contents) != len(self._contents) or not all(map(operator.is_, contents, self._contents)):
             return "a weight, a buffer or a part is another one"
-        if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
+        if [tensor.data_ptr() for tensor in self.tensors] != self._addresses:
             return "a weight or a buffer lies elsewhere"
         if [parameter.requires_grad for parameter in self.parameters] != self._trained:
             return "other weights are trained"
@@ -71,7 +75,7 @@ class Stillness:
 
         What lies on the host would be a constant of a recording, and may be written to.
         """
-        return all(tensor.device == device for tensor in self._tensors)
+        return all(tensor.device == device for tensor in self.tensors)
 
     def hooked(self) -> bool:
         """Return whether a hook watches the module or one of its weights."""
@@ -82,7 +86,7 @@ class Stillness:
     @contextmanager
     def buffers_kept(self) -> Iterator[None]:
         """Put back, on exit, what lies in buffers: batch statistics, above all."""
-        held = [(tensor, tensor.detach().clone()) for tensor in self._tensors if not isinstance(tensor, nn.Parameter)]
+        held = [(tensor, tensor.detach().clone()) for tensor in self.tensors if not isinstance(tensor, nn.Parameter)]
         try:
             yield
         finally:

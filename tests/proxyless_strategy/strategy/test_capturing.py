@@ -31,9 +31,9 @@ class Noted(PlainRecorder):
     def __init__(self):
         self.recorded = self.replayed = 0
 
-    def record(self, work, memory, *, keeps):
+    def record(self, work, memory, **options):
         self.recorded += 1
-        replay = super().record(work, memory, keeps=keeps)
+        replay = super().record(work, memory, **options)
 
         def counted():
             self.replayed += 1

@@ -131,6 +131,19 @@ def test_plain_recordings_of_one_memory_overwrite_what_the_others_keep():
     assert torch.autograd.grad(output.sum(), leaf)[0].tolist() == [4.0] * 3
 
 
+def test_plain_recordings_read_buffers_where_they_lie():
+    recorder = PlainRecorder()
+    x, kept = torch.full((3,), 2.0), []
+
+    def work():
+        leaf = x.detach().requires_grad_()
+        kept[:] = [leaf, leaf * leaf]
+
+    recorder.record(work, recorder.memory(), keeps=True, outside=[x])()
+    x.fill_(5.0)  # as another replay does whose input this is
+    assert torch.autograd.grad(kept[1].sum(), kept[0])[0].tolist() == [10.0] * 3
+
+
 def test_plain_buffers_are_spoiled_whatever_they_hold():
     recorder = PlainRecorder()
     buffers = [torch.ones(2), torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.long)]
