@@ -247,5 +247,5 @@ _FIGURES = tuple(
     for what in ("alpha", "weights", "buffers")
     for figure in ("error", "bf16_cosine")
 )
-agreement = Part(_agreement, 90, (*_FIGURES, "replayed", "eager"))
-steps = Part(_steps, 180, ("batch256", "batch64", "cifar64", "tree"))
+agreement = Part(_agreement, 90, (*_FIGURES, "replayed", "eager"), optional=True)
+steps = Part(_steps, 180, ("batch256", "batch64", "cifar64", "tree"), optional=True)

@@ -17,11 +17,13 @@ class Part(NamedTuple):
         run: Returns its figures; takes whether it is a dry run.
         seconds: Its time limit.
         figures: The keys of its figures.
+        optional: Whether it is of a setting that is off by default: it is left out, and says so, where no time is left.
     """
 
     run: Callable[[bool], dict[str, Any]]
     seconds: float
     figures: tuple[str, ...]
+    optional: bool = False
 
 
 class Skipped(Exception):

@@ -79,6 +79,25 @@ def test_a_part_that_fails_makes_the_status_1_and_the_others_run(
     assert len(asked) == len(gpu.PARTS) + 1
 
 
+def test_without_time_left_a_part_fails_unless_its_setting_is_off_by_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(gpu, "ask", lambda name, dry, limit: asked.append(name) or gpu.result_of(name, "passed"))
+    monkeypatch.setattr(gpu, "machine", lambda: {"device": "a GPU", "count": 1, "torch": "2", "cuda": "13"})
+    monkeypatch.setattr(gpu, "SECONDS", 0)
+    assert gpu.main([]) == 1
+    parts = last_line(capsys)["parts"]
+    optional = {name for name, part in parts.items() if part["status"] == "skipped"}
+    assert optional == {"norms", "capture_agreement", "capture"}
+    assert {part["status"] for name, part in parts.items() if name not in optional} == {"failed"}
+    assert all(f"run it alone with --only {name}" in part["reason"] for name, part in parts.items())
+    assert asked == []
+    # a dry run is not timed
+    assert gpu.main(["--dry-run"]) == 0
+    assert asked == list(gpu.PARTS)
+
+
 def test_what_a_part_finds_wrong_is_its_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
