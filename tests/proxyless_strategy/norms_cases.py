@@ -401,11 +401,12 @@ def _graph(out: Tensor) -> str:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
     """Note of each norm that Triton runs whether a graph is built, and whether its statistics move."""
+    norms._tried("triton", torch.empty(0, device=DEVICE).device, torch.float32)  # a norm that is no part of a network
     noted: list[tuple[bool, bool]] = []
     run = norms._by_triton
 
     def noting(norm: Any, x: Tensor) -> Tensor:
-        noted.append((torch.is_grad_enabled(), norm.track_running_stats))
+        noted.append((torch.is_grad_enabled(), norm.training and norm.track_running_stats))
         return run(norm, x)
 
     monkeypatch.setattr(norms, "_by_triton", noting)
