@@ -17,7 +17,7 @@ from ..errors import BackendError
 from ..onnx_runtime import import_onnxruntime
 from ..op_spec import OpSpec
 from ..reading import cut, shown
-from ..tables.records import FLOAT32
+from ..tables.records import FLOAT32, INT8
 
 _KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
 
@@ -171,7 +171,7 @@ class SharedBackend(Backend):
 
     def times_float_onnx(self) -> bool:
         """Whether it times a float32 ONNX file as it is: not one of another kind, nor where it measures int8."""
-        return self.suffix == ".onnx" and self.dtype != "int8"
+        return self.suffix == ".onnx" and self.dtype != INT8
 
     @abc.abstractmethod
     def prepare_model_file(

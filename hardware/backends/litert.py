@@ -25,10 +25,9 @@ from ..files import write_atomically
 from ..op_spec import OpSpec
 from ..operators import primitives
 from ..reading import ARRAY_BYTES, Kind, read_bytes, shown
-from ..tables.records import FLOAT32
+from ..tables.records import FLOAT32, INT8
 from .base import Runnable, SharedBackend, required
 
-INT8 = "int8"
 MODEL = Kind(
     "the model file",
     "export it again",

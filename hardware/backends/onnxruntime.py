@@ -13,8 +13,8 @@ from ..errors import BackendError
 from ..onnx_runtime import session_options
 from ..op_spec import OpSpec
 from ..operators.onnx_graph import chain_model
-from ..operators.quantised import INT8, check_dtype, quantised_chain
-from ..tables.records import FLOAT32
+from ..operators.quantised import check_dtype, quantised_chain
+from ..tables.records import FLOAT32, INT8
 from .base import Runnable, SharedBackend, cpu_name, model_file, random_image, required
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -78,7 +78,7 @@ class OnnxRuntimeBackend(SharedBackend):
             check_dtype(path, self.dtype)
         runnable = self._runnable(str(path), batch=batch, threads=threads, input_shape=input_shape)
         # a file of ONNX Runtime's own format does not tell
-        if path.suffix == ".onnx":
+        if self.dtype != INT8 and path.suffix == ".onnx":
             check_dtype(path, self.dtype)
         return runnable
 

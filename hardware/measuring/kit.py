@@ -22,7 +22,7 @@ from ..operators.quantised import quantised_chain
 from ..progress import progress_bar
 from ..reading import Kind, cut, read_json, read_text, reading, shown
 from ..tables.plausibility import check_units
-from ..tables.records import FLOAT32, LatencyEntry, TableHeader
+from ..tables.records import FLOAT32, INT8, LatencyEntry, TableHeader
 from ..tables.table import LatencyTable
 from .calibration import entry_alone, in_context
 from .table import check_calibration_nets, check_measured, distinct_operators
@@ -34,7 +34,6 @@ VERSION = 1
 FULL = "full"
 """What a kit's manifest says of its `weights` where they stand in the graphs."""
 OVERHEAD = "overhead.onnx"
-INT8 = "int8"
 GRAPHS = (FLOAT32, INT8)
 """What a kit's graphs may be in; a kit whose manifest does not say it is of a release that had float32 alone."""
 DTYPES = (FLOAT32, "float16", "bfloat16", INT8)

@@ -21,6 +21,7 @@ from ..files import write_atomically
 from ..onnx_runtime import import_onnxruntime, session_options
 from ..op_spec import OpSpec, executed
 from ..reading import ARRAY_BYTES, Kind, read_bytes
+from ..tables.records import INT8
 from .onnx_graph import INPUT, OUTPUT, chain_model
 from .primitives import Shape
 
@@ -31,7 +32,6 @@ MODEL = Kind(
     limit=ARRAY_BYTES,
     missing="there is no model file at {path}; export one first",
 )
-INT8 = "int8"
 _RANGE = (np.float32(-6.0), np.float32(6.0))
 _OWN_OPERATORS = "com.microsoft"
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 FLOAT32 = "float32"
 """The number format of what is measured where nothing else is asked for."""
+INT8 = "int8"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 
 from hardware.errors import BackendError, DataError, ExportError
 from hardware.onnx_runtime import import_onnxruntime, session_options
-from hardware.operators.quantised import INT8, quantise_file
+from hardware.operators.quantised import quantise_file
 from hardware.reading import Kind, expect, is_there, read_json, reading
+from hardware.tables.records import INT8
 
 from ..data.feeding import fed
 from ..data.images import ImageData, Part
