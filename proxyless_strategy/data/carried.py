@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch.utils.data import get_worker_info
 
 from hardware import errors
+
+Key = TypeVar("Key")
+Batch = TypeVar("Batch")
 
 
 class _Carried(Exception):
@@ -23,6 +29,16 @@ class _Carried(Exception):
         error = getattr(errors, values.pop("class"))(values.pop("message"))
         error.__dict__.update(values)
         return error
+
+
+def read_batch(read: Callable[[Key], Batch], key: Key) -> Batch:
+    """Read a batch, in a worker with typed errors as `carried` has them."""
+    try:
+        return read(key)
+    except errors.ProxylessError as error:
+        if get_worker_info() is None:
+            raise
+        raise carried(error) from error
 
 
 def carried(error: errors.ProxylessError) -> Exception:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 from torchvision.transforms.functional import to_pil_image
 
 from hardware.errors import DataError, PictureError, ProxylessError
 
 from ..seeds import isolated_seed, seeded
 from .batches import BatchKey
-from .carried import carried
+from .carried import read_batch
 from .reading import PictureProblem, name_in, picture_error
 from .transforms import cutout_transform
 
@@ -112,14 +112,7 @@ class ItemImages(Dataset):
         return len(self.indices)
 
     def __getitem__(self, key: int | BatchKey) -> tuple[torch.Tensor, Any]:
-        if not isinstance(key, BatchKey):
-            return self._read(key)
-        try:
-            return self._batch(key)
-        except ProxylessError as error:
-            if get_worker_info() is None:
-                raise
-            raise carried(error) from error
+        return read_batch(self._batch, key) if isinstance(key, BatchKey) else self._read(key)
 
     def _batch(self, key: BatchKey) -> tuple[torch.Tensor, Any]:
         items = []

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate
 
-from hardware.errors import ProxylessError
 from hardware.reading import Unreadable, opened
 
 from ..seeds import seeded
 from .batches import BatchKey
-from .carried import carried
+from .carried import read_batch
 from .datasets import ItemImages
 from .drawn_views import Drawn, Draws
 from .jpeg_header import PlainJpeg, plain_jpeg
@@ -67,14 +66,7 @@ class EncodedImages(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, key: int | BatchKey) -> Any:
-        if not isinstance(key, BatchKey):
-            return self.pictures[key]
-        try:
-            return self._batch(key)
-        except ProxylessError as error:
-            if get_worker_info() is None:
-                raise
-            raise carried(error) from error
+        return read_batch(self._batch, key) if isinstance(key, BatchKey) else self.pictures[key]
 
     def _batch(self, key: BatchKey) -> EncodedBatch:
         contents: list[bytes] = []
