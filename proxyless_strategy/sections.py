@@ -16,6 +16,7 @@ MOST_WORKERS = 256
 CIFAR10 = "torchvision:CIFAR10"
 Norm = Literal["torch", "cudnn", "triton"]
 """What computes batch norms with their activations in training: see `norms.FusedNorms`."""
+Decoder = Literal["pillow", "nvjpeg"]
 
 
 class SpaceConfig(Section):
@@ -58,7 +59,7 @@ class DataConfig(Section):
     classifier (Pixel 1: 1000)."""
     background: str | None = None
     """Colour beneath transparent pixels: white, '#808080'; without it pictures that have some are refused."""
-    decoder: Literal["pillow", "nvjpeg"] = "pillow"
+    decoder: Decoder = "pillow"
     """What decodes training images: Pillow in the data workers, or nvJPEG on the GPU that trains, batch by batch, which
     leaves to Pillow what is no plain JPEG file."""
     skip_unreadable: bool = False

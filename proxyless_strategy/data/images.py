@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from hardware.errors import DataError
 
+from ..sections import Decoder
 from ..signals import end_workers_at_exit, last_through
 from ..strategy.loaders import FinishingLoader
 from .batches import EpochBatches
@@ -86,7 +87,7 @@ class ImageData:
     replaced: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     marks: dict[str, str] = field(default_factory=dict, kw_only=True, repr=False)
     workers: int = field(default=0, kw_only=True)
-    decoder: str = field(default="pillow", kw_only=True)
+    decoder: Decoder = field(default="pillow", kw_only=True)
     decodes_on: str = field(default="cuda", kw_only=True)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from search_spaces.from_timm.paths import FOLDER, is_folder
 
 from ..config import MOST_SEED, RetrainSettings
 from ..data.picture_options import PICTURE_OPTIONS
-from ..sections import MOST_PIXELS, MOST_WORKERS
+from ..sections import MOST_PIXELS, MOST_WORKERS, Decoder
 from ..validation import validation_sentence
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -38,7 +38,7 @@ class Recipe(RetrainSettings):
     """1 (grey) or 3 (colour); None: what the network was searched with."""
     background: str | None = None
     """Colour beneath transparent pixels; None: what the network was searched with."""
-    decoder: Literal["pillow", "nvjpeg"] = "pillow"
+    decoder: Decoder = "pillow"
     """What decodes training pictures, as `data.decoder` of a search."""
     skip_unreadable: bool = False
     """Read all pictures before the training, and leave out those that cannot be read."""
