@@ -96,13 +96,12 @@ class Making:
             buffer.copy_(tensor.detach())
         self.tensors = []  # they lead to the graphs of this step, which a recording must not keep
         output, gradients = self._try()
-        weights = [] if self.mode is not None else [p for p in self._still.parameters if p.requires_grad]
         self.out = self.scratch.buffer("output", 0, signature(output))
         if gradients is None:
             self.buffers = [self.scratch.buffer("input", *item) for item in enumerate(self.signatures)]
         else:
             self.buffers = self.layer.inputs(self.signatures)
-            self.backward = self._backward(output, gradients, weights)
+            self.backward = self._backward(output, gradients)
 
     def recording(self, memory: Any) -> Recording:
         """Return the recording.
@@ -143,6 +142,11 @@ class Making:
     def _still(self) -> Stillness:
         assert self.candidate.stillness is not None
         return self.candidate.stillness
+
+    @property
+    def _weights(self) -> list[nn.Parameter]:
+        """What is trained: nothing in an architecture step."""
+        return [] if self.mode is not None else [p for p in self._still.parameters if p.requires_grad]
 
     def _as_now(self) -> AbstractContextManager[None]:
         """Enter the mixed precision of now, without its cache of casts.
@@ -209,8 +213,7 @@ class Making:
             raise Refused("it changes its input in place")
         if not output.requires_grad:
             return output, None
-        weights = [] if self.mode is not None else [p for p in self._still.parameters if p.requires_grad]
-        wanted: list[Tensor] = [*(leaf for leaf in leaves if leaf.requires_grad), *weights]
+        wanted: list[Tensor] = [*(leaf for leaf in leaves if leaf.requires_grad), *self._weights]
         # Such a weight would be left without a gradient.
         if not _leaves_of(output) <= {id(tensor) for tensor in wanted}:
             raise Refused("it trains weights that are not registered as its own", final=True)
@@ -219,14 +222,14 @@ class Making:
         gradients = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return output.detach(), [*gradients, *found]
 
-    def _backward(self, output: Tensor, gradients: list[Tensor | None], weights: list[nn.Parameter]) -> Backward:
+    def _backward(self, output: Tensor, gradients: list[Tensor | None]) -> Backward:
         count = len(self.buffers)
         inputs = [
             None if gradient is None else self.scratch.buffer("gradient", position, signature(gradient))
             for position, gradient in enumerate(gradients[:count])
         ]
         # A weight that the output does not depend on has no gradient, and not one of zeros, which momentum would see.
-        parameters = [p for p, gradient in zip(weights, gradients[count:], strict=True) if gradient is not None]
+        parameters = [p for p, gradient in zip(self._weights, gradients[count:], strict=True) if gradient is not None]
         for parameter in parameters:
             if not _is_dense(parameter):
                 raise Refused("one of its weights has gaps in memory")

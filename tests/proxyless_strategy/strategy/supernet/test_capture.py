@@ -16,6 +16,7 @@ from proxyless_strategy.strategy.rules import GradientUpdate, ReinforceUpdate, a
 from proxyless_strategy.strategy.supernet.capture import MOST_CHANGES, MOST_SHAPES, Captures
 from proxyless_strategy.strategy.supernet.recorders import CudaRecorder, PlainRecorder
 from proxyless_strategy.strategy.supernet.step_mode import ArchitectureStepMode
+from proxyless_strategy.strategy.supernet.stillness import Stillness
 from tests.proxyless_strategy.strategy import spaces
 from tests.proxyless_strategy.strategy.spaces import problem_of
 from tests.proxyless_strategy.tiny import Conv, TinySpace
@@ -339,6 +340,17 @@ CHANGES = [
     a_hook,
     a_hook_on_a_weight,
 ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_makes_recordings_void(change):
+    """A plain recording would follow some of them, as it runs the candidate; a graph would not."""
+    search = Search()
+    stills = [Stillness(layer._modules[name]) for layer in search.network.layers for name in ("k1", "k3")]
+    assert [still.change() for still in stills] == [None] * 6
+    assert not any(still.hooked() for still in stills)
+    change(search)
+    assert all(still.change() is not None or still.hooked() for still in stills)
 
 
 @pytest.mark.parametrize("change", CHANGES)
