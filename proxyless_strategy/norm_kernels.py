@@ -77,6 +77,24 @@ def scale_and_offset(weight, bias, columns, held, AFFINE: tl.constexpr):
     return scale, offset
 
 
+@triton.jit
+def tile_of(channels, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr):
+    """Return a program's columns, which of them there are, the tile's rows, offsets in it, and from one to the next."""
+    columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
+    lines = tl.arange(0, TILE_ROWS)
+    within = lines[:, None] * channels + columns[None, :]
+    length = tl.full((), TILE_ROWS, tl.int64) * channels  # offsets in 32 bits end at 2^31 values
+    return columns, columns < channels, lines, within, length
+
+
+@triton.jit
+def tile_gradient(x, dy, at, mask, centre, scale, offset, ACTIVATION: tl.constexpr):
+    """Return x less its mean, and dz: dL/dy times act'(z)."""
+    ahead = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
+    gradient = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
+    return ahead, through_activation(ahead * scale[None, :] + offset[None, :], gradient, ACTIVATION)
+
+
 # ---- forward -----------------------------------------------------------------------------------------------------
 
 
@@ -92,19 +110,15 @@ def partial_moments(
     program, programs = tl.program_id(0), tl.num_programs(0)
     # The divisor as a factor tells the compiler how rows are aligned, without which it loads value by value.
     channels = groups * DIVISOR
-    columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
-    lines = tl.arange(0, TILE_ROWS)
-    held = columns < channels
-    within = lines[:, None] * channels + columns[None, :]
-    length = tl.full((), TILE_ROWS, tl.int64) * channels  # offsets in 32 bits end at 2^31 values
+    columns, held, lines, within, length = tile_of(channels, TILE_ROWS, TILE_COLUMNS)
     pivot = tl.load(x + columns, mask=held, other=0.0).to(tl.float32)
     mean = tl.zeros((TILE_ROWS, TILE_COLUMNS), dtype=tl.float32)
     square = tl.zeros((TILE_ROWS, TILE_COLUMNS), dtype=tl.float32)
     seen = tl.zeros((TILE_ROWS,), dtype=tl.float32)
-    for tile in range(program, tl.cdiv(rows, TILE_ROWS), programs):
-        inside = tile * TILE_ROWS + lines < rows
+    for number in range(program, tl.cdiv(rows, TILE_ROWS), programs):
+        inside = number * TILE_ROWS + lines < rows
         mask = inside[:, None] & held[None, :]
-        value = tl.load(x + length * tile + within, mask=mask, other=0.0).to(tl.float32) - pivot[None, :]
+        value = tl.load(x + length * number + within, mask=mask, other=0.0).to(tl.float32) - pivot[None, :]
         seen += tl.where(inside, 1.0, 0.0)
         ahead = value - mean
         moved = mean + ahead * (1.0 / tl.maximum(seen, 1.0))[:, None]
@@ -194,20 +208,16 @@ def normalise(
     """Write `act((x - mean) / std * weight + bias)`."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     channels = groups * DIVISOR
-    columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
-    lines = tl.arange(0, TILE_ROWS)
-    held = columns < channels
-    within = lines[:, None] * channels + columns[None, :]
-    length = tl.full((), TILE_ROWS, tl.int64) * channels
+    columns, held, lines, within, length = tile_of(channels, TILE_ROWS, TILE_COLUMNS)
     centre = tl.load(mean + columns, mask=held, other=0.0)
     scale, offset = scale_and_offset(weight, bias, columns, held, AFFINE)
     scale = scale * tl.load(invstd + columns, mask=held, other=0.0)
-    for tile in range(program, tl.cdiv(rows, TILE_ROWS), programs):
-        inside = tile * TILE_ROWS + lines < rows
+    for number in range(program, tl.cdiv(rows, TILE_ROWS), programs):
+        inside = number * TILE_ROWS + lines < rows
         mask = inside[:, None] & held[None, :]
-        value = tl.load(x + length * tile + within, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + length * number + within, mask=mask, other=0.0).to(tl.float32)
         z = (value - centre[None, :]) * scale[None, :] + offset[None, :]
-        tl.store(y + length * tile + within, activated(z, ACTIVATION).to(y.dtype.element_ty), mask=mask)
+        tl.store(y + length * number + within, activated(z, ACTIVATION).to(y.dtype.element_ty), mask=mask)
 
 
 # ---- backward ----------------------------------------------------------------------------------------------------
@@ -234,23 +244,17 @@ def partial_gradients(
     """Write each program's sums of dz and of dz times the normalised x; `P x C` each. dz is dL/dy times act'(z)."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     channels = groups * DIVISOR
-    columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
-    lines = tl.arange(0, TILE_ROWS)
-    held = columns < channels
-    within = lines[:, None] * channels + columns[None, :]
-    length = tl.full((), TILE_ROWS, tl.int64) * channels
+    columns, held, lines, within, length = tile_of(channels, TILE_ROWS, TILE_COLUMNS)
     centre = tl.load(mean + columns, mask=held, other=0.0)
     inverse = tl.load(invstd + columns, mask=held, other=0.0)
     weights, offset = scale_and_offset(weight, bias, columns, held, AFFINE)
     scale = weights * inverse
     one = tl.zeros((TILE_ROWS, TILE_COLUMNS), dtype=tl.float32)
     two = tl.zeros((TILE_ROWS, TILE_COLUMNS), dtype=tl.float32)
-    for tile in range(program, tl.cdiv(rows, TILE_ROWS), programs):
-        inside = tile * TILE_ROWS + lines < rows
+    for number in range(program, tl.cdiv(rows, TILE_ROWS), programs):
+        inside = number * TILE_ROWS + lines < rows
         mask = inside[:, None] & held[None, :]
-        ahead = tl.load(x + length * tile + within, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
-        gradient = tl.load(dy + length * tile + within, mask=mask, other=0.0).to(tl.float32)
-        dz = through_activation(ahead * scale[None, :] + offset[None, :], gradient, ACTIVATION)
+        ahead, dz = tile_gradient(x, dy, length * number + within, mask, centre, scale, offset, ACTIVATION)
         one += dz
         two += dz * ahead
     tl.store(sums + program * channels + columns, tl.sum(one, axis=0), mask=held)
@@ -283,11 +287,7 @@ def input_gradient(
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     channels = groups * DIVISOR
-    columns = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
-    lines = tl.arange(0, TILE_ROWS)
-    held = columns < channels
-    within = lines[:, None] * channels + columns[None, :]
-    length = tl.full((), TILE_ROWS, tl.int64) * channels
+    columns, held, lines, within, length = tile_of(channels, TILE_ROWS, TILE_COLUMNS)
     centre = tl.load(mean + columns, mask=held, other=0.0)
     inverse = tl.load(invstd + columns, mask=held, other=0.0)
     weights, offset = scale_and_offset(weight, bias, columns, held, AFFINE)
@@ -298,15 +298,13 @@ def input_gradient(
         size = rows.to(tl.float32)
         level = tl.load(sums + columns, mask=held, other=0.0) / size
         slope = tl.load(products + columns, mask=held, other=0.0) * inverse / size
-    for tile in range(program, tl.cdiv(rows, TILE_ROWS), programs):
-        inside = tile * TILE_ROWS + lines < rows
+    for number in range(program, tl.cdiv(rows, TILE_ROWS), programs):
+        inside = number * TILE_ROWS + lines < rows
         mask = inside[:, None] & held[None, :]
-        ahead = tl.load(x + length * tile + within, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
-        gradient = tl.load(dy + length * tile + within, mask=mask, other=0.0).to(tl.float32)
-        dz = through_activation(ahead * scale[None, :] + offset[None, :], gradient, ACTIVATION)
+        ahead, dz = tile_gradient(x, dy, length * number + within, mask, centre, scale, offset, ACTIVATION)
         if OF_BATCH:
             dz -= level[None, :] + ahead * slope[None, :]
-        tl.store(dx + length * tile + within, (dz * scale[None, :]).to(dx.dtype.element_ty), mask=mask)
+        tl.store(dx + length * number + within, (dz * scale[None, :]).to(dx.dtype.element_ty), mask=mask)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------------

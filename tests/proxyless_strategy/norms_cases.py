@@ -413,6 +413,17 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
     return noted
 
 
+def searched(**options: Any) -> ProxylessStrategy:
+    """Search a tiny space of channels-last maps through Lightning, for three steps."""
+    return tiny.searched(
+        space=lambda: tiny.TinySpace().to(memory_format=torch.channels_last),
+        trainer={"limit_train_batches": 3, "limit_val_batches": 1},
+        warmup_epochs=0,
+        epochs=1,
+        **options,
+    )
+
+
 def near(first: nn.Module, second: nn.Module) -> None:
     for (name, a), (other, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         assert name == other
@@ -424,15 +435,7 @@ def near(first: nn.Module, second: nn.Module) -> None:
 def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: list[tuple[bool, bool]]) -> None:
     networks = []
     for kind in ("torch", "triton"):
-        strategy = tiny.searched(
-            space=lambda: tiny.TinySpace().to(memory_format=torch.channels_last),
-            trainer={"limit_train_batches": 3, "limit_val_batches": 1},
-            warmup_epochs=0,
-            epochs=1,
-            finalists=2,
-            rule=rule,
-            norm=kind,
-        )
+        strategy = searched(finalists=2, rule=rule, norm=kind)
         assert bool(ran) == (kind == "triton")
         assert strategy.searched.counters["architecture"] > 0
         count, derived = len(ran), strategy.searched.derived_network()
@@ -451,16 +454,7 @@ def test_a_search_through_lightning_ends_as_with_pytorchs_norms(rule: str, ran: 
 def test_captured_candidates_run_the_same_norms(ran: list[tuple[bool, bool]]) -> None:
     states = []
     for capture in (recorder := Noted(), False):
-        strategy = tiny.searched(
-            space=lambda: tiny.TinySpace().to(memory_format=torch.channels_last),
-            trainer={"limit_train_batches": 3, "limit_val_batches": 1},
-            warmup_epochs=0,
-            epochs=1,
-            finalists=1,
-            norm="triton",
-            capture=capture,
-        )
-        states.append(tiny.final_state(strategy))
+        states.append(tiny.final_state(searched(finalists=1, norm="triton", capture=capture)))
     assert ran
     assert recorder.replayed > recorder.recorded > 0
     tiny.assert_equal_states(*states)
