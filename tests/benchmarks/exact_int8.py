@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hardware.backends.base import cpu_name
+from hardware.backends.base import cpu_name, seconds_per_run
 from hardware.measuring.sampling import Measurement, Plan, interleaved
 from hardware.onnx_runtime import import_onnxruntime, session_options
 from hardware.operators.quantised import quantised_chain
@@ -60,13 +59,7 @@ def _session(model: bytes, *, exact: bool) -> Any:
 
 
 def _timer(session: Any, feed: dict[str, np.ndarray]) -> Callable[[int], float]:
-    def seconds(repeats: int) -> float:
-        start = time.thread_time()
-        for _ in range(repeats):
-            session.run(None, feed)
-        return (time.thread_time() - start) / repeats
-
-    return seconds
+    return lambda repeats: seconds_per_run(lambda: session.run(None, feed), repeats=repeats, cpu_time=True)
 
 
 def _error(found: np.ndarray, exact: np.ndarray) -> float:
