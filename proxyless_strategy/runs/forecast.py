@@ -162,13 +162,14 @@ def capture_forecast(
         network, x = network.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     y = torch.arange(len(x), device=device) % data.num_classes
     supernet, captures = strategy.paths_of_space, Captures(recorder)
+    norms = FusedNorms(network, settings.norm, setting="search.norm")
     path = [row % len(edge.candidates) for row, edge in enumerate(supernet.edges)]
 
     def seconds(*, captured: bool) -> float:
         network.zero_grad(set_to_none=True)
         begun = _now(device)
         capturing = captures.active(supernet.selector) if captured else nullcontext()
-        with capturing, supernet.running(path):
+        with norms, capturing, supernet.running(path):
             _train(network, x, y, settings)
         return _now(device) - begun
 

@@ -104,6 +104,27 @@ def test_what_capturing_saves_is_measured_on_the_supernet() -> None:
     assert min(found.seconds, found.captured_ms, found.eager_ms) > 0
 
 
+def test_captured_steps_are_timed_with_the_norms_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[tuple[str, str]] = []
+
+    class Noted:
+        def __init__(self, network: torch.nn.Module, kind: str, *, setting: str):
+            self.asked = kind, setting
+
+        def __enter__(self) -> None:
+            entered.append(self.asked)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(module, "FusedNorms", Noted)
+    config = parse_config({"data": "digits", "input_size": 16, "search": {"batch_size": 8, "norm": "cudnn"}})
+    data = load_data(config.data, input_size=16, seed=0)
+    space = get_space("small_mbconv", **SPACE)
+    capture_forecast(config, space, data, recorder=PlainRecorder(), device=torch.device("cpu"))
+    assert entered == [("cudnn", "search.norm")] * 8, "every step"
+
+
 @pytest.mark.parametrize(
     ("eager", "words"), [(12.0, "takes about 30 s, which 15000 steps win back"), (9.0, "does not pay; leave it out")]
 )
