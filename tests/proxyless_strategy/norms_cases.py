@@ -457,7 +457,12 @@ def test_captured_candidates_run_the_same_norms(ran: list[tuple[bool, bool]]) ->
         states.append(tiny.final_state(searched(finalists=1, norm="triton", capture=capture)))
     assert ran
     assert recorder.replayed > recorder.recorded > 0
-    tiny.assert_equal_states(*states)
+    captured, eager = states
+    assert captured[1:] == eager[1:]
+    # a gate gradient is added up in the order of its map's memory, which is the recording's and need not be autograd's
+    for (name, a), (other, b) in zip(captured[0].items(), eager[0].items(), strict=True):
+        assert name == other
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.slow
