@@ -24,15 +24,18 @@ from .layout import TABLE_FILE
 IMAGES_SEEN = 60_000
 """Images times epochs that each network is trained with by default: on two cores minutes at 128 pixels, not hours."""
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
-START, SEARCH = 0.25, 0.2
-"""Of all epochs, the shares of the original before the search and of the search."""
+START, SEARCH = 0.25, 0.35
+"""Share of all epochs that the original has before the search, and length of the search as such a share."""
 ARCHITECTURE_STEPS = 150
 """That a search has where there are images enough."""
 OPTIONS = {"kernels": [3], "expansions": [2, 4]}
 """Candidates beside each block's own: few, as each of them learns in its share of a short search alone."""
-SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02, "weight_paths": "sampled"}
+SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02, "weight_paths": "sampled", "channels_last": True}
 """A search that starts from trained weights, in all that does not follow from the number of images. Its weight steps go
 where alpha leads: they then train what is likely to be chosen, rather than each candidate in its small share."""
+SUPERNET, INHERITED = "supernet", "inherited"
+"""What the subnet is fine-tuned from. What it inherits serves it better than what the search has made of it, a share of
+whose steps it has had: see `supernet_weights` of `tests/benchmarks/shrink.py`."""
 RECIPE = "finetune"
 _OF_THE_SHRINKING = {"epochs", "batch_size", "warmup_epochs", "weights", "teacher", "threads", "checkpoint_every"}
 """What the recipe does not decide here."""
@@ -67,7 +70,8 @@ def check_shrink(config: SearchConfig) -> None:
     """Refuse settings under which there is nothing to shrink or to compare.
 
     Raises:
-        ConfigError: The space has no original, nothing says how small, or the subnet is not to be trained.
+        ConfigError: The space has no original, nothing says how small, or the subnet is not to be trained, or at the
+            rate of another optimiser.
     """
     if not config.space.name.startswith(PREFIX):
         raise ConfigError(
@@ -80,6 +84,14 @@ def check_shrink(config: SearchConfig) -> None:
             "retrain = null leaves the subnet as the search left it, which is no match for a fine-tuned original; "
             "remove it"
         )
+    asked = config.retrain.model_fields_set
+    if "optimizer" in asked and "learning_rate" not in asked:
+        recipe = load_recipe(RECIPE).settings
+        if config.retrain.optimizer != recipe.optimizer:
+            raise ConfigError(
+                f"retrain.optimizer = {config.retrain.optimizer} without retrain.learning_rate: the recipe's "
+                f"{recipe.learning_rate:g} is for {recipe.optimizer}; give a rate too"
+            )
     if config.hardware.cost == "energy":
         raise ConfigError(
             "hardware.cost energy shrinks no model, as original and subnet are compared by latency; shrink by latency, "
@@ -133,11 +145,13 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     if not is_function(config.data.name):
         defaults["data"]["options"] = _as_read(model, data)
     defaults["space"] = {"options": OPTIONS}
+    weights = SUPERNET if model.space.weights == NONE else INHERITED
     defaults["search"] = {"batch_size": batch, **_searching(config, model)}
-    defaults["retrain"] = {**recipe, "weights": "supernet", "batch_size": batch}
+    defaults["retrain"] = {**recipe, "weights": weights, "batch_size": batch}
     if config.hardware.cost == "latency":
         defaults["hardware"] = {"table": config.out / TABLE_FILE}
-    epochs = _epochs(config, images, knows=model.knows(data))
+    asked = None if config.retrain is None else config.retrain.weights
+    epochs = _epochs(config, images, knows=model.knows(data), keeps_weights=(asked or weights) == SUPERNET)
     defaults["search"] |= epochs["search"]
     defaults["retrain"] |= epochs["retrain"]
     defaults["shrink"] = epochs["shrink"]
@@ -150,9 +164,16 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     return _filled(filled, {"search": {"steps_per_update": between}})
 
 
-def searched_epochs(config: SearchConfig) -> int:
-    """Return how many epochs the search trains: the rule `sensitivity` trains none."""
-    return 0 if config.rule == "sensitivity" else config.search.warmup_epochs + config.search.epochs
+def subnet_epochs(config: SearchConfig) -> int:
+    """Return how many epochs the subnet is trained after the start: the search's are its own if it keeps their weights.
+
+    Args:
+        config: The planned settings.
+    """
+    search, retrain = config.search, config.retrain
+    assert retrain is not None
+    searched = 0 if config.rule == "sensitivity" else search.warmup_epochs + search.epochs
+    return retrain.epochs + (searched if retrain.weights == SUPERNET else 0)
 
 
 def epochs_for(images: int) -> int:
@@ -164,8 +185,15 @@ def epochs_for(images: int) -> int:
     return max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(IMAGES_SEEN / images)))
 
 
-def _epochs(config: SearchConfig, images: int, *, knows: bool) -> dict[str, dict[str, int]]:
-    """Share the epochs out: the original's before and after, the search's, the fine-tuning's."""
+def _epochs(config: SearchConfig, images: int, *, knows: bool, keeps_weights: bool) -> dict[str, dict[str, int]]:
+    """Share the epochs out: the original's before and after, the search's, the fine-tuning's.
+
+    Args:
+        config: What the user has set.
+        images: Number of training images.
+        knows: Whether the model is trained on such classes already.
+        keeps_weights: Whether the subnet goes on with the search's weights, so that the search's epochs are its own.
+    """
     asked, search, retrain = config.shrink or ShrinkSettings(), config.search, config.retrain
     total = asked.epochs or epochs_for(images)
     start = asked.start_epochs
@@ -173,12 +201,13 @@ def _epochs(config: SearchConfig, images: int, *, knows: bool) -> dict[str, dict
         start = 0 if knows else max(1, round(START * total))
     schedule: dict[str, int] = {}
     if config.rule != "sensitivity":
-        searched = max(2, round(SEARCH * total))
+        length = max(2, round(SEARCH * total))
         # candidates that inherit their weights need none
         warmup = search.warmup_epochs if "warmup_epochs" in search.model_fields_set else 0
-        after = search.epochs if "epochs" in search.model_fields_set else max(1, searched - warmup)
+        after = search.epochs if "epochs" in search.model_fields_set else max(1, length - warmup)
         schedule = {"warmup_epochs": warmup, "epochs": after}
-    tuned = max(1, total - start - sum(schedule.values()))
+    searched = sum(schedule.values()) if keeps_weights else 0
+    tuned = max(1, total - start - searched)
     if retrain is not None and "epochs" in retrain.model_fields_set:
         tuned = retrain.epochs
     return {
@@ -187,7 +216,7 @@ def _epochs(config: SearchConfig, images: int, *, knows: bool) -> dict[str, dict
         "shrink": {
             "start_epochs": start,
             # as many as the subnet gets, so that it is no better for having seen more
-            "original_epochs": sum(schedule.values()) + tuned,
+            "original_epochs": searched + tuned,
         },
     }
 

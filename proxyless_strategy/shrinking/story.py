@@ -45,7 +45,7 @@ from .comparison import Compared, Comparison
 from .layout import COMPARISON_FILE, ORIGINAL, PICTURE_FILE, SEARCH, SETTINGS_FILE, START
 from .originals import is_made, make_original, make_start, metrics_of, weights_of
 from .picture import draw
-from .plan import Model, check_shrink, planned, read_model, searched_epochs, sized
+from .plan import Model, check_shrink, planned, read_model, sized, subnet_epochs
 
 FREE = ("out", "data.workers", "search.checkpoint_every", "search.resume_anyway", "retrain.checkpoint_every")
 """Settings that no result depends on."""
@@ -237,10 +237,10 @@ def forecast_sentence(config: SearchConfig, model: Model, costs: SpaceCosts, dat
         "the comparison": COMPARING_SECONDS,
     }
     stages = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value)
-    epochs = searched_epochs(config) + tuned
     return (
         f"predicted for all: about {sum(seconds.values()) / 60:.0f} minutes ({stages}); of the original "
-        f"{shrink.start_epochs} + {shrink.original_epochs} epochs, of the subnet {shrink.start_epochs} + {epochs}"
+        f"{shrink.start_epochs} + {shrink.original_epochs} epochs, of the subnet {shrink.start_epochs} + "
+        f"{subnet_epochs(config)}"
     )
 
 
@@ -284,8 +284,7 @@ def _compared(ready: Ready, found: FinishedRun, start: Start) -> Comparison:
         )
     measured, _ = measure_deployed(prepared, subnets, deployed, int8=original_int8 is not None)
     first = config.shrink.start_epochs or 0
-    later = searched_epochs(config) + config.retrain.epochs
-    epochs = (first + (config.shrink.original_epochs or 0), first + later)
+    epochs = (first + (config.shrink.original_epochs or 0), first + subnet_epochs(config))
     nets = [
         Compared(
             folder=str(folder),

@@ -5,22 +5,27 @@
 
 EfficientNet-Lite0 with its ImageNet weights is made smaller on 2,000 images of Fashion-MNIST. Every network that is
 compared begins where the search begins, the original fine-tuned on the weight part (`start`), and is then trained for
-as many epochs as the search and its fine-tuning take together, beside the same teacher, by the same recipe. At each
-share of the original's latency:
+equally many epochs, beside the same teacher, by the same recipe. At each share of the original's latency:
 
-- `found`: what `proxyless shrink` exports; `curve`: further shares derived from the search of the first.
+- `found`: what `proxyless shrink` exports, fine-tuned from what it inherits of `start`; the search's epochs train none
+  of its weights. `curve`: further shares derived from the search of the first.
+- `supernet_weights`: the same at the first share, fine-tuned from the search's weights; the search's epochs are of the
+  network's own then.
 - `lower_resolution`: the original on smaller images.
 - `random`: subnets that cost 98 to 100 % of the target: the most probable ones under random logits.
 - `most_macs`: the feasible subnet of most multiply-accumulates. `uniform`: every block shrunk alike.
 - `sensitivity`: the knapsack on each candidate's own loss (`rule: sensitivity`).
 - `torch_pruning`: channels cut by group magnitude (torch-pruning, extra `pruning`) until the network is as fast.
-- `fresh`: a search and a training from random weights, with a fresh network's rates, for all epochs.
+- `fresh`: a search and a training of its weights from random ones, with a fresh network's rates, for all epochs.
 
 All networks of a seed are timed in one interleaved run. The test images are read once for each network. Results are
 kept as they come: started again, it goes on. `--quick` is one seed and one share. The last line is JSON: `{original:
 {accuracy, ms}, rows: [{share, accuracy, ms, params}], lower_resolution, random: {mean, ci}, most_macs, uniform,
-sensitivity, torch_pruning, fresh, minutes}`; accuracies in 0..1, `ci` 95 % of the mean by Student's t. A way that leads
-to no network as fast as a share has no accuracy, and says so as `missing`.
+sensitivity, torch_pruning, supernet_weights, fresh, minutes}`; accuracies in 0..1, `ci` 95 % of the mean by Student's
+t. `found_ahead` is by how much `found` is better than the row, `ahead_of_original` by how much a row is better than the
+original, {mean, ci}: the networks of a seed have its start and its teacher in common, so that differences are taken
+within each (of random subnets, to their mean). A way that leads to no network as fast as a share has no accuracy, and
+says so as `missing`.
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ from hardware.files import write_atomically
 from hardware.measuring.nets import measure_model_files
 from hardware.measuring.sampling import Plan
 from hardware.model import CostModel, macs_model
-from proxyless_strategy.config import SearchConfig, SearchSettings, config_of
+from proxyless_strategy.config import RetrainSettings, SearchConfig, SearchSettings, config_of
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.export.onnx import export_onnx
@@ -59,6 +64,7 @@ from proxyless_strategy.runs.prepare import Library
 from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.shrinking.layout import ORIGINAL, SEARCH, START
 from proxyless_strategy.shrinking.originals import make_original, make_start, metrics_of, weights_of
+from proxyless_strategy.shrinking.plan import SUPERNET, subnet_epochs
 from proxyless_strategy.shrinking.story import Ready, check_all, run_shrink, search_config
 from proxyless_strategy.strategy.architecture import Edge
 from proxyless_strategy.strategy.derivation import SLACK, Deriver
@@ -75,8 +81,9 @@ NAME = "timm:tf_efficientnet_lite0"
 SHARES, CURVE = (0.6, 0.4), (0.8, 0.4)
 CHEAP = ("lower_resolution", "most_macs", "uniform", "sensitivity", "torch_pruning", "fresh")
 FRESH_RATE = 0.05
-"""Learning rate of a training from random weights: the default of a search and of a retraining."""
-SMALLEST, STEP = 32, 4
+"""Learning rate of a search from random weights; its retraining is as a retraining is by default."""
+OPTIMISER = ("optimizer", "learning_rate", "momentum", "weight_decay", "layer_decay")
+SMALLEST, STEP = 16, 4
 """Of image sides that are tried for a lower resolution."""
 
 
@@ -198,7 +205,18 @@ def _shared(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 def _found(job: Job, ready: Ready) -> dict[str, Any]:
+    return _shrunk(job, ready, job.setting.config(job.seed, job.share))
+
+
+def _supernet_weights(job: Job, ready: Ready) -> dict[str, Any]:
     config = job.setting.config(job.seed, job.share)
+    assert config.retrain is not None
+    retrain = config.retrain.model_copy(update={"weights": SUPERNET})
+    out = job.setting.folder(job.seed, job.key)
+    return _shrunk(job, ready, config.model_copy(update={"retrain": retrain, "out": out}))
+
+
+def _shrunk(job: Job, ready: Ready, config: SearchConfig) -> dict[str, Any]:
     for name in (START, ORIGINAL):
         if not (config.out / name).exists():
             shutil.copytree(ready.config.out / name, config.out / name)
@@ -268,10 +286,8 @@ def uniform_subnets(candidates: Mapping[str, Sequence[str]], original: Mapping[s
 
 def _sensitivity(job: Job, ready: Ready) -> dict[str, Any]:
     config = search_config(ready.config, start=ready.start)
-    assert config.retrain is not None
     out = job.setting.folder(job.seed, f"sensitivity-{job.share}")
-    retrain = config.retrain.model_copy(update={"weights": "inherited", "epochs": _epochs(ready)})
-    result = run_search(config.model_copy(update={"rule": "sensitivity", "retrain": retrain, "out": out}))
+    result = run_search(config.model_copy(update={"rule": "sensitivity", "out": out}))
     shutil.copyfile(result.onnx, job.onnx)
     return {"accuracy": result.accuracy, "params": result.params, "choices": dict(result.subnet.choices)}
 
@@ -286,7 +302,7 @@ def _fresh(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 def fresh(config: SearchConfig, start_epochs: int) -> SearchConfig:
-    """Return a search from trained weights as one from random weights, which has the original's epochs too.
+    """Return a search from trained weights as one from random weights, which the subnet keeps: it has no others.
 
     Args:
         config: The search.
@@ -302,7 +318,9 @@ def fresh(config: SearchConfig, start_epochs: int) -> SearchConfig:
             **{name: SearchSettings.model_fields[name].default for name in ("start", "weight_paths")},
         }
     )
-    retrain = config.retrain.model_copy(update={"learning_rate": FRESH_RATE, "layer_decay": None})
+    tuned = subnet_epochs(config) - config.search.warmup_epochs - config.search.epochs
+    usual = {name: RetrainSettings.model_fields[name].default for name in OPTIMISER}
+    retrain = config.retrain.model_copy(update={"weights": SUPERNET, "epochs": tuned, **usual})
     space = config.space.model_copy(update={"options": {**config.space.options, "weights": "none"}})
     return config.model_copy(update={"space": space, "search": search, "retrain": retrain})
 
@@ -399,6 +417,7 @@ WAYS: dict[str, Callable[[Job, Ready], dict[str, Any]]] = {
     "uniform": _uniform,
     "sensitivity": _sensitivity,
     "torch_pruning": _torch_pruning,
+    "supernet_weights": _supernet_weights,
     "fresh": _fresh,
 }
 
@@ -414,12 +433,6 @@ def _best(ready: Ready, logits: np.ndarray, *, slack: float | None = None) -> di
     edges = [Edge(label, names) for label, names in zip(cost.labels, cost.candidates, strict=True)]
     derived = Deriver(edges, logits, cost.costs, cost.fixed).within(_target(ready), slack=slack)
     return {label: str(name) for label, name in derived.names.items()}
-
-
-def _epochs(ready: Ready) -> int:
-    """Return what the search and its fine-tuning take together."""
-    assert ready.config.retrain is not None
-    return ready.config.search.warmup_epochs + ready.config.search.epochs + ready.config.retrain.epochs
 
 
 def _subnet(job: Job, ready: Ready, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -450,7 +463,7 @@ def _trained(
     result = train(
         build,
         data or ready.data,
-        settings.model_copy(update={"epochs": _epochs(ready)}),
+        settings.model_copy(update={"epochs": subnet_epochs(ready.config)}),
         seed=job.seed,
         checkpoint=job.result.with_suffix(".ckpt"),
         teacher=teacher.eval(),
@@ -499,6 +512,7 @@ def jobs_of(setting: Setting) -> list[Job]:
             jobs += [Job(setting, name, seed, share) for name in CHEAP]
             mine = range(1 + seed, 1 + setting.randoms, setting.seeds)
             jobs += [Job(setting, "random", seed, share, number) for number in mine]
+        jobs.append(Job(setting, "supernet_weights", seed, setting.shares[0]))
         jobs += [Job(setting, "curve", seed, share) for share in setting.curve]
     return jobs
 
@@ -529,6 +543,31 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [mean - reach, mean + reach]
 
 
+def ahead_of(found: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return, for each seed that has both, the found network's accuracy less the mean of the others'.
+
+    >>> found = [{"seed": 0, "accuracy": 0.75}, {"seed": 1, "accuracy": 0.5}]
+    >>> ahead_of(found, [{"seed": 0, "accuracy": 0.25}, {"seed": 0, "accuracy": 0.75}])
+    [0.25]
+    """
+    differences = []
+    for row in found:
+        same = [other["accuracy"] for other in others if other["seed"] == row["seed"]]
+        if same:
+            differences.append(row["accuracy"] - statistics.fmean(same))
+    return differences
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of values, and its interval.
+
+    >>> spread([0.5])
+    {'mean': 0.5, 'ci': None}
+    """
+    ci = interval(values)
+    return {"mean": round(statistics.fmean(values), 5), "ci": None if ci is None else [round(bound, 5) for bound in ci]}
+
+
 def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
     """Return what the last line says: means over seeds, by share; minutes of all networks together."""
     every = [*[Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)], *jobs]
@@ -543,16 +582,21 @@ def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
             continue
         own = ms[job.seed][job.key]
         whole = ms[job.seed][Job(setting, "shared", job.seed, setting.shares[0]).key]
-        rows.setdefault((job.name, job.share), []).append({**row, "ms": own, "ratio": own / whole})
+        rows.setdefault((job.name, job.share), []).append({**row, "seed": job.seed, "ms": own, "ratio": own / whole})
 
     def of(name: str, share: float) -> dict[str, Any]:
         if (name, share) not in rows:
             return {"accuracy": None, "missing": missing[name, share]}
         found = rows[name, share]
-        accuracies = [row["accuracy"] for row in found]
+        ahead = {}
+        if name in ("found", "curve"):
+            ahead = {"ahead_of_original": spread(ahead_of(found, rows["shared", setting.shares[0]]))}
+        elif name != "shared":
+            ahead = {"found_ahead": spread(ahead_of(rows["found", share], found))}
         return {
-            "accuracy": round(statistics.fmean(accuracies), 5),
-            "ci": None if (ci := interval(accuracies)) is None else [round(bound, 5) for bound in ci],
+            "accuracy": (own := spread([row["accuracy"] for row in found]))["mean"],
+            "ci": own["ci"],
+            **ahead,
             "ms": round(statistics.fmean(row["ms"] for row in found), 4),
             "measured_share": round(statistics.fmean(row["ratio"] for row in found), 4),
             "params": round(statistics.fmean(row["params"] for row in found)),
@@ -569,6 +613,7 @@ def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
         + [{"share": share, "derived_from": setting.shares[0], **of("curve", share)} for share in setting.curve],
         "random": random,
         **{name: {str(share): of(name, share) for share in setting.shares} for name in CHEAP},
+        "supernet_weights": {str(setting.shares[0]): of("supernet_weights", setting.shares[0])},
         "minutes": round(sum(row["minutes"] for row in results.values()), 1),
     }
 

@@ -40,6 +40,9 @@ def test_every_way_is_gone_at_every_share_and_seed() -> None:
     assert {(job.seed, job.share) for job in jobs if job.name == "curve"} == {
         (seed, share) for seed in range(3) for share in (0.8, 0.4)
     }
+    assert {(job.seed, job.share) for job in jobs if job.name == "supernet_weights"} == {
+        (seed, 0.6) for seed in range(3)
+    }
     assert len({(job.seed, job.key) for job in jobs}) == len(jobs), "results do not overwrite each other"
     assert set(shrink.WAYS) == {"shared", *(job.name for job in jobs)}
 
@@ -52,11 +55,12 @@ def test_the_greatest_side_that_is_fast_enough(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(shrink, "measure_model_files", measured)
     assert shrink.lower_side(nn.Identity(), 96, 0.6, tmp_path) == 72  # 72 / 96 squared is 0.5625, 76 gives 0.627
-    with pytest.raises(shrink.Unreachable, match=r"on images of 32 pixels the original takes \d\.\d\dx"):
-        shrink.lower_side(nn.Identity(), 96, 0.1, tmp_path)
+    with pytest.raises(shrink.Unreachable, match=r"on images of 16 pixels the original takes \d\.\d\dx"):
+        shrink.lower_side(nn.Identity(), 96, 0.02, tmp_path)
 
 
-def test_a_search_from_fresh_weights_asks_no_weights_and_trains_as_long() -> None:
+@pytest.mark.parametrize(("weights", "epochs"), [("inherited", 3), ("supernet", 6)])
+def test_a_search_from_fresh_weights_asks_no_weights_and_trains_as_long(weights: str, epochs: int) -> None:
     config = parse_config(
         {
             "space": {"name": "timm:mobilenetv2_050", "options": {"weights": "pretrained", "kernels": [3]}},
@@ -65,12 +69,15 @@ def test_a_search_from_fresh_weights_asks_no_weights_and_trains_as_long() -> Non
             "hardware": {"cost": "macs", "device": "other"},
             "target": 0.5,
             "search": {**SEARCH_SETTINGS, "start": "sensitivity", "warmup_epochs": 1, "epochs": 2, "layer_decay": 0.8},
-            "retrain": {"epochs": 3, "weights": "supernet", "learning_rate": 0.01},
+            "retrain": {"epochs": 6, "weights": weights, "learning_rate": 0.01},
             "out": "runs/fresh",
         }
     )
     found = shrink.fresh(config, 2)
-    assert (found.search.warmup_epochs, found.search.epochs) == (3, 2)
+    assert found.retrain is not None
+    assert (found.search.warmup_epochs, found.search.epochs) == (3, 2), "the start's epochs are a warm-up"
+    assert (found.retrain.weights, found.retrain.epochs) == ("supernet", epochs)
+    assert found.retrain.learning_rate == shrink.FRESH_RATE
     assert (found.search.learning_rate, found.search.layer_decay) == (shrink.FRESH_RATE, None)
     assert found.search.weight_paths == "uniform"
     # it is a search that may begin, which the one with weights would not be without them
@@ -132,10 +139,12 @@ def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
         "params": 10,
         "count": 2,
     }
+    assert last["rows"][0]["ahead_of_original"] == {"mean": 0.0, "ci": [0.0, 0.0]}
+    assert last["fresh"]["0.6"]["found_ahead"] == {"mean": 0.0, "ci": [0.0, 0.0]}
     rows = [(row["share"], row["measured_share"], row["count"]) for row in last["rows"]]
     assert rows == [(0.6, 0.5, 2), (0.4, 0.5, 2)]
     assert last["rows"][1]["derived_from"] == 0.6
     assert last["random"]["0.6"]["mean"] == 0.85
     assert last["lower_resolution"] == {"0.6": {"accuracy": None, "missing": "too slow"}}
     assert last["minutes"] == 1.5 * (len(jobs) + 2)
-    assert set(last) == {"original", "rows", "random", *shrink.CHEAP, "minutes"}
+    assert set(last) == {"original", "rows", "random", *shrink.CHEAP, "supernet_weights", "minutes"}

@@ -25,7 +25,7 @@ def settings(root: Path, weights: Path | str, out: Path, **changes: Any) -> Sear
         "target": "0.7x",
         "shrink": {"start_epochs": 1, "original_epochs": 2},
         "search": {"warmup_epochs": 0, "epochs": 1, "batch_size": 8, "finalists": 2},
-        "retrain": {"epochs": 1, "batch_size": 8},
+        "retrain": {"epochs": 2, "batch_size": 8},
         "out": str(out),
     }
     for key, value in changes.items():

@@ -13,6 +13,7 @@ from hardware.errors import ConfigError, DataError, ExportError, ProxylessError,
 from proxyless_strategy.config import SearchConfig, parse_config
 from proxyless_strategy.data.feeding import fed
 from proxyless_strategy.data.sources import load_data
+from proxyless_strategy.retraining.recipe import load_recipe
 from proxyless_strategy.runs.early_checks import USED_BY_SENSITIVITY
 from proxyless_strategy.shrinking.plan import (
     Model,
@@ -20,8 +21,8 @@ from proxyless_strategy.shrinking.plan import (
     epochs_for,
     planned,
     read_model,
-    searched_epochs,
     sized,
+    subnet_epochs,
 )
 from proxyless_strategy.shrinking.story import check_all, run_shrink, search_config
 from tests.search_spaces.from_timm.samples import with_weights
@@ -64,6 +65,7 @@ def bare(root: Path, out: Path, **changes: Any) -> SearchConfig:
 # ---- what is not set -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -77,16 +79,28 @@ def bare(root: Path, out: Path, **changes: Any) -> SearchConfig:
         {"search": {"warmup_epochs": 3}, "retrain": {"epochs": 2}},
     ],
 )
-def test_both_networks_are_trained_equally_long(root: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    config = plan(bare(root, tmp_path, **changes))
-    subnet = config.search.warmup_epochs + config.search.epochs + config.retrain.epochs
-    assert config.shrink.original_epochs == subnet
+def test_both_networks_are_trained_equally_long(
+    root: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], kept: bool
+) -> None:
+    space = {"name": f"timm:{NAME}", "options": {"weights": str(weights)}}
+    given = {**changes, "retrain": {**changes.get("retrain", {}), **({"weights": "supernet"} if kept else {})}}
+    config = plan(bare(root, tmp_path / "out", space=space, **given))
+    assert config.retrain.weights == ("supernet" if kept else "inherited")
+    searched = config.search.warmup_epochs + config.search.epochs
+    subnet = config.retrain.epochs + (searched if kept else 0)
+    assert subnet_epochs(config) == config.shrink.original_epochs == subnet
     asked = changes.get("shrink", {}).get("epochs")
     if asked and "search" not in changes:
         assert config.shrink.start_epochs + subnet == asked
-    for section, given in changes.items():
-        for key, value in given.items():
+    for section, values in changes.items():
+        for key, value in values.items():
             assert getattr(getattr(config, section), key) == value
+
+
+def test_a_network_without_weights_keeps_those_of_the_search(root: Path, tmp_path: Path) -> None:
+    config = plan(bare(root, tmp_path, shrink={"epochs": 9}))
+    assert config.retrain.weights == "supernet"
+    assert config.shrink.start_epochs + config.search.epochs + config.retrain.epochs == 9
 
 
 def test_what_is_set_stays(root: Path, tmp_path: Path) -> None:
@@ -109,7 +123,6 @@ def test_the_rule_that_trains_no_supernet_leaves_all_epochs_to_the_fine_tuning(r
     found = plan(bare(root, tmp_path / "out", rule="sensitivity"))
     assert found.shrink is not None
     assert found.retrain is not None
-    assert searched_epochs(found) == 0
     assert found.shrink.original_epochs == found.retrain.epochs == epochs_for(36) - (found.shrink.start_epochs or 0)
     assert found.search.model_fields_set <= USED_BY_SENSITIVITY, "it has no use for others, and would say so"
 
@@ -127,7 +140,9 @@ def test_what_is_not_set_follows_from_the_model(root: Path, tmp_path: Path) -> N
     config = plan(bare(root, tmp_path), input_size=48)
     assert (config.input_size, config.data.augment) == (48, "crop_flip")
     assert config.hardware.table == tmp_path / "table.yml"
-    assert config.retrain.weights == "supernet"
+    assert config.search.channels_last
+    recipe = load_recipe("finetune").settings
+    assert (config.retrain.optimizer, config.retrain.learning_rate) == (recipe.optimizer, recipe.learning_rate)
     assert plan(bare(root, tmp_path, hardware={"cost": "macs"})).hardware.table is None
     assert plan(bare(root, tmp_path), channels=1).data.options["channels"] == 1
 
@@ -196,6 +211,10 @@ def test_the_search_starts_from_the_start_and_learns_from_the_original(root: Pat
         ({"target": None}, "nothing says how small the network must get; give a target, such as 0.6x"),
         ({"retrain": None}, "retrain = null leaves the subnet as the search left it"),
         ({"search": {"devices": 2}}, r"search\.devices = 2, but a shrinking works in one process"),
+        (
+            {"retrain": {"optimizer": "sgd"}},
+            r"= sgd without retrain\.learning_rate: the recipe's 0\.002 is for adamw; give a rate too",
+        ),
     ],
 )
 def test_settings_with_nothing_to_shrink_are_refused(
@@ -203,6 +222,14 @@ def test_settings_with_nothing_to_shrink_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         check_shrink(bare(root, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("asked", [{"optimizer": "adamw"}, {"optimizer": "sgd", "learning_rate": 0.01}])
+def test_another_optimiser_comes_with_its_rate(root: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    given = bare(root, tmp_path, retrain=asked)
+    check_shrink(given)
+    planned = plan(given).retrain
+    assert {name: getattr(planned, name) for name in asked} == asked
 
 
 def half(weights: Path, folder: Path) -> Path:

@@ -210,4 +210,4 @@ def test_the_command_prints_the_table_last(place: Path, capsys: pytest.CaptureFi
     assert lines[-2].startswith("subnet")
     assert lines[-3].startswith("original")
     config = json.loads((place / "command" / "search" / "config.json").read_text())
-    assert config["search"]["epochs"] + config["retrain"]["epochs"] == 3
+    assert (config["retrain"]["weights"], config["retrain"]["epochs"]) == ("inherited", 3)
