@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -185,6 +186,13 @@ def find_world(
             "COMMAND`, or by srun"
         )
     return World(size=size, local_size=devices, launcher="here", note=_unheeded(several, asked))
+
+
+def unused_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def planned(devices: int, nodes: int) -> World:

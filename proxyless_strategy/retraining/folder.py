@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -44,7 +43,7 @@ from ..progress import Phase, Told
 from ..strategy.loopback import join
 from ..strategy.meeting import first_before_others, met
 from ..strategy.processes import lost_process_named
-from ..world import World, current, entered, find_world, is_first
+from ..world import World, current, entered, find_world, is_first, unused_port
 from .recipe import Recipe
 from .setup import check_training, retraining_threads
 from .teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
@@ -127,7 +126,7 @@ def retrain(
     refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
         torch.multiprocessing.start_processes(
-            _process, (devices, free_port(), refusals, arguments), nprocs=devices, start_method="spawn"
+            _process, (devices, unused_port(), refusals, arguments), nprocs=devices, start_method="spawn"
         )
     except ProcessException as error:
         if refusals.empty():
@@ -151,13 +150,6 @@ def test_part(source: str, root: Path) -> str:
         root: Root of the images.
     """
     return f"the test images in {root / 'val'}" if source == "imagefolder" else f"the test part of {source}"
-
-
-def free_port() -> int:
-    """Find a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _process(rank: int, devices: int, port: int, refusals: Any, arguments: tuple[Any, ...]) -> None:

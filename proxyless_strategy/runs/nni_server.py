@@ -28,6 +28,7 @@ from hardware.reading import log_of
 from hardware.yaml_text import dump_yaml
 
 from ..layout import EXPERIMENT_VARIABLE, NNICTL_LOG, OUT_VARIABLE, PRESET_VARIABLE, REPORTS_VARIABLE
+from ..world import unused_port
 from .sweep import Sweep
 
 DEFAULT_PORT = 8080
@@ -289,13 +290,6 @@ def is_free(port: int) -> bool:
 def free_port() -> int:
     """Return NNI's usual port, or where that is taken another that is free."""
     return DEFAULT_PORT if is_free(DEFAULT_PORT) else unused_port()
-
-
-def unused_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ import yaml
 
 from proxyless_strategy.data.drawn import draw_image_folder
 from proxyless_strategy.layout import CHECKPOINT, MODEL, ROW_FILE, SEARCH_CHECKPOINT
-from proxyless_strategy.retraining.folder import free_port
 from proxyless_strategy.sections import DrawnImages
+from proxyless_strategy.world import unused_port
 from tests.proxyless_strategy.environments import ALLOCATION, without
 from tests.proxyless_strategy.runs.test_hosts import config_file
 
@@ -39,7 +39,7 @@ class Batch:
     def __init__(self, folder: Path, *arguments: str):
         self.arguments = arguments
         self.requeued = folder / "scontrol.txt"
-        port = str(free_port())
+        port = str(unused_port())
         self.environment = without(os.environ) | ALLOCATION | {"SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "1"}
         self.environment |= {"FAKE_SCONTROL": str(self.requeued), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         path = [str(FAKE), str(Path(sys.executable).parent), os.environ["PATH"]]

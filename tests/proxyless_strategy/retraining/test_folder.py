@@ -21,9 +21,10 @@ from proxyless_strategy.config import DataConfig, RetrainSettings, SearchConfig
 from proxyless_strategy.data.sources import load_data
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.layout import CHECKPOINT, MODEL
-from proxyless_strategy.retraining.folder import free_port, retrain
+from proxyless_strategy.retraining.folder import retrain
 from proxyless_strategy.retraining.recipe import Recipe, load_recipe
 from proxyless_strategy.retraining.trainer import train
+from proxyless_strategy.world import unused_port
 from tests.proxyless_strategy.data.samples import write_images
 from tests.proxyless_strategy.export.samples import a_subnet, export
 
@@ -214,7 +215,7 @@ def one_of_two(rank: int, folder: Path, batch: int) -> None:
 def test_two_processes_train_as_one_with_the_joined_batch(batch: int, tmp_path: Path) -> None:
     """Also where one process has 16 of the 18 images there are, and the other one 2."""
     write_images(tmp_path / "pictures")
-    (tmp_path / "port").write_text(str(free_port()))
+    (tmp_path / "port").write_text(str(unused_port()))
     torch.multiprocessing.start_processes(one_of_two, (tmp_path, batch), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     config = DataConfig.model_validate({"name": "imagefolder", "root": tmp_path / "pictures"})

@@ -25,9 +25,10 @@ from hardware.errors import ConfigError, ExperimentError
 from proxyless_strategy.runs import nni_server
 from proxyless_strategy.runs.experiment import build_back, run_experiment
 from proxyless_strategy.runs.nni_engine import NniEngine
-from proxyless_strategy.runs.nni_server import SERVER_SCRIPT, unused_port
+from proxyless_strategy.runs.nni_server import SERVER_SCRIPT
 from proxyless_strategy.runs.rows import results_table
 from proxyless_strategy.runs.sweep import read_sweep
+from proxyless_strategy.world import unused_port
 from tests.proxyless_strategy.test_signals import default_signals
 
 FAKE_SEARCH = Path(__file__).parent / "fake_search"

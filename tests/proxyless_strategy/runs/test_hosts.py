@@ -23,11 +23,10 @@ from torch import nn
 from hardware.files import write_atomically
 from proxyless_strategy import trial
 from proxyless_strategy.layout import SEARCH_CHECKPOINT
-from proxyless_strategy.retraining.folder import free_port
 from proxyless_strategy.runs import search as search_module
 from proxyless_strategy.runs.classifier import ImageClassifier
 from proxyless_strategy.strategy.module import SearchModule
-from proxyless_strategy.world import current
+from proxyless_strategy.world import current, unused_port
 from tests import namespaces
 from tests.proxyless_strategy.environments import without
 from tests.proxyless_strategy.runs.test_search import SPACE
@@ -88,7 +87,7 @@ class Hosts:
 
     def start(self, *program: str, nodes: int = 2) -> list[subprocess.Popen[str]]:
         """Start a program by torchrun on each host."""
-        port = free_port()
+        port = unused_port()
         run = ["-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d"]
         run += [f"--rdzv-endpoint={self.address}:{port}", "--rdzv-id=search"]
         found = []

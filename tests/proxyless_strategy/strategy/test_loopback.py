@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import proxyless_strategy
-from proxyless_strategy.retraining.folder import free_port
+from proxyless_strategy.world import unused_port
 from tests.proxyless_strategy.sockets import listening
 
 ROOT = Path(proxyless_strategy.__file__).parents[1]
@@ -29,7 +29,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_processes_of_one_machine_listen_on_its_loopback_alone():
-    port = free_port()
+    port = unused_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GLOO_", "MASTER_"))}
     members = [
         subprocess.Popen(
