@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from hardware.backends.base import cpu_name
+from proxyless_strategy.signals import Stopped
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -54,9 +55,14 @@ def run_jobs(
 
 
 def _told(run: Callable[[Job], Result], job: Job) -> Result:
-    """Run a job; one that means to end its process is an error: a pool loses such a job, and waits for it for ever."""
+    """Run a job; one that means to end its process is an error: a pool loses such a job, and waits for it for ever.
+
+    Not so where the pool ends the process, because another job failed: it would wait for this one as long.
+    """
     try:
         return run(job)
+    except Stopped:
+        raise
     except SystemExit as error:
         raise RuntimeError(f"{job} ended its process: {error}") from error
 

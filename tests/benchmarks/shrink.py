@@ -49,7 +49,7 @@ from scipy.stats import t as student
 from torch import nn
 from torch.nn import functional
 
-from hardware.files import write_atomically
+from hardware.files import replacing, write_atomically
 from hardware.measuring.nets import measure_model_files
 from hardware.measuring.sampling import Plan
 from hardware.model import CostModel, macs_model
@@ -360,7 +360,13 @@ def _torch_pruning(job: Job, ready: Ready) -> dict[str, Any]:
         pruned, whole = measure_model_files([path, reference], plan=_plan(2))
         return pruned.ms / whole.ms
 
-    network = pruned_to(lambda: load_exported(start), job.share, job.setting.size, ratio_of)
+    # kept, as a repeated measurement would lead to another network than the one whose training goes on
+    kept = job.result.with_suffix(".pt")
+    if not kept.exists():
+        found = pruned_to(lambda: load_exported(start), job.share, job.setting.size, ratio_of)
+        with replacing(kept) as beside:
+            torch.save(found, beside)
+    network = torch.load(kept, weights_only=False)
     return _trained(job, ready, lambda: copy.deepcopy(network))
 
 

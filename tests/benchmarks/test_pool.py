@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import multiprocessing.dummy
 import time
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("timm")
 
+from proxyless_strategy.signals import stopped_in_order
 from tests.benchmarks import pool
 
 
@@ -46,6 +48,28 @@ def ends(job):
 def test_a_job_that_ends_its_process_is_an_error():
     with pytest.raises(RuntimeError, match="a job ended its process: a job cannot be"):
         list(pool.run_jobs(ends, ["a job"], 1))
+
+
+def nothing():
+    pass
+
+
+def fails_beside_a_search(job):
+    name, begun = job
+    if name == "search":
+        with stopped_in_order():
+            begun.touch()
+            time.sleep(600)
+    while not begun.exists():
+        time.sleep(0.05)
+    raise ValueError(f"{name} failed")
+
+
+def test_an_error_is_told_at_once_though_other_jobs_end_by_signals_in_their_own_way(monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "multiprocessing", multiprocessing)
+    jobs = [(name, tmp_path / "begun") for name in ("search", "pruning")]
+    with pytest.raises(ValueError, match="pruning failed"):
+        list(pool.run_jobs(fails_beside_a_search, jobs, 2, prepare=nothing))
 
 
 def test_without_jobs_no_process_starts(monkeypatch):
