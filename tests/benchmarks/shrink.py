@@ -659,7 +659,8 @@ def main() -> None:
             print(f"{progress}: seed {job.seed} {job.key}: {said}, {row['minutes']} minutes", flush=True)
     last = summary(setting, jobs)
     if arguments.save:
-        command = "python -m tests.benchmarks.shrink" + (" --quick" if arguments.quick else "")
+        options = [f" --{name} {value}" for name, value in given.items() if value is not None]
+        command = "python -m tests.benchmarks.shrink" + " --quick" * arguments.quick + "".join(options)
         shown = {key: value for key, value in asdict(setting).items() if key not in ("out", "weights")}
         write_atomically(RESULT, json.dumps({**origin(command), "setting": shown, **last}, indent=1) + "\n")
     print(json.dumps(last))
