@@ -18,6 +18,7 @@ from ..config import SearchConfig, ShrinkSettings, parse_config
 from ..data.images import ImageData
 from ..data.sources import is_function, reads_pictures
 from ..export.folder import read_export
+from ..retraining.folder import INHERITED
 from ..retraining.recipe import load_recipe
 from .layout import TABLE_FILE
 
@@ -33,9 +34,9 @@ OPTIONS = {"kernels": [3], "expansions": [2, 4]}
 SEARCH_SETTINGS: dict[str, Any] = {"learning_rate": 0.02, "weight_paths": "sampled", "channels_last": True}
 """A search that starts from trained weights, in all that does not follow from the number of images. Its weight steps go
 where alpha leads: they then train what is likely to be chosen, rather than each candidate in its small share."""
-SUPERNET, INHERITED = "supernet", "inherited"
-"""What the subnet is fine-tuned from. What it inherits serves it better than what the search has made of it, a share of
-whose steps it has had: see `supernet_weights` of `tests/benchmarks/shrink.py`."""
+SUPERNET = "supernet"
+"""Weights that a subnet is not fine-tuned from unless asked: what it inherits serves it better than what the search has
+made of it, a share of whose steps it has had (row `supernet_weights` of `tests/benchmarks/shrink.py`)."""
 RECIPE = "finetune"
 _OF_THE_SHRINKING = {"epochs", "batch_size", "warmup_epochs", "weights", "teacher", "threads", "checkpoint_every"}
 """What the recipe does not decide here."""
@@ -150,8 +151,9 @@ def planned(config: SearchConfig, model: Model, data: ImageData) -> SearchConfig
     defaults["retrain"] = {**recipe, "weights": weights, "batch_size": batch}
     if config.hardware.cost == "latency":
         defaults["hardware"] = {"table": config.out / TABLE_FILE}
-    asked = None if config.retrain is None else config.retrain.weights
-    epochs = _epochs(config, images, knows=model.knows(data), keeps_weights=(asked or weights) == SUPERNET)
+    if config.retrain is not None and "weights" in config.retrain.model_fields_set:
+        weights = config.retrain.weights or SUPERNET
+    epochs = _epochs(config, images, knows=model.knows(data), keeps_weights=weights == SUPERNET)
     defaults["search"] |= epochs["search"]
     defaults["retrain"] |= epochs["retrain"]
     defaults["shrink"] = epochs["shrink"]
@@ -173,7 +175,7 @@ def subnet_epochs(config: SearchConfig) -> int:
     search, retrain = config.search, config.retrain
     assert retrain is not None
     searched = 0 if config.rule == "sensitivity" else search.warmup_epochs + search.epochs
-    return retrain.epochs + (searched if retrain.weights == SUPERNET else 0)
+    return retrain.epochs + (searched if retrain.weights in (None, SUPERNET) else 0)
 
 
 def epochs_for(images: int) -> int:

@@ -65,7 +65,7 @@ def bare(root: Path, out: Path, **changes: Any) -> SearchConfig:
 # ---- what is not set -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("asked_weights", [{}, {"weights": "inherited"}, {"weights": "supernet"}, {"weights": None}])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -80,12 +80,15 @@ def bare(root: Path, out: Path, **changes: Any) -> SearchConfig:
     ],
 )
 def test_both_networks_are_trained_equally_long(
-    root: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], kept: bool
+    root: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], asked_weights: dict[str, Any]
 ) -> None:
+    kept = (
+        asked_weights.get("weights", "inherited") != "inherited"
+    )  # null is what a search of such a space has by default
     space = {"name": f"timm:{NAME}", "options": {"weights": str(weights)}}
-    given = {**changes, "retrain": {**changes.get("retrain", {}), **({"weights": "supernet"} if kept else {})}}
+    given = {**changes, "retrain": {**changes.get("retrain", {}), **asked_weights}}
     config = plan(bare(root, tmp_path / "out", space=space, **given))
-    assert config.retrain.weights == ("supernet" if kept else "inherited")
+    assert config.retrain.weights == asked_weights.get("weights", "inherited")
     searched = config.search.warmup_epochs + config.search.epochs
     subnet = config.retrain.epochs + (searched if kept else 0)
     assert subnet_epochs(config) == config.shrink.original_epochs == subnet
@@ -123,6 +126,7 @@ def test_the_rule_that_trains_no_supernet_leaves_all_epochs_to_the_fine_tuning(r
     found = plan(bare(root, tmp_path / "out", rule="sensitivity"))
     assert found.shrink is not None
     assert found.retrain is not None
+    assert subnet_epochs(found) == found.retrain.epochs
     assert found.shrink.original_epochs == found.retrain.epochs == epochs_for(36) - (found.shrink.start_epochs or 0)
     assert found.search.model_fields_set <= USED_BY_SENSITIVITY, "it has no use for others, and would say so"
 
