@@ -117,6 +117,21 @@ def test_a_network_is_pruned_until_it_is_as_fast_and_no_further(share: float, mo
         shrink.pruned_to(Net, 0.01, 32, lambda network: network.kept)
 
 
+def test_a_pruned_network_is_kept_for_the_training_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setting = shrink.Setting(tmp_path, Path("weights"))
+    job = shrink.Job(setting, "torch_pruning", 0, 0.6)
+    pruned = [nn.Linear(3, 2), nn.Linear(3, 1)]  # a repeated measurement leads to another
+    trained: list[int] = []
+    monkeypatch.setattr(shrink, "pruned_to", lambda *_: pruned.pop(0))
+    monkeypatch.setattr(shrink, "_trained", lambda job, ready, build: trained.append(build().out_features))
+    ready: Any = types.SimpleNamespace(config=types.SimpleNamespace(out=tmp_path))
+    for _ in range(2):
+        shrink._torch_pruning(job, ready)
+    assert trained == [2, 2]
+
+
 def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
     setting = shrink.Setting(tmp_path, Path("weights"), seeds=2, randoms=2, shares=(0.6,), curve=(0.4,))
     jobs = shrink.jobs_of(setting)
