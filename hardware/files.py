@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -104,6 +105,28 @@ def replacing(path: str | Path, *, error: type[ProxylessError] = WriteError, rem
     # the new name is part of the folder; where folders cannot be synced (some network disks), go without
     with contextlib.suppress(OSError):
         sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, and give it that name at the end of the block; an exception leaves nothing.
+
+    Args:
+        path: The folder, which is not there yet.
+        first_stays: Whether one that another process has made in the meantime stays, in the place of an `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)  # `mkdtemp` lets its owner alone in
+        try:
+            beside.rename(path)
+        except OSError:
+            if not (first_stays and path.exists()):
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def save_figure(figure: Any, path: str | Path, *, dpi: int = 120, error: type[ProxylessError] = WriteError) -> None:

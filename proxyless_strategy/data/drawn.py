@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import pickle
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hardware.errors import DataError
-from hardware.files import write_atomically, writing
+from hardware.files import new_folder, write_atomically, writing
 
 from ..sections import DrawnImages
 
@@ -85,23 +83,12 @@ def _appear(root: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `root`, and give it that name; an existing `root` stays."""
     if root.exists():
         return
-    with writing(root, error=DataError, remedy="choose another data.root", what="cannot write pictures to"):
-        _fill(root, write)
-
-
-def _fill(root: Path, write: Callable[[Path], None]) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
+    # another trial of the same sweep may draw it in the meantime
+    with (
+        writing(root, error=DataError, remedy="choose another data.root", what="cannot write pictures to"),
+        new_folder(root, first_stays=True) as beside,
+    ):
         write(beside)
-        beside.chmod(0o755)  # `mkdtemp` lets its owner alone in
-        try:
-            beside.rename(root)
-        except OSError:  # another trial of the same sweep has drawn it in the meantime
-            if not root.exists():
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _drawn(number: int, part: str, index: int, settings: DrawnImages) -> Image.Image:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+from hardware.files import new_folder
 
 CLASSES = ("sound", "broken")
 
@@ -47,9 +48,7 @@ def write_cells(data: Path, out: Path, *, train: int, seed: int) -> Counter[tupl
     if not 0 < train < len(rows):
         raise SystemExit(f"--train {train}, but there are {len(rows)} pictures; leave some for the test")
     count: Counter[tuple[str, str]] = Counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with new_folder(out) as beside:
         for place, number in enumerate(np.random.default_rng(seed).permutation(len(rows))):
             name, probability, _ = rows[number]
             key = ("train" if place < train else "val", CLASSES[float(probability) >= 0.5])
@@ -57,10 +56,6 @@ def write_cells(data: Path, out: Path, *, train: int, seed: int) -> Counter[tupl
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(data / name, folder / Path(name).name)
             count[key] += 1
-        beside.chmod(0o755)
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return count
 
 

@@ -10,13 +10,12 @@ makes them colour pictures of another size. The same seed always gives the same 
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from hardware.files import new_folder
 from proxyless_strategy.data.idx import read_idx
 
 CLASSES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -47,9 +46,7 @@ def chosen(labels: np.ndarray, count: int, *, seed: int, option: str = "--train"
 
 def write_folder(root: Path, out: Path, *, train: int, test: int, seed: int) -> None:
     """Write `out/train/CLASS/*.png` and `out/val/CLASS/*.png`, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with new_folder(out) as beside:
         for part, start, option, count in (("train", "train", "--train", train), ("val", "t10k", "--test", test)):
             pixels = read_idx(root, f"{start}-images-idx3-ubyte")
             labels = read_idx(root, f"{start}-labels-idx1-ubyte")
@@ -59,10 +56,6 @@ def write_folder(root: Path, out: Path, *, train: int, test: int, seed: int) -> 
             for number in numbers:
                 place = beside / part / CLASSES[labels[number]] / f"{number:05d}.png"
                 Image.fromarray(pixels[number]).save(place)
-        beside.chmod(0o755)
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def main() -> None:

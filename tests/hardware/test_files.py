@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hardware.files import current_umask, remove_unfinished, replacing, unpack, write_atomically
+from hardware.files import current_umask, new_folder, remove_unfinished, replacing, unpack, write_atomically
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("a µ\n", "a µ\n".encode()), (b"\x00\xff", b"\x00\xff")])
@@ -128,3 +128,30 @@ def test_an_archives_absolute_path_leads_nowhere(tmp_path: Path) -> None:
     with suppress(tarfile.TarError):  # Pythons that filter take the slash away
         unpack(_archive((f"{tmp_path}/out", b"x")), tmp_path / "in")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with suppress(ValueError), new_folder(tmp_path / "new" / "folder") as beside:
+        (beside / "half").touch()
+        raise ValueError
+    assert list((tmp_path / "new").iterdir()) == []
+    with new_folder(tmp_path / "new" / "folder") as beside:
+        (beside / "file").touch()
+        assert not (tmp_path / "new" / "folder").exists()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["folder"]
+    assert (tmp_path / "new" / "folder" / "file").exists()
+    assert stat.S_IMODE((tmp_path / "new" / "folder").stat().st_mode) == 0o755
+
+
+def test_a_folder_that_another_process_made_first_stays(tmp_path):
+    def make(**options):
+        with new_folder(tmp_path / "folder", **options) as beside:
+            (beside / "mine").touch()
+            (tmp_path / "folder").mkdir(exist_ok=True)
+            (tmp_path / "folder" / "theirs").touch()
+
+    make(first_stays=True)
+    with pytest.raises(OSError, match="not empty"):
+        make()
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["theirs"]

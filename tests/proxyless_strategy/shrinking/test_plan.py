@@ -82,9 +82,8 @@ def bare(root: Path, out: Path, **changes: Any) -> SearchConfig:
 def test_both_networks_are_trained_equally_long(
     root: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], asked_weights: dict[str, Any]
 ) -> None:
-    kept = (
-        asked_weights.get("weights", "inherited") != "inherited"
-    )  # null is what a search of such a space has by default
+    # null is what a search of such a space does by default
+    kept = asked_weights.get("weights", "inherited") != "inherited"
     space = {"name": f"timm:{NAME}", "options": {"weights": str(weights)}}
     given = {**changes, "retrain": {**changes.get("retrain", {}), **asked_weights}}
     config = plan(bare(root, tmp_path / "out", space=space, **given))
