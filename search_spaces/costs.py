@@ -26,6 +26,7 @@ class SpaceCosts:
         order: The network from input to output: an `OpSpec` where nothing is chosen, a label where an edge stands.
         edges: For each edge's label, the `OpSpec` of each candidate by name, in the candidates' order.
         beside: Operators of every subnet on another branch than the chain, which no chain holds.
+        original: The choices of the network that the space was made of, if it was made of one.
     """
 
     space: str
@@ -34,6 +35,7 @@ class SpaceCosts:
     order: tuple[OpSpec | str, ...]
     edges: Mapping[str, Mapping[str, OpSpec]]
     beside: tuple[OpSpec, ...] = ()
+    original: Mapping[str, str] | None = None
 
     @property
     def fixed(self) -> tuple[OpSpec, ...]:

@@ -56,8 +56,9 @@ def context_fit(
     inside a net (`per_param_ms`, positive). Relative least squares; as a few nets determine four numbers badly, each
     is held near its neutral value as if it had been observed there once, with the deviations of `_PRIORS`.
 
-    Measurements on a busy machine disagree by more than `_RESIDUAL`. The nets' own residual then says how little they
-    are worth against the neutral values.
+    Measurements on a busy machine disagree by more than `_RESIDUAL`. What the nets leave unexplained of their own
+    accord then says how little they are worth against the neutral values. Small nets keep weights in a cache that large
+    ones do not fit: that is an offset below zero beside a larger `per_param_ms`, of up to a fifth of a net.
 
     Args:
         raw: Overhead and sum of the operators of each net, measured alone, in ms.
@@ -74,18 +75,28 @@ def context_fit(
     y = np.asarray(measured, dtype=np.float64)
     columns = np.stack([np.asarray(c, dtype=np.float64) for c in (raw, operators, params, np.ones_like(y))], axis=1)
     design = columns / y[:, None]
-    fit = _held_fit(design, _RESIDUAL, least_ms)
-    # four numbers take four degrees of freedom
-    residual = float(np.sqrt(np.sum((design @ fit - 1.0) ** 2) / (len(y) - len(fit)))) if len(y) > len(fit) else 0.0
-    if residual > _RESIDUAL:
-        fit = _held_fit(design, residual, least_ms)
+    fit = _held_fit(design, max(_RESIDUAL, _own_residual(design, least_ms)), least_ms)
     missed = float(np.sqrt(np.mean((design @ fit - 1.0) ** 2)))
-    if fit[0] <= _LEAST_SCALE * (1 + 1e-6) or missed > _MOST_MISSED:
+    share = float(np.median(1 / design[:, 0]))
+    # a scale or, where an offset makes up for it, the nets themselves
+    if min(fit[0], share) <= _LEAST_SCALE * (1 + 1e-6) or missed > _MOST_MISSED:
         raise TableError(
-            f"whole nets take {float(np.median(1 / design[:, 0])):.3g} times what their operators take alone, and no "
+            f"whole nets take {share:.3g} times what their operators take alone, and no "
             "calibration explains it; measure on a quieter machine or with more rounds"
         )
     return ContextFit(*(float(v) for v in fit))
+
+
+def _own_residual(design: np.ndarray, least_ms: float) -> float:
+    """Return the relative error of a net that remains where no neutral value holds the fit; 0 of too few nets.
+
+    What a held fit leaves would be in part the holding's own, which would then hold all the more.
+    """
+    # four numbers take four degrees of freedom
+    freedom = len(design) - len(_PRIORS)
+    if freedom < 1:
+        return 0.0
+    return float(np.sqrt(np.sum((design @ _held_fit(design, 0.0, least_ms) - 1.0) ** 2) / freedom))
 
 
 def _held_fit(design: np.ndarray, residual: float, least_ms: float) -> np.ndarray:
@@ -93,7 +104,7 @@ def _held_fit(design: np.ndarray, residual: float, least_ms: float) -> np.ndarra
 
     Args:
         design: Nets x 4: what each number is multiplied with, over the net's latency.
-        residual: Relative error of a net.
+        residual: Relative error of a net; 0: bounds alone hold it.
         least_ms: Latency of the cheapest operator.
     """
     # slow to import, and needed only where something is calibrated
@@ -125,7 +136,7 @@ _LEAST_SCALE = 0.2
 _MOST_MISSED = 1.0
 """Most by which calibrated sums may miss the nets, as the root of the mean squared relative error."""
 
-_PRIORS = ((1.0, 0.2), (0.0, 0.1), (0.0, 0.1), (0.0, 0.01))
+_PRIORS = ((1.0, 0.2), (0.0, 0.1), (0.0, 0.1), (0.0, 0.1))
 """Neutral value of scale, per_operator_ms, per_param_ms and offset_ms, and deviation in units of a net's latency."""
 
 

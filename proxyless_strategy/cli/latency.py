@@ -20,8 +20,8 @@ from hardware.errors import ConfigError, TableError
 from .. import signals
 from ..config import key_values
 from ..runs.space_table import (
-    CALIBRATION_SEED,
     calibrated_on,
+    calibration_nets,
     check_same_device,
     choices_named,
     costs_of_table,
@@ -247,9 +247,9 @@ def check(
     if plot is not None:
         check_new(plot, force=True)
     anew = calibrate if calibrate is not None else 0 if loaded.header.calibration else 10
-    seen = set(random_nets(costs, calibrated_on(loaded), seed=CALIBRATION_SEED))
-    calibration_nets = unseen_nets(costs, anew, seed=seed + 1, seen=seen)
-    seen.update(calibration_nets)
+    seen = set(calibration_nets(costs, calibrated_on(loaded)))
+    fitted = unseen_nets(costs, anew, seed=seed + 1, seen=seen)
+    seen.update(fitted)
     uniform = unseen_nets(costs, nets - nets // 2, seed=seed, seen=seen, depth="uniform")
     seen.update(uniform)
     varied = unseen_nets(costs, nets // 2, seed=seed, seen=seen, depth="varied")
@@ -257,7 +257,7 @@ def check(
         checked = check_table(
             loaded,
             {"uniform": uniform, "depth-varied": varied},
-            calibration_nets=calibration_nets,
+            calibration_nets=fitted,
             plan=Plan(rounds=200, seconds=seconds),
             seed=seed,
             progress=sys.stderr.isatty(),
@@ -391,7 +391,7 @@ def kit(
     converts = find_spec("litert_torch") is not None
     costs, name = space_costs(space, space_option, input_size, classes, channels, by_user=True)
     check_new(out, force=True, folder=True)
-    calibration = random_nets(costs, nets, seed=CALIBRATION_SEED)
+    calibration = calibration_nets(costs, nets)
     script = write_kit(
         measured_operators(costs),
         calibration,
@@ -406,7 +406,9 @@ def kit(
         full_weights=full_weights,
         progress=sys.stderr.isatty(),
     )
-    typer.echo(f"kit: {out} ({len(measured_operators(costs))} operators, {nets + held_out} whole nets, {dtype})")
+    typer.echo(
+        f"kit: {out} ({len(measured_operators(costs))} operators, {len(calibration) + held_out} whole nets, {dtype})"
+    )
     if android:
         if not tflite and not converts:
             typer.echo("it has no .tflite files, as the extra `litert` is not installed; use --runtime onnxruntime")

@@ -80,7 +80,7 @@ def measure_space(
     nets: int = CALIBRATION_NETS,
     plan: Plan | None = None,
 ) -> LatencyTable:
-    """Measure a space's latency table on this machine, calibrated on random nets of the space.
+    """Measure a space's latency table on this machine, calibrated on whole nets of the space, see `calibration_nets`.
 
     Args:
         costs: The space's operators.
@@ -92,14 +92,14 @@ def measure_space(
         options: What else is chosen of its options.
         threads: Threads of one inference.
         batch: Images of one inference.
-        nets: Whole nets that the table is calibrated on.
+        nets: Random nets that the table is calibrated on.
         plan: How long to measure; None: the default of `build_table`.
     """
     from hardware.measuring.table import build_table
 
     return build_table(
         measured_operators(costs),
-        random_nets(costs, nets, seed=CALIBRATION_SEED),
+        calibration_nets(costs, nets),
         backend=backend,
         input_size=costs.input_size,
         batch=batch,
@@ -126,12 +126,12 @@ def measure_energies(
     threads: int,
     batch: int,
 ) -> EnergyTable:
-    """Measure a space's energy table on this machine, calibrated on random nets; see `measure_space`."""
+    """Measure a space's energy table on this machine, calibrated on whole nets; see `measure_space`."""
     from hardware.measuring.energy import build_energy_table
 
     return build_energy_table(
         costs.distinct(),
-        random_nets(costs, CALIBRATION_NETS, seed=CALIBRATION_SEED),
+        calibration_nets(costs, CALIBRATION_NETS),
         backend=backend,
         input_size=costs.input_size,
         batch=batch,
@@ -289,6 +289,19 @@ def energy_model(table: EnergyTable, costs: SpaceCosts, *, batch: int) -> Energy
 def random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpec, ...]]:
     """Draw whole nets of a space, as a device executes them."""
     return [costs.chain(choices) for choices in costs.random_choices(count, seed=seed)]
+
+
+def calibration_nets(costs: SpaceCosts, count: int) -> list[tuple[OpSpec, ...]]:
+    """Return the whole nets that a space's table is calibrated on: random ones, and the original of a space of one.
+
+    It is larger than nearly all of them, and shares of its latency are what users ask for.
+
+    Args:
+        costs: The space's operators.
+        count: How many random ones.
+    """
+    nets = random_nets(costs, count, seed=CALIBRATION_SEED)
+    return nets if costs.original is None else [*nets, costs.chain(costs.original)]
 
 
 def calibrated_on(table: LatencyTable) -> int:

@@ -330,7 +330,7 @@ class TimmDeclaration(ShippedDeclaration):
             order.append(OpSpec(kind, shape, (num_classes,), **hidden))  # type: ignore[arg-type]
         else:
             order.append(OpSpec("head", shape, (num_classes,)))
-        return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges)
+        return SpaceCosts(self.name, input_size, in_chans, tuple(order), edges, original=self.original())
 
     def arch_def(self, choices: Mapping[str, str]) -> list[list[str]]:
         """Write a choice as timm's arch strings: one list a stage, one string a block; skipped blocks are left out."""

@@ -25,6 +25,20 @@ def test_the_context_fit_finds_what_made_the_nets():
     assert bounded.per_operator_ms == pytest.approx(-0.9 * 0.0005 * bounded.scale, rel=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.03])
+def test_nets_of_which_the_small_ones_fit_a_cache_are_explained_as_well_as_their_noise_allows(noise):
+    missed = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        raw, operators = rng.uniform(0.3, 0.8, 24), rng.integers(14, 20, 24)
+        params = (1.0 + 3.0 * raw) * 1e6 * rng.uniform(0.8, 1.2, 24)
+        true = raw + np.maximum(0.0, 1.2e-7 * (params - 1.5e6))
+        fit = statistics.context_fit(raw, operators, params, true * np.exp(noise * rng.normal(size=24)), least_ms=5e-3)
+        found = fit.scale * raw + fit.per_operator_ms * operators + fit.per_param_ms * params + fit.offset_ms
+        missed.append(np.abs(found / true - 1).mean())
+    assert np.mean(missed) < 0.003 + 0.5 * noise
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.1, 0.3, 1.0])
 def test_noise_moves_no_entry_far_from_what_was_measured(noise):
     refused = 0
