@@ -34,6 +34,7 @@ STOREYS: tuple[set[str], ...] = (
         "proxyless_strategy.validation",
     },
     {"proxyless_strategy.sections"},
+    {"proxyless_strategy.training_sections"},
     {"proxyless_strategy.config", "proxyless_strategy.norms", "proxyless_strategy.owner", "proxyless_strategy.threads"},
     {"proxyless_strategy.strategy", "proxyless_strategy.profiler"},
     {"proxyless_strategy.export", "proxyless_strategy.data"},

@@ -61,7 +61,7 @@ OptionalChannels = Annotated[
     int | None, typer.Option("--channels", min=1, help="Channels of the image (default: the table's own).")
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images per inference.")]
-Nets = Annotated[int, typer.Option(min=8, help="Whole nets that the table is calibrated on.")]
+Nets = Annotated[int, typer.Option(min=8, help="Random nets that the table is calibrated on, beside the space's ends.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Time after which no round of samples starts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draw.")]
 

@@ -190,9 +190,13 @@ def _finalists(search: FinishedRun, name: str) -> Chart | None:
     _named(axes, f"cost, {search.unit}", "loss on architecture images")
     _with_legend(figure, axes)
     accuracy = search.row.get("accuracy")
-    quantised = "" if search.finalists_dtype == "float32" else f", quantised to {search.finalists_dtype[:20]}"
+    how = "with the supernet's weights"
+    if search.finalists_epochs:
+        how = f"after {search.finalists_epochs} epochs of training each"
+    elif search.finalists_dtype != "float32":
+        how += f", quantised to {search.finalists_dtype[:20]}"
     text = (
-        f"{len(known)} subnets on the target with the supernet's weights{quantised}: loss "
+        f"{len(known)} subnets on the target {how}: loss "
         f"{min(y for _, y in known):.4g} to {max(y for _, y in known):.4g}."
     )
     if accuracy is not None:

@@ -82,6 +82,7 @@ class FinishedRun:
         settings: Its config, as `config.json` has it.
         own_space: The `module:function` of its space, as the user names it again; None: its config must do without.
         finalists: What was compared at the end, the exported subnet first; empty in folders of earlier versions.
+        finalists_epochs: Epochs that each of them was trained before; 0: the supernet's weights decided.
         finalists_dtype: `int8` where their quantised networks were compared, else `float32`.
         warnings: Why its result may be worth little, in sentences; likewise.
         film: Its probabilities after each epoch; None in folders of earlier versions.
@@ -101,6 +102,7 @@ class FinishedRun:
     settings: dict[str, Any]
     own_space: str | None = None
     finalists: tuple[FinishedFinalist, ...] = ()
+    finalists_epochs: int = 0
     finalists_dtype: str = "float32"
     warnings: tuple[str, ...] = ()
     film: Film | None = None
@@ -418,6 +420,7 @@ def _run(place: Path, record: dict[str, Any], settings: dict[str, Any], row: dic
             row=row,
             settings=settings,
             finalists=tuple(_finalist(values) for values in expect(record.get("finalists", []), list, "finalists")),
+            finalists_epochs=expect(record.get("finalists_epochs", 0), int, "finalists_epochs"),
             finalists_dtype=expect(record.get("finalists_dtype", "float32"), str, "finalists_dtype"),
             warnings=tuple(
                 expect(sentence, str, "warnings") for sentence in expect(record.get("warnings", []), list, "warnings")

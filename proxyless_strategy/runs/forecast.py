@@ -27,6 +27,7 @@ from ..strategy.supernet.capture import Captures
 from ..strategy.supernet.recorders import Recorder
 from ..threads import TIMED_PIXELS
 from .bottleneck import Feeding, feeding
+from .playoff import PHASE, epochs_at_most
 
 GRADIENT_STEP = 0.725
 """An architecture step of the gradient rule in training steps (`python -m tests.benchmarks.step_cost`)."""
@@ -85,7 +86,7 @@ class Forecast:
         loader_images: Images a second of the loader alone in one process.
         workers: Processes of that loader.
         place: Where a step was timed.
-        epoch_seconds: Of an epoch of `warmup`, `search` and, where there is one, `retrain`.
+        epoch_seconds: Of an epoch of `warmup`, `search` and, where there are any, `finalists` and `retrain`.
         feeding: What else decides which of loader and step is the slower.
     """
 
@@ -209,6 +210,10 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
     if config.retrain is not None:
         epochs["retrain"] = len(data.training) * per_image  # type: ignore[arg-type]
         seconds += config.retrain.epochs * epochs["retrain"]
+        played = epochs_at_most(config)
+        if played:
+            epochs[PHASE] = len(data.weights) * per_image  # type: ignore[arg-type]
+            seconds += played * epochs[PHASE]
     network = space.build(num_classes=data.num_classes, in_chans=data.channels)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Forecast(

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 from ..config import SearchConfig
 from ..progress import Phase, Told
 from .forecast import Forecast
+from .playoff import PHASE, epochs_at_most
 
 EXPORT_SECONDS = 15.0
 """Of what follows the last epoch: test, export, ONNX file and its latency, for a network of a few M parameters."""
@@ -36,6 +37,7 @@ def phases(config: SearchConfig, forecast: Forecast | None = None, *, searched: 
             Phase("warmup", warmup, seconds.get("warmup"), after=epochs),
             Phase("search", epochs, seconds.get("search"), before=warmup),
         ]
+        found.append(Phase(PHASE, epochs_at_most(config), seconds.get(PHASE)))
     if config.retrain is not None:
         found.append(Phase("retrain", config.retrain.epochs, seconds.get("retrain")))
     return [phase for phase in found if phase.epochs]

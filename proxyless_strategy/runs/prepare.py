@@ -35,6 +35,7 @@ from ..strategy.objectives import make_objective
 from ..strategy.verdict import Code
 from ..world import current
 from .early_checks import check_capture, check_norms, check_phases, check_plan, check_sensitivity, check_trainer
+from .playoff import check_playoff
 from .quantised import check_int8, is_for_int8, without_int8_file
 from .quantised_finalists import check_finalists
 from .same_run import check_same_run
@@ -191,6 +192,7 @@ def prepare(
     table = None if path is None or by_energy else _existing_table(config, path, library, LatencyTable)
     energies = _existing_table(config, path, library, EnergyTable) if path is not None and by_energy else None
     check_finalists(config, table)
+    check_playoff(config)
     learned = None if hardware.fill is None else LearnedModel.load(hardware.fill)
 
     data = library.data(config, _asked(space, "feeding") or {})

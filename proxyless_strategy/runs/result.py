@@ -20,6 +20,7 @@ from search_spaces import Subnet
 from ..config import SearchConfig
 from ..layout import CONFIG_FILE, ROW_FILE, SEARCH_FILE, SUPERNET_FILE, TABLE_FILE
 from ..owner import Start, owned
+from ..strategy.finalists import Finalist
 from ..strategy.verdict import sentences
 from .film import FilmRecorder
 from .network import network_record
@@ -176,21 +177,28 @@ def search_record(
         "target": prepared.target,
         "argmax": architecture.export(architecture.argmax()),
         "finalists_dtype": prepared.config.search.finalists_dtype,
-        "finalists": [
-            {
-                "choices": architecture.export(finalist.derived.choice),
-                "cost": finalist.derived.cost,
-                "log_probability": finalist.derived.log_probability,
-                # JSON has no infinity, which stands for a subnet whose loss is not finite.
-                "loss": finalist.loss if math.isfinite(finalist.loss) else None,
-            }
-            for finalist in module.finalists
-        ],
+        "finalists": [finalist_record(architecture, finalist) for finalist in module.finalists],
         "warnings": sentences(module.warnings()),
         "counters": dict(module.counters),
         "history": history,
         "film": film.record(architecture.labels),
         "network": network_record(prepared.costs, prepared.cost),
+    }
+
+
+def finalist_record(architecture: Any, finalist: Finalist) -> dict[str, Any]:
+    """Return what `search.json` says of a finalist.
+
+    Args:
+        architecture: The strategy's, of which the subnet is.
+        finalist: The subnet and its loss.
+    """
+    return {
+        "choices": architecture.export(finalist.derived.choice),
+        "cost": finalist.derived.cost,
+        "log_probability": finalist.derived.log_probability,
+        # JSON has no infinity, which stands for a subnet whose loss is not finite.
+        "loss": finalist.loss if math.isfinite(finalist.loss) else None,
     }
 
 

@@ -15,7 +15,7 @@ from search_spaces.from_timm.declaration import TimmDeclaration
 from search_spaces.from_timm.paths import FOLDER, NONE, PRETRAINED
 
 from ..checkpoints import short_digest
-from ..config import SearchConfig
+from ..config import RetrainSettings, SearchConfig
 from ..data.images import ImageData
 from ..export.folder import has_random_weights, read_export
 from ..layout import CHECKPOINT, SEARCH_FILE
@@ -115,29 +115,17 @@ def trained_subnet(
         told: Tells the user how far it is.
     """
     config, data, settings = prepared.config, prepared.data, prepared.config.retraining
-    model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
     if settings is None:
+        model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
         model = timm.create_model(subnet.timm_name, **model_args)
         model.load_state_dict(weights)
         return model, None
     checkpoint = config.out / CHECKPOINT
-    initial = _initial(prepared, subnet, weights)
-    drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
-
-    def build() -> nn.Module:
-        # A network with rates of its own names them in its arguments; the recipe's count.
-        model = timm.create_model(subnet.timm_name, **{**model_args, **drop})
-        if initial is not None:
-            model.load_state_dict(initial)
-        return model
-
-    # A training that an older version began has no teacher that was not named.
+    build, network, initial = builder(prepared, subnet, weights, settings)
     begun = begun_with(checkpoint)
+    # A training that an older version began has no teacher that was not named.
     older = begun is not None and "teacher" not in begun
-    name, said = (settings.teacher, None) if older else teacher_of(config, prepared.space, data)
-    if said is not None:
-        print(said, flush=True)
-    teacher = None if name in (None, NO_TEACHER) else load_teacher(str(name), data)
+    teacher = retraining_teacher(config, prepared.space, data, named=older)
     threads = retraining_threads(settings, config.out, build, data, begun=checkpoint.exists())
     with threads.used():
         trained = train(
@@ -149,14 +137,58 @@ def trained_subnet(
             on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
             on_place=lambda place: told.at("retrain", place),
             identity={
-                # The weights do not tell: networks that differ in a stride alone have tensors of the same names and
-                # shapes.
-                "network": short_digest([subnet.timm_name, model_args]),
+                "network": network,
                 **({} if initial is None else {"starting_weights": weights_digest(initial)}),
             },
             teacher=teacher,
         )
     return trained.model, trained.test_accuracy
+
+
+def builder(
+    prepared: Prepared, subnet: Subnet, weights: Mapping[str, Tensor], settings: RetrainSettings
+) -> tuple[Callable[[], nn.Module], str, Mapping[str, Tensor] | None]:
+    """Return what makes a subnet with the weights that its training starts from, what tells it from others, and these.
+
+    Args:
+        prepared: What the search stands on.
+        subnet: The subnet.
+        weights: Its weights in the supernet, where they were kept.
+        settings: The recipe.
+    """
+    data = prepared.data
+    model_args = subnet.model_args(num_classes=data.num_classes, in_chans=data.channels)
+    initial = _initial(prepared, subnet, weights)
+    drop: dict[str, Any] = {"drop_rate": settings.dropout, "drop_path_rate": settings.drop_path}
+
+    def build() -> nn.Module:
+        # A network with rates of its own names them in its arguments; the recipe's count.
+        model = timm.create_model(subnet.timm_name, **{**model_args, **drop})
+        if initial is not None:
+            model.load_state_dict(initial)
+        return model
+
+    # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
+    return build, short_digest([subnet.timm_name, model_args]), initial
+
+
+def retraining_teacher(
+    config: SearchConfig, space: SpaceDeclaration, data: ImageData, *, named: bool = False, says: bool = True
+) -> nn.Module | None:
+    """Load the network that teaches the subnet; None where there is none.
+
+    Args:
+        config: The search.
+        space: Its space.
+        data: Its images.
+        named: Whether only one that the config names counts.
+        says: Whether to say what is to be said of it.
+    """
+    assert config.retrain is not None
+    name, said = (config.retrain.teacher, None) if named else teacher_of(config, space, data)
+    if said is not None and says:
+        print(said, flush=True)
+    return None if name in (None, NO_TEACHER) else load_teacher(str(name), data)
 
 
 def _initial(prepared: Prepared, subnet: Subnet, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:

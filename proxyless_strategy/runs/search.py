@@ -34,7 +34,7 @@ from ..strategy.meeting import check_alike, first_before_others, met, part
 from ..strategy.processes import end_processes, launched, lost_process_named
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.supernet.recorders import CudaRecorder
-from ..strategy.verdict import CONFIG_NAMES
+from ..strategy.verdict import CONFIG_NAMES, sentences
 from ..threads import Threads, crowded, keep_threads, read_threads, settle, training_step
 from ..world import entered, find_world, is_first
 from .checkpoints import SearchCheckpoints, find_checkpoints
@@ -48,6 +48,7 @@ from .layer_rates import layer_decay
 from .logs import Logs
 from .own_signals import OwnSignals
 from .places import EXPORT_SECONDS, NOT_RETRAINED, RETRAINED, Places, phases
+from .playoff import SENSITIVITY, play_off
 from .prepare import TOLD, Prepared, named, prepare
 from .quantised import int8_beside, is_for_int8
 from .quantised_finalists import quantised_judge
@@ -318,7 +319,7 @@ def search_supernet(
         seed=config.seed,
         norm=settings.norm,
         capture=settings.capture,
-        **({} if start is None else start.options()),
+        **({} if start is None else start.options(contends=not settings.finalists_epochs)),
     )
     strategy.names, strategy.told = CONFIG_NAMES, TOLD
     with isolated_seed(config.seed):
@@ -343,13 +344,22 @@ def search_supernet(
             told.say(NOT_RETRAINED if config.retrain is None else RETRAINED)
         # Lightning does not look for a checkpoint by itself, and NNI's own `resume` starts again at epoch 0.
         module = strategy.search(network, evaluator, ckpt_path=checkpoints.latest)
-    choices = {label: str(value) for label, value in module.architecture.export(module.derive().choice).items()}
-    subnet = Subnet(prepared.space, choices)
+    derived, contest = module.derive(), module.contest
     record = search_record(module, prepared, history=log.history, film=log.film)
-    record |= {"layer_decay": decay, **({} if start is None else start.record(module))}
+    if settings.finalists_epochs:
+        with threads.used():
+            playoff = play_off(prepared, module, start, told)
+        derived, contest = playoff.best, playoff.contest(SENSITIVITY)
+        told_of = sentences(playoff.warnings())
+        for sentence in told_of:
+            print(sentence, file=sys.stderr, flush=True)
+        record |= {**playoff.record(module.architecture), "warnings": [*record["warnings"], *told_of]}
+    choices = {label: str(value) for label, value in module.architecture.export(derived.choice).items()}
+    subnet = Subnet(prepared.space, choices)
+    record |= {"layer_decay": decay, **({} if start is None or contest is None else start.record(contest))}
     weights = {}
     if starting_weights(config, prepared.space) == "supernet":
-        weights = prepared.space.timm_names(module.derived_network().state_dict(), choices)
+        weights = prepared.space.timm_names(module.derived_network(derived).state_dict(), choices)
     # From here on this process is alone: the others exit.
     end_processes(evaluator.trainer.strategy)
     write_search(config.out, subnet, {**record, **checkpoints.record(), **data.record()}, weights)

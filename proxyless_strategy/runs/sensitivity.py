@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hardware.errors import ConfigError
 from hardware.files import write_atomically
-from hardware.model import CostModel
 from hardware.progress import progress_bar
 from hardware.reading import Kind, is_there, read_json, reading
 from search_spaces import SpaceCosts, Subnet
@@ -27,7 +26,8 @@ from search_spaces import SpaceCosts, Subnet
 from ..data.images import ImageData, Part
 from ..layout import SENSITIVITY_FILE
 from ..seeds import isolated_seed, mix_seed
-from ..strategy.derivation import Derived, Deriver
+from ..strategy.derivation import Derived, Deriver, cells
+from ..strategy.finalists import Contest
 from ..strategy.proxyless import ProxylessStrategy
 from ..strategy.recalibration import recalibrate
 from ..strategy.sensitivity import STREAM, Sensitivity, fit_classifier, measure
@@ -198,7 +198,7 @@ def search_by_sensitivity(prepared: Prepared) -> tuple[Subnet, dict[str, Any]]:
     config, data, cost = prepared.config, prepared.data, prepared.cost
     inherited = Inherited(prepared)
     table = inherited.table()
-    costs = _costs(table, cost)
+    costs = cells(table.edges, cost)
     deriver = Deriver(table.edges, table.log_probabilities(), costs, cost.fixed)
     derived = table.knapsack(costs, cost.fixed, prepared.target)
     choices = table.choices(derived)
@@ -235,18 +235,6 @@ def search_by_sensitivity(prepared: Prepared) -> tuple[Subnet, dict[str, Any]]:
     return subnet, weights
 
 
-def _costs(table: Sensitivity, cost: CostModel) -> np.ndarray:
-    """Return the costs as `L x N`, rows and columns as in the table."""
-    known = {
-        label: dict(zip(names, cost.costs[row], strict=False))
-        for row, (label, names) in enumerate(zip(cost.labels, cost.candidates, strict=True))
-    }
-    found = np.zeros_like(table.differences)
-    for row, edge in enumerate(table.edges):
-        found[row, : len(edge.candidates)] = [known[edge.label][str(name)] for name in edge.candidates]
-    return found
-
-
 def _knapsack_record(table: Sensitivity, derived: Derived) -> dict[str, Any]:
     return {"knapsack": table.choices(derived), "additive_loss": table.additive_loss(derived.choice)}
 
@@ -268,21 +256,26 @@ class SensitivityStart:
     temperature: float
     knapsack: Derived
 
-    def options(self) -> dict[str, Any]:
-        """Return the strategy's options."""
-        return {"start": self.table.start(self.temperature), "contender": self.table.choices(self.knapsack)}
+    def options(self, *, contends: bool) -> dict[str, Any]:
+        """Return the strategy's options.
 
-    def record(self, module: Any) -> dict[str, Any]:
+        Args:
+            contends: Whether the knapsack joins the finalists under the supernet's weights.
+        """
+        start = {"start": self.table.start(self.temperature)}
+        return start | ({"contender": self.table.choices(self.knapsack)} if contends else {})
+
+    def record(self, contest: Contest) -> dict[str, Any]:
         """Return what the search's record gets.
 
         Args:
-            module: The strategy's module after the search.
+            contest: How the search's own subnet stands against the knapsack.
         """
         known = {**self.table.to_dict(), **_knapsack_record(self.table, self.knapsack)}
-        losses = {"search_loss": module.contest.own, "knapsack_loss": module.contest.contender}
+        losses = {"search_loss": contest.own, "knapsack_loss": contest.contender}
         # JSON has no infinity, which stands for a subnet whose loss is not finite.
-        losses = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
-        return {"sensitivity": {**known, "temperature": self.temperature, **losses}}
+        finite = {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+        return {"sensitivity": {**known, "temperature": self.temperature, **finite}}
 
 
 def sensitivity_start(prepared: Prepared, *, begun: bool) -> SensitivityStart | None:
@@ -321,7 +314,7 @@ def sensitivity_start(prepared: Prepared, *, begun: bool) -> SensitivityStart | 
             values = {"format": FORMAT, "identity": kept, **table.to_dict()}
             write_atomically(path, json.dumps(values, indent=2) + "\n", error=ConfigError)
     temperature = config.search.start_temperature or table.start_temperature()
-    knapsack = table.knapsack(_costs(table, prepared.cost), prepared.cost.fixed, prepared.target)
+    knapsack = table.knapsack(cells(table.edges, prepared.cost), prepared.cost.fixed, prepared.target)
     return SensitivityStart(table, temperature, knapsack)
 
 

@@ -292,16 +292,20 @@ def random_nets(costs: SpaceCosts, count: int, *, seed: int) -> list[tuple[OpSpe
 
 
 def calibration_nets(costs: SpaceCosts, count: int) -> list[tuple[OpSpec, ...]]:
-    """Return the whole nets that a space's table is calibrated on: random ones, and the original of a space of one.
+    """Return the distinct whole nets that a space's table is calibrated on: random ones and the ends of the space.
 
-    It is larger than nearly all of them, and shares of its latency are what users ask for.
+    Its ends are the net of least multiply-accumulates, and in a space of a model that model: few random nets are near
+    them, and what a line fitted to others says of them can be wrong by a third.
 
     Args:
         costs: The space's operators.
         count: How many random ones.
     """
-    nets = random_nets(costs, count, seed=CALIBRATION_SEED)
-    return nets if costs.original is None else [*nets, costs.chain(costs.original)]
+    from hardware.model import macs_model
+
+    _, smallest = macs_model(costs.fixed, costs.edges).minimum()
+    ends = [smallest, *([] if costs.original is None else [costs.original])]
+    return list(dict.fromkeys([*random_nets(costs, count, seed=CALIBRATION_SEED), *map(costs.chain, ends)]))
 
 
 def calibrated_on(table: LatencyTable) -> int:

@@ -36,6 +36,7 @@ from ..retraining.teacher import NO_TEACHER
 from ..runs.deployed import measure_deployed
 from ..runs.finished import FinishedRun, read_run
 from ..runs.forecast import forecast, step_seconds
+from ..runs.playoff import epochs_at_most
 from ..runs.prepare import Library, Prepared, prepare
 from ..runs.quantised import int8_beside
 from ..runs.same_run import check_same_run
@@ -225,7 +226,8 @@ def forecast_sentence(config: SearchConfig, model: Model, costs: SpaceCosts, dat
     table = config.hardware.uses_table and config.hardware.device != "other"
     assert config.retrain is not None
     tuned = config.retrain.epochs
-    taught = 0.0 if config.retrain.teacher == NO_TEACHER else FORWARD * per_image * training * tuned
+    images = training * tuned + weights * epochs_at_most(config)
+    taught = 0.0 if config.retrain.teacher == NO_TEACHER else FORWARD * per_image * images
     asks_weights = "sensitivity" in (config.rule, config.search.start)
     fine_tuning = per_image * training * tuned
     trained = fine_tuning if config.rule == "sensitivity" else forecast(config, space, costs, data).seconds

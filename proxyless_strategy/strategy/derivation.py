@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from hardware.errors import TargetError
+from hardware.model import CostModel
 
 from .edge import Edge
 
@@ -258,6 +259,18 @@ class Deriver:
                 cost += float(self.costs[row, choice[row]])
                 log_probability += float(self.log_p[row, choice[row]])
         return Derived(tuple(choice), cost, log_probability, names)
+
+
+def cells(edges: Sequence[Edge], model: CostModel) -> np.ndarray:
+    """Return a model's costs of candidates as `L x N`, rows and columns as in the edges."""
+    known = {
+        label: dict(zip(names, model.costs[row], strict=False))
+        for row, (label, names) in enumerate(zip(model.labels, model.candidates, strict=True))
+    }
+    found = np.zeros((len(edges), max(len(edge.candidates) for edge in edges)))
+    for row, edge in enumerate(edges):
+        found[row, : len(edge.candidates)] = [known[edge.label][str(name)] for name in edge.candidates]
+    return found
 
 
 def _narrow(matrix: csr_array) -> csr_array:

@@ -45,10 +45,12 @@ class Contest:
     Attributes:
         own: Least loss of the search's own finalists.
         contender: Loss of the other subnet.
+        how: Under which weights both are.
     """
 
     own: float
     contender: float
+    how: str = "with the supernet's weights and batch statistics of their own"
 
     @property
     def is_won(self) -> bool:

@@ -239,15 +239,24 @@ def done_warnings(
             )
         )
     if lost_to is not None:
-        found.append(
-            SearchWarning(
-                "not_better",
-                f"the search did not beat {names.contender}: its own subnet has an architecture loss of "
-                f"{lost_to.own:.4g}, that one {lost_to.contender:.4g}, both with the supernet's weights and batch "
-                f"statistics of their own; raise {names.epochs}, or do without a search",
-            )
-        )
+        remedy = f"raise {names.epochs}, or do without a search"
+        found.append(not_better(lost_to, names.contender, remedy=remedy))
     return found
+
+
+def not_better(lost_to: Contest, contender: str, *, remedy: str) -> SearchWarning:
+    """Return the warning that a subnet found without a search is no worse than the search's own.
+
+    Args:
+        lost_to: The losses.
+        contender: What the other subnet is called.
+        remedy: What to do about it.
+    """
+    return SearchWarning(
+        "not_better",
+        f"the search did not beat {contender}: its own subnet has an architecture loss of {lost_to.own:.4g}, that one "
+        f"{lost_to.contender:.4g}, both {lost_to.how}; {remedy}",
+    )
 
 
 def _nearer(objective: str, names: Names) -> str:

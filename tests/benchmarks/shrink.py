@@ -60,6 +60,7 @@ from proxyless_strategy.export.onnx import export_onnx
 from proxyless_strategy.retraining.teacher import load_teacher
 from proxyless_strategy.retraining.trainer import train
 from proxyless_strategy.runs.finished import read_run
+from proxyless_strategy.runs.playoff import most_macs
 from proxyless_strategy.runs.prepare import Library
 from proxyless_strategy.runs.search import run_search
 from proxyless_strategy.shrinking.layout import ORIGINAL, SEARCH, START
@@ -82,6 +83,8 @@ SHARES, CURVE = (0.6, 0.4), (0.8, 0.4)
 CHEAP = ("lower_resolution", "most_macs", "uniform", "sensitivity", "torch_pruning", "fresh")
 FRESH_RATE = 0.05
 """Learning rate of a search from random weights; its retraining is as a retraining is by default."""
+FROM_WEIGHTS = ("start", "weight_paths", "finalists_epochs")
+"""Settings of a search that has weights to start from."""
 OPTIMISER = ("optimizer", "learning_rate", "momentum", "weight_decay", "layer_decay")
 SMALLEST, STEP = 16, 4
 """Of image sides that are tried for a lower resolution."""
@@ -239,9 +242,9 @@ def _random(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 def _most_macs(job: Job, ready: Ready) -> dict[str, Any]:
-    costs = ready.prepared.costs
-    macs = macs_model(costs.fixed, costs.edges).costs
-    return _subnet(job, ready, _best(ready, macs - macs.max()))
+    costs, cost = ready.prepared.costs, ready.prepared.cost
+    found = most_macs(_edges(cost), cost, macs_model(costs.fixed, costs.edges), _target(ready))
+    return _subnet(job, ready, {label: str(name) for label, name in found.names.items()})
 
 
 def _uniform(job: Job, ready: Ready) -> dict[str, Any]:
@@ -314,8 +317,9 @@ def fresh(config: SearchConfig, start_epochs: int) -> SearchConfig:
             "warmup_epochs": config.search.warmup_epochs + start_epochs,
             "learning_rate": FRESH_RATE,
             "layer_decay": None,
-            # no weights that say anything, nor candidates that can do without equal shares of the training
-            **{name: SearchSettings.model_fields[name].default for name in ("start", "weight_paths")},
+            # no weights that say anything, nor candidates that can do without equal shares of the training; and a
+            # subnet that goes on from the supernet's weights is chosen by them
+            **{name: SearchSettings.model_fields[name].default for name in FROM_WEIGHTS},
         }
     )
     tuned = subnet_epochs(config) - config.search.warmup_epochs - config.search.epochs
@@ -433,11 +437,14 @@ def _target(ready: Ready) -> float:
     return ready.prepared.target
 
 
+def _edges(cost: CostModel) -> list[Edge]:
+    return [Edge(label, names) for label, names in zip(cost.labels, cost.candidates, strict=True)]
+
+
 def _best(ready: Ready, logits: np.ndarray, *, slack: float | None = None) -> dict[str, str]:
     """Return the feasible subnet of the greatest sum of logits."""
     cost: CostModel = ready.prepared.cost
-    edges = [Edge(label, names) for label, names in zip(cost.labels, cost.candidates, strict=True)]
-    derived = Deriver(edges, logits, cost.costs, cost.fixed).within(_target(ready), slack=slack)
+    derived = Deriver(_edges(cost), logits, cost.costs, cost.fixed).within(_target(ready), slack=slack)
     return {label: str(name) for label, name in derived.names.items()}
 
 

@@ -153,7 +153,7 @@ def test_a_built_table_has_the_space_the_settings_and_a_calibration(capsys: pyte
     header = LatencyTable.load("deep/table.yml").header
     assert (header.space, header.backend, header.input_size) == ("small_mbconv", "fake", 16)
     assert header.calibration is not None
-    assert (header.batch, header.threads, header.calibration.nets) == (2, 3, 9)
+    assert (header.batch, header.threads, header.calibration.nets) == (2, 3, 10)
 
 
 def test_a_device_of_the_backend_is_chosen_recorded_and_used_again(
@@ -286,7 +286,7 @@ def test_check_compares_nets_that_the_calibration_has_not_seen(
     assert (here / "check.png").stat().st_size > 10_000
     timed = {name for name in formula[-1].timed if "+" in name}
     costs, _ = cli.latency_cli.space_costs("small_mbconv", None, 16, 10, 1)
-    seen = {"+".join(op.key for op in net) for net in cli.latency_cli.random_nets(costs, 24, seed=0)}
+    seen = {"+".join(op.key for op in net) for net in cli.latency_cli.calibration_nets(costs, 24)}
     assert calibration is not None
     assert timed & seen <= {"+".join(reference.ops) for reference in calibration.references}
     assert len(timed - seen) == 12
@@ -410,7 +410,7 @@ def test_a_kit_is_imported_with_figures_on_its_held_out_nets(here: Path, capsys:
     assert "on 5 held-out nets" in capsys.readouterr().out
     header = LatencyTable.load("board.yml").header
     assert header.calibration is not None
-    assert (header.device, header.calibration.nets, header.checks["nets"]) == ("a board", 10, 5)
+    assert (header.device, header.calibration.nets, header.checks["nets"]) == ("a board", 11, 5)
     assert "exists" in refused(capsys, "import", "kit/results.json", "--out", "board.yml")
     assert "is not empty" in refused(capsys, "kit", *SPACE, "--out", "kit")
     assert "give 3 or more" in refused(capsys, "kit", *SPACE, "--held-out", "2", "--out", "kit2")
@@ -421,7 +421,7 @@ def test_a_kit_in_int8_becomes_a_table_that_searches_for_int8_take_and_no_others
 ) -> None:
     of_kit = ("--nets", "10", "--held-out", "3", "--dtype", "int8")
     assert status_of("kit", *SPACE, *of_kit, "--out", "kit") == 0
-    assert "13 whole nets, int8)" in capsys.readouterr().out
+    assert "14 whole nets, int8)" in capsys.readouterr().out
     assert "graphs are in float32 or int8, not in 'int4'" in refused(
         capsys, "kit", *SPACE, "--dtype", "int4", "--out", "kit4"
     )

@@ -319,7 +319,7 @@ def test_alpha_starts_from_the_table_that_lies_in_the_folder(
     prepared = prepare(starting(weights, tmp_path / "run"), quiet=True)
     first = sensitivity_start(prepared, begun=False)
     assert first is not None
-    logits = first.options()["start"]
+    logits = first.options(contends=True)["start"]
     assert all(-START_SPAN <= value <= 0 for row in logits.values() for value in row.values())
     assert all(max(row.values()) == 0 for row in logits.values())
     assert len({round(value, 3) for row in logits.values() for value in row.values()}) > 5
@@ -332,7 +332,7 @@ def test_alpha_starts_from_the_table_that_lies_in_the_folder(
         patch.setattr(sensitivity, "measure", never)
         again = sensitivity_start(prepared, begun=False)
         assert again is not None
-        assert again.options() == first.options()
+        assert again.options(contends=True) == first.options(contends=True)
         hotter = sensitivity_start(asked, begun=True)
         assert hotter is not None
         assert hotter.temperature == 0.5
@@ -345,7 +345,7 @@ def test_alpha_starts_from_the_table_that_lies_in_the_folder(
     path.write_text(json.dumps(values))
     anew = sensitivity_start(prepared, begun=False)
     assert anew is not None
-    assert anew.options() == first.options()
+    assert anew.options(contends=True) == first.options(contends=True)
 
 
 def test_a_table_of_another_space_is_refused_and_none_is_made_for_another_start(weights: Path, tmp_path: Path) -> None:
