@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import distributed, nn
@@ -107,6 +107,12 @@ def training_loader(data: ImageData, settings: RetrainSettings, *, seed: int, ra
 
 
 def make_optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.Optimizer:
+    own = RetrainSettings.model_fields["momentum"].default
+    if settings.momentum != own and not _has_momentum(settings.optimizer):
+        raise ConfigError(
+            f"retrain.momentum = {settings.momentum:g}, but retrain.optimizer = {settings.optimizer} has no momentum; "
+            "remove it, or give an optimizer that has one, such as sgd"
+        )
     try:
         # Given the model and not its parameters, timm spares biases and norms the weight decay.
         return create_optimizer_v2(
@@ -121,6 +127,15 @@ def make_optimizer(model: nn.Module, settings: RetrainSettings) -> torch.optim.O
         raise ConfigError(
             f"retrain.optimizer = {settings.optimizer!r}: {error}; use one of timm's, such as sgd"
         ) from error
+
+
+def _has_momentum(optimizer: str) -> bool:
+    """Return whether one of timm's optimisers takes a momentum; of an unknown one, which is refused elsewhere, true."""
+    try:
+        # `lookahead_` before a name wraps it
+        return get_optimizer_info(optimizer.lower().split("_")[-1]).has_momentum
+    except ValueError:
+        return True
 
 
 def make_scheduler(

@@ -38,6 +38,7 @@ from .early_checks import check_capture, check_norms, check_phases, check_plan, 
 from .playoff import check_playoff
 from .quantised import check_int8, is_for_int8, without_int8_file
 from .quantised_finalists import check_finalists
+from .retrained import rate_of_fresh_weights
 from .same_run import check_same_run
 from .space_table import (
     energy_model,
@@ -202,8 +203,8 @@ def prepare(
     if trains and is_for_int8(config, table):
         check_int8(config, data)
     if not quiet:
-        told = without_int8_file(config, table)
-        for sentence in (*(warning.sentence for warning in (*ignored, *planned)), *([told] if told else [])):
+        told = (without_int8_file(config, table), rate_of_fresh_weights(config, space))
+        for sentence in (*(warning.sentence for warning in (*ignored, *planned)), *filter(None, told)):
             print(sentence, file=sys.stderr, flush=True)
     if before_table is not None:
         before_table(data, costs)

@@ -20,6 +20,7 @@ from ..data.images import ImageData
 from ..export.folder import has_random_weights, read_export
 from ..layout import CHECKPOINT, SEARCH_FILE
 from ..progress import Told
+from ..retraining.recipe import load_recipe
 from ..retraining.setup import retraining_threads
 from ..retraining.teacher import NO_TEACHER, load_teacher, other_classes, weights_digest
 from ..retraining.trainer import begun_with, train
@@ -51,6 +52,24 @@ def starting_weights(config: SearchConfig, space: SpaceDeclaration) -> Weights:
             "or fresh, or a timm: space with weights"
         )
     return asked or ("supernet" if has_weights(space) else "fresh")
+
+
+def rate_of_fresh_weights(config: SearchConfig, space: SpaceDeclaration) -> str | None:
+    """Return what is to be said of a fine-tuning whose config leaves the optimiser to the default; None: nothing.
+
+    The default suits fresh weights, and spoils in a few epochs what others have learned.
+    """
+    settings = config.retrain
+    if settings is None or starting_weights(config, space) == "fresh":
+        return None
+    if {"optimizer", "learning_rate"} & settings.model_fields_set:
+        return None
+    recipe = load_recipe("finetune").settings
+    return (
+        f"retrain has neither optimizer nor learning_rate: trained weights go on with {settings.optimizer} at "
+        f"{settings.learning_rate:g}, which is for fresh ones; the recipe finetune has {recipe.optimizer} at "
+        f"{recipe.learning_rate:g}"
+    )
 
 
 def check_start(config: SearchConfig, space: SpaceDeclaration, weights: Mapping[str, Any]) -> None:

@@ -296,6 +296,7 @@ def test_the_place_goes_from_epoch_to_epoch_in_parts(capfd: pytest.CaptureFixtur
     ("changes", "message"),
     [
         ({"optimizer": "sgdd"}, r"retrain\.optimizer = 'sgdd'"),
+        ({"optimizer": "lookahead_adamw", "momentum": 0.8}, r"retrain\.momentum = 0\.8, but .* has no momentum"),
         ({"scheduler": "cosin"}, r"retrain\.scheduler = 'cosin': Unknown scheduler"),
         ({"scheduler": "plateau"}, r"retrain\.scheduler = 'plateau'"),
         ({"mixup": 0.2, "batch_size": 7}, r"retrain\.batch_size = 7 must be even for Mixup"),

@@ -165,6 +165,7 @@ def test_a_bad_value_of_any_setting_is_refused_before_the_first_step(
     ("changes", "words"),
     [
         ({"retrain.optimizer": "sgdd"}, "retrain.optimizer = 'sgdd'"),
+        ({"retrain.optimizer": "adamw", "retrain.momentum": 0.8}, "retrain.momentum = 0.8"),
         ({"retrain.optimizer": "adahessian"}, "retrain.optimizer = 'adahessian'"),
         ({"retrain.scheduler": "cosin"}, "retrain.scheduler = 'cosin'"),
         ({"retrain.scheduler": "plateau"}, "retrain.scheduler = 'plateau'"),

@@ -298,3 +298,27 @@ def test_a_training_that_an_older_version_began_gets_no_teacher(
 ) -> None:
     monkeypatch.setattr(retrained, "begun_with", lambda path: {"format": "proxyless-retrain/1"})
     assert start(settings(original, run), monkeypatch).arguments["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("retrain", "told"),
+    [
+        ({}, True),
+        ({"weights": "inherited"}, True),
+        ({"weights": "fresh"}, False),
+        ({"optimizer": "sgd"}, False),
+        ({"learning_rate": 0.05}, False),
+        (None, False),
+    ],
+)
+def test_a_fine_tuning_at_the_rate_of_fresh_weights_is_told_so(
+    retrain: dict[str, Any] | None, told: bool, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings(original, tmp_path / "run").model_dump(exclude_unset=True)
+    values["retrain"] = None if retrain is None else {"epochs": 1, "batch_size": 128, **retrain}
+    prepare(parse_config(values))
+    sentence = "trained weights go on with sgd at 0.05, which is for fresh ones; the recipe finetune has adamw at 0.002"
+    assert (sentence in capsys.readouterr().err) == told
+    values |= {"space": "small_mbconv", "retrain": {"epochs": 1, "batch_size": 128}}
+    prepare(parse_config(values))
+    assert "fresh ones" not in capsys.readouterr().err
