@@ -28,6 +28,7 @@ from ..world import planned
 from .forecast import trains_on_gpu
 from .layer_rates import layer_decay
 from .logs import check_loggers
+from .playoff import epochs_at_most, training_of
 from .retrained import starting_weights, teacher_of
 
 USED_BY_SENSITIVITY = {"batch_size", "accelerator", "deterministic", "threads", "checkpoint_every", "resume_anyway"}
@@ -185,6 +186,8 @@ def check_phases(config: SearchConfig, data: ImageData, space: SpaceDeclaration,
         with isolated_seed(0):
             _build(space, costs, data, drop)
             check_training(data, config.retrain, seed=config.seed)
+            if epochs_at_most(config):
+                check_training(*training_of(config, data), seed=config.seed)
     if config.hardware.device != "other" and not config.hardware.uses_table:
         _check_device(config, costs)
 

@@ -146,6 +146,20 @@ def check_playoff(config: SearchConfig) -> None:
         )
 
 
+def training_of(config: SearchConfig, data: ImageData) -> tuple[ImageData, RetrainSettings]:
+    """Return the images and the recipe of each finalist: the retraining's, without what it is judged on.
+
+    Args:
+        config: The search.
+        data: Its images.
+    """
+    settings, epochs = config.retraining, config.search.finalists_epochs
+    assert settings is not None
+    update = {"epochs": epochs, "warmup_epochs": min(settings.warmup_epochs, epochs - 1), "early_stopping": None}
+    # no finalist sees an image that it is judged on, nor a test image
+    return replace(data, training=data.weights, test=data.architecture), settings.model_copy(update=update)
+
+
 def epochs_at_most(config: SearchConfig) -> int:
     """Return how many epochs the networks at the end of a search are trained at most, all together."""
     settings = config.search
@@ -242,15 +256,8 @@ def _loss_of(
     told: Told,
     before: int,
 ) -> float:
-    config, whole = prepared.config, prepared.data
-    settings = config.retraining
-    assert settings is not None
-    epochs = config.search.finalists_epochs
-    settings = settings.model_copy(
-        update={"epochs": epochs, "warmup_epochs": min(settings.warmup_epochs, epochs - 1), "early_stopping": None}
-    )
-    # no finalist sees an image that it is judged on, nor a test image
-    data = replace(whole, training=whole.weights, test=whole.architecture)
+    config = prepared.config
+    data, settings = training_of(config, prepared.data)
     build, network, initial = builder(prepared, subnet, weights, settings)
     identity = {"network": network, **({} if initial is None else {"starting_weights": weights_digest(initial)})}
     key = short_digest(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hardware.errors import ConfigError, TrainingError
+from hardware.errors import ConfigError, DataError, TrainingError
 from hardware.model import CostModel, macs_model
 from proxyless_strategy.config import SearchConfig, parse_config
 from proxyless_strategy.data.images import ImageData
@@ -111,6 +111,15 @@ def test_it_is_refused_before_images_are_loaded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("proxyless_strategy.runs.prepare.load_data", lambda *_, **__: pytest.fail("it loads images"))
     with pytest.raises(ConfigError, match=r"^search\.finalists_epochs = 2, but retrain is null"):
         prepare(settings("none", tmp_path / "run", retrain=None), quiet=True)
+
+
+def test_too_few_images_for_a_batch_of_theirs_are_refused_before_the_search(tmp_path: Path) -> None:
+    """Of which the retraining itself has enough."""
+    batch = {"mixup": 0.2, "batch_size": 30, "weights": "supernet"}
+    space = {"options": {"weights": "none"}}
+    prepare(settings("none", tmp_path / "x", retrain=batch, space=space, search={"finalists_epochs": 0}), quiet=True)
+    with pytest.raises(DataError, match="fewer than 1 full batch"):
+        prepare(settings("none", tmp_path / "x", retrain=batch, space=space), quiet=True)
 
 
 @pytest.mark.parametrize(
