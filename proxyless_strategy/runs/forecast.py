@@ -210,6 +210,7 @@ def forecast(config: SearchConfig, space: SpaceDeclaration, costs: SpaceCosts, d
     if config.retrain is not None:
         epochs["retrain"] = len(data.training) * per_image  # type: ignore[arg-type]
         seconds += config.retrain.epochs * epochs["retrain"]
+        seconds += len(data.test) * max(step.forward_seconds, 1 / loader_images)  # type: ignore[arg-type]
         played = epochs_at_most(config)
         if played:
             epochs[PHASE] = len(data.weights) * per_image  # type: ignore[arg-type]

@@ -229,11 +229,13 @@ def forecast_sentence(config: SearchConfig, model: Model, costs: SpaceCosts, dat
     images = training * tuned + weights * epochs_at_most(config)
     taught = 0.0 if config.retrain.teacher == NO_TEACHER else FORWARD * per_image * images
     asks_weights = "sensitivity" in (config.rule, config.search.start)
-    fine_tuning = per_image * training * tuned
+    tested = FORWARD * per_image * len(data.test)  # type: ignore[arg-type]
+    fine_tuning = per_image * training * tuned + tested
     trained = fine_tuning if config.rule == "sensitivity" else forecast(config, space, costs, data).seconds
     seconds = {
         "the table": TABLE_SECONDS if table and not is_there(Path(config.hardware.table or "")) else 0.0,
-        "the original": per_image * (training * (shrink.original_epochs or 0) + weights * (shrink.start_epochs or 0)),
+        "the original": per_image * (training * (shrink.original_epochs or 0) + weights * (shrink.start_epochs or 0))
+        + tested,
         "what the weights say": measuring_seconds(costs, data, FORWARD * per_image) if asks_weights else 0.0,
         "search and fine-tuning": trained + taught,
         "the comparison": COMPARING_SECONDS,

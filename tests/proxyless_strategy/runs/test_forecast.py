@@ -59,7 +59,16 @@ def test_a_forecast_is_steps_times_their_cost(
     per_epoch = len(data.weights) // 50 // 2  # type: ignore[arg-type]
     per_image = max(0.01, 1 / loader_images)
     expected = 50 * (per_epoch * 4 * per_image + per_epoch * 2 // 2 * module.GRADIENT_STEP * 0.01)
-    assert found.seconds == pytest.approx(expected + 4 * len(data.training) * per_image)  # type: ignore[arg-type]
+    trained, weights, tested = (len(part) for part in (data.training, data.weights, data.test))  # type: ignore[arg-type]
+    expected += 4 * trained * per_image + tested * max(0.002, 1 / loader_images)
+    assert found.seconds == pytest.approx(expected)
+    # two networks of the search itself: there is no target
+    search = config.search.model_copy(update={"finalists_epochs": 3})
+    more = forecast(
+        config.model_copy(update={"search": search}), space, space.costs(32, num_classes=10, in_chans=1), data
+    )
+    assert more.seconds == pytest.approx(expected + 2 * 3 * weights * per_image)
+    assert more.epoch_seconds["finalists"] == pytest.approx(weights * per_image)
     parameters = sum(p.numel() for p in space.build(num_classes=10, in_chans=1).parameters())
     assert found.memory_bytes == 12 * parameters + 50 * 1000
     assert found.loader_is_slower == slower
