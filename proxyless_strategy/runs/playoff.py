@@ -51,6 +51,8 @@ OWN = 2
 """Finalists of the search itself that take part."""
 SEARCHED, SENSITIVITY, MOST_MACS = "search", "sensitivity", "most_macs"
 NAMES = {SENSITIVITY: "the sensitivity knapsack", MOST_MACS: "the subnet of most MACs within the target"}
+GAP = 1e-4
+"""Relative error of the most multiply-accumulates; they go with latencies, which makes the exact knapsack hard."""
 PHASE = "finalists"
 BATCH = 256
 
@@ -166,7 +168,9 @@ def epochs_at_most(config: SearchConfig) -> int:
     if config.rule == "sensitivity":
         return 0
     has_target = any(getattr(config, name) is not None for name in TARGETS)
-    networks = min(OWN, settings.finalists) + (settings.start == "sensitivity") + has_target
+    # of a target in MACs all subnets on it have as many
+    by_macs = has_target and config.hardware.cost != "macs"
+    networks = min(OWN, settings.finalists) + (settings.start == "sensitivity") + by_macs
     return networks * settings.finalists_epochs
 
 
@@ -193,7 +197,8 @@ def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, to
     played = []
     told.stage(f"finalists: {len(field)} are trained for {settings.finalists_epochs} epochs each")
     for number, (derived, sources) in enumerate(field):
-        subnet = Subnet(prepared.space, {label: str(name) for label, name in derived.names.items()})
+        sample = module.architecture.export(derived.choice)
+        subnet = Subnet(prepared.space, {label: str(choice) for label, choice in sample.items()})
         weights: Mapping[str, Tensor] = {}
         if keeps:
             weights = prepared.space.timm_names(module.derived_network(derived).state_dict(), subnet.choices)
@@ -218,7 +223,7 @@ def candidates(
     if start is not None:
         choices = start.table.choices(start.knapsack)
         found.append((deriver.of(module.architecture.indices(choices)), SENSITIVITY))
-    if prepared.target is not None:
+    if prepared.target is not None and prepared.config.hardware.cost != "macs":
         costs = prepared.costs
         macs = macs_model(costs.fixed, costs.edges)
         most = most_macs(module.architecture.edges, prepared.cost, macs, prepared.target)
@@ -231,7 +236,7 @@ def candidates(
 
 
 def most_macs(edges: Sequence[Edge], cost: CostModel, macs: CostModel, target: float) -> Derived:
-    """Return the subnet of most multiply-accumulates that costs at most a target.
+    """Return the subnet of most multiply-accumulates, to `GAP`, that costs at most a target.
 
     Args:
         edges: The decisions, parents before their children.
@@ -245,7 +250,7 @@ def most_macs(edges: Sequence[Edge], cost: CostModel, macs: CostModel, target: f
     gains = cells(edges, macs)
     # the deriver's gains are logarithms, of which it takes none below -700
     gains = (gains - gains.max()) / max(1.0, float(np.ptp(gains)))
-    return Deriver(edges, gains, cells(edges, cost), cost.fixed).within(target)
+    return Deriver(edges, gains, cells(edges, cost), cost.fixed, gap=GAP).within(target)
 
 
 def _loss_of(

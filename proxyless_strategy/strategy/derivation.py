@@ -66,10 +66,21 @@ class Deriver:
         log_p: `log p`, `L x N`; -inf in unused cells.
         costs: Each candidate's own cost, `L x N`; None where nothing is known of costs.
         fixed: Cost of what every subnet has.
+        gap: Relative error of the sum of `log p` that the solver may leave: of gains that go with the costs the exact
+            answer can take for ever.
     """
 
-    def __init__(self, edges: Sequence[Edge], log_p: np.ndarray, costs: np.ndarray | None = None, fixed: float = 0.0):
+    def __init__(
+        self,
+        edges: Sequence[Edge],
+        log_p: np.ndarray,
+        costs: np.ndarray | None = None,
+        fixed: float = 0.0,
+        *,
+        gap: float = 0.0,
+    ):
         self.edges = tuple(edges)
+        self.gap = gap
         self.log_p = np.asarray(log_p, dtype=np.float64)
         self.costs = np.zeros_like(self.log_p) if costs is None else np.asarray(costs, dtype=np.float64)
         self.fixed = fixed
@@ -191,7 +202,7 @@ class Deriver:
             integrality=np.ones(count),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"mip_rel_gap": 0.0},  # the default stops at 0.01 % from the best
+            options={"mip_rel_gap": self.gap},  # the default stops at 0.01 % from the best
         )
         if result.x is None:
             return None
