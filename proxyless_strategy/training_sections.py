@@ -53,8 +53,9 @@ class SearchSettings(Section):
     finalists: int = Field(8, ge=1, le=1000)
     """Most probable subnets on the target, of which the one with the least loss on architecture images is exported."""
     finalists_epochs: int = Field(0, ge=0, le=10_000)
-    """Epochs that the best two finalists, the sensitivity knapsack and the subnet of most MACs are each trained, as the
-    subnet will be, before the one of least loss is exported; 0: the supernet's weights decide."""
+    """Epochs that the best two finalists, the sensitivity knapsack and the subnet of most MACs (unless the target is in
+    MACs) are each trained, as the subnet will be, before the one of least loss is exported; 0: the supernet's weights
+    decide."""
     finalists_dtype: Literal["float32", "int8"] = "float32"
     """Which networks of the finalists are compared: the supernet's, or for a search for int8 files these, quantised."""
     estimator: Literal["paper", "unbiased"] = "paper"

@@ -56,9 +56,9 @@ def context_fit(
     inside a net (`per_param_ms`, positive). Relative least squares; as a few nets determine four numbers badly, each
     is held near its neutral value as if it had been observed there once, with the deviations of `_PRIORS`.
 
-    Measurements on a busy machine disagree by more than `_RESIDUAL`. What the nets leave unexplained of their own
-    accord then says how little they are worth against the neutral values. Small nets keep weights in a cache that large
-    ones do not fit: that is an offset below zero beside a larger `per_param_ms`, of up to a fifth of a net.
+    Measurements on a busy machine disagree by more than `_RESIDUAL`. The nets' own residual then says how little they
+    are worth against the neutral values. Small nets keep weights in a cache that large ones do not fit: that is an
+    offset below zero, of up to a fifth of a net, beside a larger `per_param_ms`.
 
     Args:
         raw: Overhead and sum of the operators of each net, measured alone, in ms.
@@ -75,7 +75,11 @@ def context_fit(
     y = np.asarray(measured, dtype=np.float64)
     columns = np.stack([np.asarray(c, dtype=np.float64) for c in (raw, operators, params, np.ones_like(y))], axis=1)
     design = columns / y[:, None]
-    fit = _held_fit(design, max(_RESIDUAL, _own_residual(design, least_ms)), least_ms)
+    fit = _held_fit(design, _RESIDUAL, least_ms)
+    # four numbers take four degrees of freedom
+    residual = float(np.sqrt(np.sum((design @ fit - 1.0) ** 2) / (len(y) - len(fit)))) if len(y) > len(fit) else 0.0
+    if residual > _RESIDUAL:
+        fit = _held_fit(design, residual, least_ms)
     missed = float(np.sqrt(np.mean((design @ fit - 1.0) ** 2)))
     share = float(np.median(1 / design[:, 0]))
     # a scale or, where an offset makes up for it, the nets themselves
@@ -87,24 +91,12 @@ def context_fit(
     return ContextFit(*(float(v) for v in fit))
 
 
-def _own_residual(design: np.ndarray, least_ms: float) -> float:
-    """Return the relative error of a net that remains where no neutral value holds the fit; 0 of too few nets.
-
-    What a held fit leaves would be in part the holding's own, which would then hold all the more.
-    """
-    # four numbers take four degrees of freedom
-    freedom = len(design) - len(_PRIORS)
-    if freedom < 1:
-        return 0.0
-    return float(np.sqrt(np.sum((design @ _held_fit(design, 0.0, least_ms) - 1.0) ** 2) / freedom))
-
-
 def _held_fit(design: np.ndarray, residual: float, least_ms: float) -> np.ndarray:
     """Return the four numbers of a `ContextFit` that fit `design @ numbers = 1`, held by `_PRIORS` and by bounds.
 
     Args:
         design: Nets x 4: what each number is multiplied with, over the net's latency.
-        residual: Relative error of a net; 0: bounds alone hold it.
+        residual: Relative error of a net.
         least_ms: Latency of the cheapest operator.
     """
     # slow to import, and needed only where something is calibrated

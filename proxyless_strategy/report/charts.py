@@ -192,11 +192,11 @@ def _finalists(search: FinishedRun, name: str) -> Chart | None:
     accuracy = search.row.get("accuracy")
     how = "with the supernet's weights"
     if search.finalists_epochs:
-        how = f"after {search.finalists_epochs} epochs of training each"
+        how = f"after {search.finalists_epochs} epoch{'s' * (search.finalists_epochs > 1)} of training each"
     elif search.finalists_dtype != "float32":
         how += f", quantised to {search.finalists_dtype[:20]}"
     text = (
-        f"{len(known)} subnets on the target {how}: loss "
+        f"{len(known)} subnets within the target {how}: loss "
         f"{min(y for _, y in known):.4g} to {max(y for _, y in known):.4g}."
     )
     if accuracy is not None:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +25,7 @@ from hardware.model import CostModel, macs_model
 from hardware.reading import Kind, is_there, read_json, reading
 from search_spaces import Subnet
 
-from ..checkpoints import previous_checkpoint, short_digest
+from ..checkpoints import short_digest
 from ..config import TARGETS, RetrainSettings, SearchConfig
 from ..data.digest import data_digest
 from ..data.images import ImageData
@@ -99,7 +98,7 @@ class Playoff:
         own, other = least(SEARCHED), least(source)
         if own is None or other is None:
             return None
-        return Contest(own, other, f"after {self.epochs} epoch{'s' * (self.epochs > 1)} of training each")
+        return Contest(own, other, f"after {epochs_in_words(self.epochs)} of training each")
 
     def warnings(self) -> list[SearchWarning]:
         """Return what a cheaper way has found that is as good as the search's own."""
@@ -162,6 +161,15 @@ def training_of(config: SearchConfig, data: ImageData) -> tuple[ImageData, Retra
     return replace(data, training=data.weights, test=data.architecture), settings.model_copy(update=update)
 
 
+def epochs_in_words(epochs: int) -> str:
+    """Say a number of epochs.
+
+    >>> epochs_in_words(1), epochs_in_words(2)
+    ('1 epoch', '2 epochs')
+    """
+    return f"{epochs} epoch{'s' * (epochs != 1)}"
+
+
 def epochs_at_most(config: SearchConfig) -> int:
     """Return how many epochs the networks at the end of a search are trained at most, all together."""
     settings = config.search
@@ -177,8 +185,8 @@ def epochs_at_most(config: SearchConfig) -> int:
 def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, told: Told) -> Playoff:
     """Train the last subnets of a search for `search.finalists_epochs` each, and rank them.
 
-    Each loss is kept in the run folder as it comes, and each training has a checkpoint: a run that is killed goes on
-    with the update that it was in.
+    They train on the threads of the search. Each loss is kept in the run folder as it comes, and each training has a
+    checkpoint: a run that is killed goes on from the last one, one that a signal ends with the update that it was in.
 
     Args:
         prepared: What the search stands on.
@@ -195,7 +203,7 @@ def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, to
     teacher = retraining_teacher(config, prepared.space, prepared.data, says=False)
     keeps = starting_weights(config, prepared.space) == "supernet"
     played = []
-    told.stage(f"finalists: {len(field)} are trained for {settings.finalists_epochs} epochs each")
+    told.stage(f"finalists: {len(field)} are trained for {epochs_in_words(settings.finalists_epochs)} each")
     for number, (derived, sources) in enumerate(field):
         sample = module.architecture.export(derived.choice)
         subnet = Subnet(prepared.space, {label: str(choice) for label, choice in sample.items()})
@@ -207,9 +215,12 @@ def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, to
         played.append(Played(derived, sources, loss))
     if not any(math.isfinite(each.loss) for each in played):
         raise TrainingError(
-            f"none of {len(played)} finalists has a finite loss after {settings.finalists_epochs} epochs; lower "
-            "retrain.learning_rate"
+            f"none of {len(played)} finalists has a finite loss after {epochs_in_words(settings.finalists_epochs)}; "
+            "lower retrain.learning_rate"
         )
+    # those too of a start that was killed between a loss and this
+    for left in config.out.glob("finalist-*.ckpt*"):
+        left.unlink(missing_ok=True)
     played.sort(key=lambda each: each.loss if math.isfinite(each.loss) else math.inf)
     return Playoff(settings.finalists_epochs, tuple(played))
 
@@ -248,8 +259,8 @@ def most_macs(edges: Sequence[Edge], cost: CostModel, macs: CostModel, target: f
         TargetError: No subnet is within the target.
     """
     gains = cells(edges, macs)
-    # the deriver's gains are logarithms, of which it takes none below -700
-    gains = (gains - gains.max()) / max(1.0, float(np.ptp(gains)))
+    # in units that no solver finds large; none is below zero, as edges that are not reached have nothing
+    gains /= max(1e-9, float(gains.max()))
     return Deriver(edges, gains, cells(edges, cost), cost.fixed, gap=GAP).within(target)
 
 
@@ -268,7 +279,7 @@ def _loss_of(
     key = short_digest(
         [
             identity,
-            settings.model_dump(mode="json", exclude={"checkpoint_every"}),
+            settings.model_dump(mode="json", exclude={"checkpoint_every", "threads"}),
             config.seed,
             None if teacher is None else teacher_digest(teacher),
             data_digest(data),
@@ -289,16 +300,16 @@ def _loss_of(
                 identity=identity,
                 teacher=teacher,
             ).model
-            kept[key] = retraining_loss(trained, data, settings, teacher)
+            found = retraining_loss(trained, data, settings, teacher)
+            # one may be finite in training alone, by the moments of its batches
+            kept[key] = found if math.isfinite(found) else None
         except TrainingError as error:
             print(f"a finalist ranks last: {error}", file=sys.stderr, flush=True)
             kept[key] = None
         values = {"format": FORMAT, "losses": kept}
         write_atomically(path, json.dumps(values, indent=2) + "\n", error=ConfigError)
-        for left in (checkpoint, previous_checkpoint(checkpoint)):
-            left.unlink(missing_ok=True)
     loss = kept[key]
-    return math.nan if loss is None or not math.isfinite(loss) else loss
+    return math.nan if loss is None else loss
 
 
 def kept_losses(path: Any) -> dict[str, float | None]:

@@ -53,8 +53,9 @@ class SearchResult:
         seconds: Duration of the whole search, of all its starts.
         warnings: Why the result may be worth little, in sentences.
         original_cost: What the original network costs, where the space is made of one.
-        search_loss: Architecture loss of the search's own subnet, with the supernet's weights; None where it was not
-            held against a sensitivity knapsack, or is not finite.
+        search_loss: Architecture loss of the search's own subnet, with the supernet's weights or, with
+            `finalists_epochs`, after these and by the retraining's loss; None where it was not held against a
+            sensitivity knapsack, or is not finite.
         knapsack_loss: The same of that knapsack.
         int8_onnx: The ONNX file in int8, of which the latency then is; None where int8 was not searched for.
         int8_accuracy: Its test accuracy, 0..1.

@@ -55,18 +55,18 @@ def starting_weights(config: SearchConfig, space: SpaceDeclaration) -> Weights:
 
 
 def rate_of_fresh_weights(config: SearchConfig, space: SpaceDeclaration) -> str | None:
-    """Return what is to be said of a fine-tuning whose config leaves the optimiser to the default; None: nothing.
+    """Return what is to be said of a fine-tuning whose config leaves the rate to the default; None: nothing.
 
     The default suits fresh weights, and spoils in a few epochs what others have learned.
     """
     settings = config.retrain
     if settings is None or starting_weights(config, space) == "fresh":
         return None
-    if {"optimizer", "learning_rate"} & settings.model_fields_set:
+    if "learning_rate" in settings.model_fields_set:
         return None
     recipe = load_recipe("finetune").settings
     return (
-        f"retrain has neither optimizer nor learning_rate: trained weights go on with {settings.optimizer} at "
+        f"retrain has no learning_rate: trained weights go on with {settings.optimizer} at "
         f"{settings.learning_rate:g}, which is for fresh ones; the recipe finetune has {recipe.optimizer} at "
         f"{recipe.learning_rate:g}"
     )

@@ -13,7 +13,7 @@ from hardware.errors import ConfigError
 from hardware.reading import Kind, cut, is_there, read_json
 
 from ..config import TARGETS, Change, SearchConfig
-from ..layout import CHECKPOINT, CONFIG_FILE, SEARCH_FILE, SUPERNET_FILE
+from ..layout import CHECKPOINT, CONFIG_FILE, FINALISTS_FILE, SEARCH_FILE, SUPERNET_FILE
 
 Differences = dict[str, tuple[Any, Any]]
 """The value there and the value here, by dotted key."""
@@ -55,7 +55,8 @@ def check_same_run(config: SearchConfig) -> Differences:
     told = [f"{cut(key)} = {_short(old)} there, {_short(new)} here" for key, (old, new) in bound.items()]
     named = "; ".join([*told[:5], *([f"and {len(told) - 5} more"] if len(told) > 5 else [])])
     remedy = "choose another out or remove it"
-    if all(_is_in(key, {"retrain"}) for key in bound) and config.retrain is not None:
+    by_retraining = all(_is_in(key, {"retrain"}) for key in bound) and not _finalists_trained(config)
+    if by_retraining and config.retrain is not None:
         remedy = f"choose another out, or remove {config.out / CHECKPOINT} to retrain anew"
     raise ConfigError(f"{config.out} holds a search with other settings ({named}); {remedy}")
 
@@ -94,11 +95,16 @@ def _anyway(config: SearchConfig) -> Iterator[str]:
 
 def _later(config: SearchConfig) -> Iterator[str]:
     """Settings of what has not begun yet."""
-    if not (config.out / CHECKPOINT).exists():
+    if not (config.out / CHECKPOINT).exists() and not _finalists_trained(config):
         yield "retrain"
     # Without a table the search asks nothing of the device; the finished one is measured anew when it is repeated.
     if not config.hardware.uses_table:
         yield from DEPLOYED
+
+
+def _finalists_trained(config: SearchConfig) -> bool:
+    """Return whether finalists were trained as the subnet is to be."""
+    return (config.out / FINALISTS_FILE).exists()
 
 
 def _default(schema: type[BaseModel], key: str) -> Any:

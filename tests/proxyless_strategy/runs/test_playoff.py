@@ -347,6 +347,53 @@ def test_a_killed_comparison_goes_on_with_what_was_trained(
     run_search(settings(weights, tmp_path / "run"))
     assert len(trainings) == 6
     assert read(tmp_path / "run") == read(tmp_path / "whole")
+    # the first one's checkpoint was there when its loss was written
+    assert not list((tmp_path / "run").glob("finalist-*"))
+
+
+def test_one_that_is_killed_in_its_training_goes_on_from_its_checkpoint(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(out: Path) -> Any:
+        return json.loads((out / "search.json").read_text())["finalists"]
+
+    run_search(settings(weights, tmp_path / "whole"))
+    train, places = playoff.train, []
+
+    def killed(*given: Any, on_place: Any, **others: Any) -> Any:
+        def placed(place: float) -> None:
+            places.append(place)
+            # in the second epoch of the first one
+            if place > 1:
+                raise Killed
+
+        return train(*given, on_place=placed, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(playoff, "train", killed)
+        with pytest.raises(Killed):
+            run_search(settings(weights, tmp_path / "run"))
+    assert list((tmp_path / "run").glob("finalist-*.ckpt"))
+    run_search(settings(weights, tmp_path / "run"))
+    assert read(tmp_path / "run") == read(tmp_path / "whole")
+    assert not list((tmp_path / "run").glob("finalist-*"))
+
+
+def test_what_finalists_were_trained_by_is_the_subnets_recipe_too(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "trained_subnet", killed)
+        with pytest.raises(Killed):
+            run_search(settings(weights, tmp_path / "run"))
+    other = settings(weights, tmp_path / "run", retrain={"learning_rate": 1e-4})
+    with pytest.raises(
+        ConfigError, match=r"other settings \(retrain.learning_rate = 0.001 there, .*; choose another out or"
+    ):
+        run_search(other)
 
 
 def diverges(*which: int) -> Callable[..., Any]:
@@ -358,6 +405,13 @@ def diverges(*which: int) -> Callable[..., Any]:
         return train(*given, **others)
 
     return maybe
+
+
+def test_one_whose_loss_is_no_number_ranks_last(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses(monkeypatch, math.nan, 0.8, 0.4)
+    run_search(settings(weights, tmp_path / "run"))
+    record = json.loads((tmp_path / "run" / "search.json").read_text())
+    assert [finalist["loss"] for finalist in record["finalists"]] == [0.4, 0.8, None]
 
 
 def test_one_whose_training_diverges_ranks_last(
