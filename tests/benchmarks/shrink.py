@@ -7,10 +7,10 @@ EfficientNet-Lite0 with its ImageNet weights is made smaller on 2,000 images of 
 compared begins where the search begins, the original fine-tuned on the weight part (`start`), and is then trained for
 equally many epochs, beside the same teacher, by the same recipe. At each share of the original's latency:
 
-- `found`: what `proxyless shrink` exports, fine-tuned from what it inherits of `start`; the search's epochs train none
-  of its weights. `curve`: further shares derived from the search of the first.
+- `found`: what `proxyless shrink` exports, fine-tuned from what it inherits of `start`; neither the search's epochs nor
+  those of its finalists train its weights. `curve`: further shares derived from the search of the first.
 - `supernet_weights`: the same at the first share, fine-tuned from the search's weights; the search's epochs are of the
-  network's own then.
+  network's own then, and no finalist is trained.
 - `lower_resolution`: the original on smaller images.
 - `random`: subnets that cost 98 to 100 % of the target: the most probable ones under random logits.
 - `most_macs`: the feasible subnet of most multiply-accumulates. `uniform`: every block shrunk alike.
