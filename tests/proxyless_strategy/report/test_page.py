@@ -383,7 +383,7 @@ def test_an_accuracy_axis_shows_accuracies_or_losses_and_says_what_a_probability
     text = page_of(tmp_path / "run").text
     for words in ("log-probability of the subnet", "which is not its accuracy", "loss on architecture images"):
         assert words in text
-    assert "2 subnets on the target with the supernet's weights: loss 0.5 to 0.75." in text
+    assert "2 subnets within the target with the supernet's weights: loss 0.5 to 0.75." in text
     assert "91.25% test accuracy after retraining" in text
     # 3 edges: 0.875 without any block, 1.625 with those that are likeliest
     assert "from 0.875 to 1.625 ms" in text

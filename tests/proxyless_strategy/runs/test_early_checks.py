@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "retrain.deterministic": FLAG | NONE,  # as the search's
     "retrain.norm": NONE,  # likewise
     "search.warmup_epochs": ZERO,
+    "search.finalists_epochs": ZERO,
     "search.warmup_learning_rate": NONE,
     "search.start_temperature": NONE,
     "search.architecture_learning_rate": NONE,
