@@ -269,6 +269,15 @@ def epoch_line(
     return f"{row['phase']} {row['epoch']}{'' if total is None else f'/{total}'}: {', '.join(parts)}"
 
 
+def epochs_in_words(epochs: int) -> str:
+    """Say a number of epochs.
+
+    >>> epochs_in_words(1), epochs_in_words(2)
+    ('1 epoch', '2 epochs')
+    """
+    return f"{epochs} epoch{'s' * (epochs != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Say a duration in the two units that matter.
 

@@ -174,6 +174,11 @@ class RetrainSettings(Section):
     checkpoint_every: float = Field(10.0, gt=0, le=1440)
     """Minutes between two checkpoints within an epoch; each epoch's end writes one too."""
 
+    def of_epochs(self, epochs: int) -> RetrainSettings:
+        """Return the same for another number of epochs, all of which are trained, and with no longer a warm-up."""
+        warmup = min(self.warmup_epochs, epochs - 1)
+        return self.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "early_stopping": None})
+
     @model_validator(mode="after")
     def _schedule_after_the_warmup(self) -> RetrainSettings:
         if self.warmup_epochs >= self.epochs:

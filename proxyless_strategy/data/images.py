@@ -195,6 +195,10 @@ class ImageData:
             worker_init_fn=last_through,
         )
 
+    def without_test(self) -> ImageData:
+        """Return the images of a training that is judged by the architecture part, with the weight part alone."""
+        return replace(self, training=self.weights, test=self.architecture)
+
     def pretrained_cfg(self) -> dict[str, Any]:
         """Return what a model trained on this data must be fed with, in timm's names.
 

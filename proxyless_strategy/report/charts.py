@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hardware.reading import cut
 
+from ..progress import epochs_in_words
 from ..runs.finished import FinishedRun
 from .boxes import is_large
 from .drawing import Badge, draw_badges, draw_points, figure_bytes, new_figure
@@ -192,7 +193,7 @@ def _finalists(search: FinishedRun, name: str) -> Chart | None:
     accuracy = search.row.get("accuracy")
     how = "with the supernet's weights"
     if search.finalists_epochs:
-        how = f"after {search.finalists_epochs} epoch{'s' * (search.finalists_epochs > 1)} of training each"
+        how = f"after {epochs_in_words(search.finalists_epochs)} of training each"
     elif search.finalists_dtype != "float32":
         how += f", quantised to {search.finalists_dtype[:20]}"
     text = (

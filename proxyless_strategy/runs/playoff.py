@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +30,8 @@ from ..config import TARGETS, RetrainSettings, SearchConfig
 from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..layout import FINALISTS_FILE
-from ..progress import Told
-from ..retraining.teacher import distilled, teacher_digest, weights_digest
+from ..progress import Told, epochs_in_words
+from ..retraining.teacher import distilled, teacher_digest
 from ..retraining.trainer import train
 from ..strategy.derivation import Derived, Deriver, cells
 from ..strategy.edge import Edge
@@ -154,20 +154,10 @@ def training_of(config: SearchConfig, data: ImageData) -> tuple[ImageData, Retra
         config: The search.
         data: Its images.
     """
-    settings, epochs = config.retraining, config.search.finalists_epochs
+    settings = config.retraining
     assert settings is not None
-    update = {"epochs": epochs, "warmup_epochs": min(settings.warmup_epochs, epochs - 1), "early_stopping": None}
     # no finalist sees an image that it is judged on, nor a test image
-    return replace(data, training=data.weights, test=data.architecture), settings.model_copy(update=update)
-
-
-def epochs_in_words(epochs: int) -> str:
-    """Say a number of epochs.
-
-    >>> epochs_in_words(1), epochs_in_words(2)
-    ('1 epoch', '2 epochs')
-    """
-    return f"{epochs} epoch{'s' * (epochs != 1)}"
+    return data.without_test(), settings.of_epochs(config.search.finalists_epochs)
 
 
 def epochs_at_most(config: SearchConfig) -> int:
@@ -274,8 +264,7 @@ def _loss_of(
 ) -> float:
     config = prepared.config
     data, settings = training_of(config, prepared.data)
-    build, network, initial = builder(prepared, subnet, weights, settings)
-    identity = {"network": network, **({} if initial is None else {"starting_weights": weights_digest(initial)})}
+    build, identity = builder(prepared, subnet, weights, settings)
     key = short_digest(
         [
             identity,

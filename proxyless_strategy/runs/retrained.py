@@ -140,7 +140,7 @@ def trained_subnet(
         model.load_state_dict(weights)
         return model, None
     checkpoint = config.out / CHECKPOINT
-    build, network, initial = builder(prepared, subnet, weights, settings)
+    build, identity = builder(prepared, subnet, weights, settings)
     begun = begun_with(checkpoint)
     # A training that an older version began has no teacher that was not named.
     older = begun is not None and "teacher" not in begun
@@ -155,10 +155,7 @@ def trained_subnet(
             checkpoint=checkpoint,
             on_epoch=lambda metrics: report({"phase": "retrain", "default": metrics["accuracy"], **metrics}),
             on_place=lambda place: told.at("retrain", place),
-            identity={
-                "network": network,
-                **({} if initial is None else {"starting_weights": weights_digest(initial)}),
-            },
+            identity=identity,
             teacher=teacher,
         )
     return trained.model, trained.test_accuracy
@@ -166,8 +163,8 @@ def trained_subnet(
 
 def builder(
     prepared: Prepared, subnet: Subnet, weights: Mapping[str, Tensor], settings: RetrainSettings
-) -> tuple[Callable[[], nn.Module], str, Mapping[str, Tensor] | None]:
-    """Return what makes a subnet with the weights that its training starts from, what tells it from others, and these.
+) -> tuple[Callable[[], nn.Module], dict[str, str]]:
+    """Return what makes a subnet with the weights that its training starts from, and what tells it from others.
 
     Args:
         prepared: What the search stands on.
@@ -188,7 +185,8 @@ def builder(
         return model
 
     # The weights do not tell: networks that differ in a stride alone have tensors of the same names and shapes.
-    return build, short_digest([subnet.timm_name, model_args]), initial
+    identity = {"network": short_digest([subnet.timm_name, model_args])}
+    return build, identity | ({} if initial is None else {"starting_weights": weights_digest(initial)})
 
 
 def retraining_teacher(

@@ -60,7 +60,7 @@ def make_start(config: SearchConfig, space: TimmDeclaration, data: ImageData) ->
         data: The images.
     """
     # what it is tested on is the architecture part: the test images are for the end
-    own = replace(data, training=data.weights, test=data.architecture)
+    own = data.without_test()
     assert config.shrink is not None
     _make(config, space, own, START, epochs=config.shrink.start_epochs or 0, weights=None, part="architecture")
 
@@ -119,8 +119,7 @@ def _settings(config: SearchConfig, epochs: int) -> RetrainSettings:
     """Return how the original is trained: as the subnet is, for another number of epochs, all of which it gets."""
     settings = config.retraining
     assert settings is not None
-    warmup = min(settings.warmup_epochs, epochs - 1)
-    return settings.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "early_stopping": None})
+    return settings.of_epochs(epochs)
 
 
 def _source(space: TimmDeclaration) -> str:

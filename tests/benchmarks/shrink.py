@@ -238,7 +238,7 @@ def _curve(job: Job, ready: Ready) -> dict[str, Any]:
 def _random(job: Job, ready: Ready) -> dict[str, Any]:
     generator = np.random.default_rng((job.seed, job.number, round(100 * job.share)))
     logits = generator.standard_normal(ready.prepared.cost.costs.shape)
-    return _subnet(job, ready, _best(ready, logits, slack=SLACK))
+    return _subnet(job, ready, _best(ready, logits))
 
 
 def _most_macs(job: Job, ready: Ready) -> dict[str, Any]:
@@ -441,10 +441,10 @@ def _edges(cost: CostModel) -> list[Edge]:
     return [Edge(label, names) for label, names in zip(cost.labels, cost.candidates, strict=True)]
 
 
-def _best(ready: Ready, logits: np.ndarray, *, slack: float | None = None) -> dict[str, str]:
-    """Return the feasible subnet of the greatest sum of logits."""
+def _best(ready: Ready, logits: np.ndarray) -> dict[str, str]:
+    """Return the subnet of the greatest sum of logits on the target."""
     cost: CostModel = ready.prepared.cost
-    derived = Deriver(_edges(cost), logits, cost.costs, cost.fixed).within(_target(ready), slack=slack)
+    derived = Deriver(_edges(cost), logits, cost.costs, cost.fixed).within(_target(ready), slack=SLACK)
     return {label: str(name) for label, name in derived.names.items()}
 
 
