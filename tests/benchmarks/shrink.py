@@ -1,7 +1,8 @@
 """Is what `proxyless shrink` finds better than the cheap ways to a network that is as fast?
 
-    .venv/bin/python -m tests.benchmarks.shrink [--quick] [--seeds 3] [--size 96] [--epochs 16] [--images 2000]
-                      [--randoms 20] [--jobs 2] [--weights FILE] [--fashion-mnist ROOT] [--out DIR] [--save]
+    .venv/bin/python -m tests.benchmarks.shrink [--quick] [--seeds 3] [--close-seeds 3] [--size 96] [--epochs 16]
+                      [--images 2000] [--randoms 20] [--jobs 2] [--weights FILE] [--fashion-mnist ROOT] [--out DIR]
+                      [--save]
 
 EfficientNet-Lite0 with its ImageNet weights is made smaller on 2,000 images of Fashion-MNIST. Every network that is
 compared begins where the search begins, the original fine-tuned on the weight part (`start`), and is then trained for
@@ -19,13 +20,14 @@ equally many epochs, beside the same teacher, by the same recipe. At each share 
 - `fresh`: a search and a training of its weights from random ones, with a fresh network's rates, for all epochs.
 
 All networks of a seed are timed in one interleaved run. The test images are read once for each network. Results are
-kept as they come: started again, it goes on. `--quick` is one seed and one share. The last line is JSON: `{original:
+kept as they come: started again, it goes on. `--quick` is one seed and one share. `--close-seeds` gives more seeds to
+`found` and to the two ways that come nearest to it, `most_macs` and `sensitivity`. The last line is JSON: `{original:
 {accuracy, ms}, rows: [{share, accuracy, ms, params}], lower_resolution, random: {mean, ci}, most_macs, uniform,
 sensitivity, torch_pruning, supernet_weights, fresh, minutes}`; accuracies in 0..1, `ci` 95 % of the mean by Student's
 t. `found_ahead` is by how much `found` is better than the row, `ahead_of_original` by how much a row is better than the
 original, {mean, ci}: the networks of a seed have its start and its teacher in common, so that differences are taken
-within each (of random subnets, to their mean). A way that leads to no network as fast as a share has no accuracy, and
-says so as `missing`.
+within each (of random subnets, to their mean). `found_by` counts what led to the subnets that were found. A way that
+leads to no network as fast as a share has no accuracy, and says so as `missing`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ import math
 import shutil
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +60,7 @@ from proxyless_strategy.config import RetrainSettings, SearchConfig, SearchSetti
 from proxyless_strategy.data.images import ImageData
 from proxyless_strategy.export.folder import load_exported
 from proxyless_strategy.export.onnx import export_onnx
+from proxyless_strategy.layout import SEARCH_FILE
 from proxyless_strategy.retraining.teacher import load_teacher
 from proxyless_strategy.retraining.trainer import train
 from proxyless_strategy.runs.finished import read_run
@@ -80,6 +84,8 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 RESULT = Path(__file__).with_name("data") / "shrink.json"
 NAME = "timm:tf_efficientnet_lite0"
 SHARES, CURVE = (0.6, 0.4), (0.8, 0.4)
+CLOSE = ("most_macs", "sensitivity")
+"""Ways whose networks differ least from what is found: only more seeds tell them apart."""
 CHEAP = ("lower_resolution", "most_macs", "uniform", "sensitivity", "torch_pruning", "fresh")
 FRESH_RATE = 0.05
 """Learning rate of a search from random weights; its retraining is as a retraining is by default."""
@@ -106,6 +112,7 @@ class Setting:
         images: Training images.
         randoms: Random subnets for each share, over all seeds.
         seeds: Seeds.
+        close_seeds: Seeds of what is found and of `CLOSE`, where more than `seeds`.
         shares: Shares of the original's latency.
         curve: Further shares, from the search of the first.
     """
@@ -117,8 +124,13 @@ class Setting:
     images: int = 2000
     randoms: int = 20
     seeds: int = 3
+    close_seeds: int = 0
     shares: tuple[float, ...] = SHARES
     curve: tuple[float, ...] = CURVE
+
+    @property
+    def every_seed(self) -> range:
+        return range(max(self.seeds, self.close_seeds))
 
     def folder(self, seed: int, *parts: str) -> Path:
         return self.out.joinpath(f"seed{seed}", *parts)
@@ -208,7 +220,10 @@ def _shared(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 def _found(job: Job, ready: Ready) -> dict[str, Any]:
-    return _shrunk(job, ready, job.setting.config(job.seed, job.share))
+    config = job.setting.config(job.seed, job.share)
+    row = _shrunk(job, ready, config)
+    taken, *_ = json.loads((config.out / SEARCH / SEARCH_FILE).read_text(encoding="utf-8"))["finalists"]
+    return {**row, "found_by": " + ".join(taken["found_by"])}
 
 
 def _supernet_weights(job: Job, ready: Ready) -> dict[str, Any]:
@@ -519,12 +534,17 @@ def _plan(files: int) -> Plan:
 def jobs_of(setting: Setting) -> list[Job]:
     """Return every network of a run, in the order in which they are needed."""
     jobs = []
-    for seed in range(setting.seeds):
+    for seed in setting.every_seed:
+        others = seed < setting.seeds
         for share in setting.shares:
             jobs.append(Job(setting, "found", seed, share))
-            jobs += [Job(setting, name, seed, share) for name in CHEAP]
+            jobs += [Job(setting, name, seed, share) for name in CHEAP if others or name in CLOSE]
+            if not others:
+                continue
             mine = range(1 + seed, 1 + setting.randoms, setting.seeds)
             jobs += [Job(setting, "random", seed, share, number) for number in mine]
+        if not others:
+            continue
         jobs.append(Job(setting, "supernet_weights", seed, setting.shares[0]))
         jobs += [Job(setting, "curve", seed, share) for share in setting.curve]
     return jobs
@@ -583,10 +603,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
     """Return what the last line says: means over seeds, by share; minutes of all networks together."""
-    every = [*[Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)], *jobs]
+    every = [*[Job(setting, "shared", seed, setting.shares[0]) for seed in setting.every_seed], *jobs]
     results = {job: json.loads(job.result.read_text(encoding="utf-8")) for job in every}
     networks = [job for job, row in results.items() if "missing" not in row]
-    ms = {seed: measured(setting, seed, networks) for seed in range(setting.seeds)}
+    ms = {seed: measured(setting, seed, networks) for seed in setting.every_seed}
     rows: dict[tuple[str, float], list[dict[str, Any]]] = {}
     missing: dict[tuple[str, float], str] = {}
     for job, row in results.items():
@@ -614,6 +634,7 @@ def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
             "measured_share": round(statistics.fmean(row["ratio"] for row in found), 4),
             "params": round(statistics.fmean(row["params"] for row in found)),
             "count": len(found),
+            **({"found_by": dict(Counter(row["found_by"] for row in found))} if name == "found" else {}),
         }
 
     random = {}
@@ -634,7 +655,8 @@ def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one share, small images, few epochs")
-    for name in ("seeds", "size", "epochs", "images", "randoms"):
+    numbers = ("seeds", "close-seeds", "size", "epochs", "images", "randoms")
+    for name in numbers:
         parser.add_argument(f"--{name}", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE.safetensors")
@@ -650,12 +672,13 @@ def main() -> None:
             raise SystemExit(f"there are no {what} at {path}; see --help")
     out = (arguments.out or ROOT / "runs" / ("shrink_quick" if arguments.quick else "shrink")).absolute()
     setting = Setting(out, arguments.weights.absolute(), **(QUICK if arguments.quick else {}))
-    given = {name: getattr(arguments, name) for name in ("seeds", "size", "epochs", "images", "randoms")}
-    setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
+    given = {name: vars(arguments)[name.replace("-", "_")] for name in numbers}
+    given = {name: value for name, value in given.items() if value is not None}
+    setting = replace(setting, **{name.replace("-", "_"): value for name, value in given.items()})
     if not (out / "pictures").exists():
         write_folder(arguments.fashion_mnist, out / "pictures", train=setting.images, test=10_000, seed=0)
     jobs = jobs_of(setting)
-    first = [Job(setting, "shared", seed, setting.shares[0]) for seed in range(setting.seeds)]
+    first = [Job(setting, "shared", seed, setting.shares[0]) for seed in setting.every_seed]
     # the table is measured here, before anything trains
     _ready(first[0])
     for stage in (first, [job for job in jobs if job.name != "curve"], [job for job in jobs if job.name == "curve"]):
@@ -666,7 +689,7 @@ def main() -> None:
             print(f"{progress}: seed {job.seed} {job.key}: {said}, {row['minutes']} minutes", flush=True)
     last = summary(setting, jobs)
     if arguments.save:
-        options = [f" --{name} {value}" for name, value in given.items() if value is not None]
+        options = [f" --{name} {value}" for name, value in given.items()]
         command = "python -m tests.benchmarks.shrink" + " --quick" * arguments.quick + "".join(options)
         shown = {key: value for key, value in asdict(setting).items() if key not in ("out", "weights")}
         write_atomically(RESULT, json.dumps({**origin(command), "setting": shown, **last}, indent=1) + "\n")

@@ -6,6 +6,7 @@ import doctest
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def test_every_way_is_gone_at_every_share_and_seed() -> None:
     }
     assert len({(job.seed, job.key) for job in jobs}) == len(jobs), "results do not overwrite each other"
     assert set(shrink.WAYS) == {"shared", *(job.name for job in jobs)}
+
+
+def test_what_is_close_has_more_seeds_and_all_else_stays() -> None:
+    usual, more = shrink.jobs_of(SETTING), shrink.jobs_of(replace(SETTING, close_seeds=5))
+    assert [replace(job, setting=SETTING) for job in more if job.seed < 3] == usual
+    further = [(job.name, job.seed, job.share) for job in more if job.seed >= 3]
+    names = ("found", "most_macs", "sensitivity")
+    assert sorted(further) == sorted((name, seed, share) for name in names for seed in (3, 4) for share in (0.6, 0.4))
+    fewer = replace(SETTING, close_seeds=2)
+    assert [replace(job, setting=SETTING) for job in shrink.jobs_of(fewer)] == usual
 
 
 def test_the_greatest_side_that_is_fast_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -133,33 +144,36 @@ def test_a_pruned_network_is_kept_for_the_training_that_goes_on(
 
 
 def test_the_last_line_is_of_all_seeds(tmp_path: Path) -> None:
-    setting = shrink.Setting(tmp_path, Path("weights"), seeds=2, randoms=2, shares=(0.6,), curve=(0.4,))
+    setting = shrink.Setting(tmp_path, Path("weights"), seeds=2, close_seeds=3, randoms=2, shares=(0.6,), curve=(0.4,))
     jobs = shrink.jobs_of(setting)
-    shared = [shrink.Job(setting, "shared", seed, 0.6) for seed in range(2)]
-    for seed in range(2):
+    shared = [shrink.Job(setting, "shared", seed, 0.6) for seed in range(3)]
+    for seed in range(3):
         own = [job for job in [*shared, *jobs] if job.seed == seed]
         for job in own:
             job.result.parent.mkdir(parents=True, exist_ok=True)
             row = {"accuracy": 0.8 + 0.1 * seed, "params": 10}
             row = {"missing": "too slow"} if job.name == "lower_resolution" else row
+            row |= {"found_by": "search" if seed else "most_macs"} if job.name == "found" else {}
             job.result.write_text(json.dumps({**row, "minutes": 1.5}))
         ms = {job.key: 2.0 if job.name == "shared" else 1.0 for job in own if job.name != "lower_resolution"}
         (setting.folder(seed) / "ms.json").write_text(json.dumps(ms))
     last = shrink.summary(setting, jobs)
     assert last["original"] == {
-        "accuracy": 0.85,
-        "ci": [0.21469, 1.48531],
+        "accuracy": 0.9,
+        "ci": [0.65159, 1.14841],
         "ms": 2.0,
         "measured_share": 1.0,
         "params": 10,
-        "count": 2,
+        "count": 3,
     }
     assert last["rows"][0]["ahead_of_original"] == {"mean": 0.0, "ci": [0.0, 0.0]}
     assert last["fresh"]["0.6"]["found_ahead"] == {"mean": 0.0, "ci": [0.0, 0.0]}
     rows = [(row["share"], row["measured_share"], row["count"]) for row in last["rows"]]
-    assert rows == [(0.6, 0.5, 2), (0.4, 0.5, 2)]
+    assert rows == [(0.6, 0.5, 3), (0.4, 0.5, 2)]
+    assert last["rows"][0]["found_by"] == {"most_macs": 1, "search": 2}
+    assert (last["most_macs"]["0.6"]["count"], last["uniform"]["0.6"]["count"]) == (3, 2)
     assert last["rows"][1]["derived_from"] == 0.6
     assert last["random"]["0.6"]["mean"] == 0.85
     assert last["lower_resolution"] == {"0.6": {"accuracy": None, "missing": "too slow"}}
-    assert last["minutes"] == 1.5 * (len(jobs) + 2)
+    assert last["minutes"] == 1.5 * (len(jobs) + 3)
     assert set(last) == {"original", "rows", "random", *shrink.CHEAP, "supernet_weights", "minutes"}
