@@ -170,6 +170,7 @@ def retraining_threads(
     *,
     begun: bool,
     names: tuple[str, str] = ("data.workers", "retrain.threads"),
+    says: bool = True,
 ) -> Threads:
     """Decide on the threads of a retraining, each of its processes for itself; its caller trains under `used`.
 
@@ -180,6 +181,7 @@ def retraining_threads(
         data: Images.
         begun: Whether there is a checkpoint.
         names: Of the settings of the processes that read images and of the threads.
+        says: Whether it says what it has decided, and what speaks against it.
     """
     rank, replicas = place()
     here = current().local_size if current().size == replicas else replicas
@@ -206,7 +208,7 @@ def retraining_threads(
         on_gpu=on_gpu,
         first=rank == 0,
     )
-    if rank == 0:
+    if rank == 0 and says:
         print(f"retraining on {threads.sentence()}", flush=True)
         workers = data.loader("training", batch_size=1, rand_augment=settings.rand_augment).num_workers
         told = crowded(workers, threads, settings=names, processes=here, on_gpu=on_gpu)

@@ -31,6 +31,7 @@ from ..data.digest import data_digest
 from ..data.images import ImageData
 from ..layout import FINALISTS_FILE
 from ..progress import Told, epochs_in_words
+from ..retraining.setup import retraining_threads
 from ..retraining.teacher import distilled, teacher_digest
 from ..retraining.trainer import train
 from ..strategy.derivation import Derived, Deriver, cells
@@ -175,8 +176,8 @@ def epochs_at_most(config: SearchConfig) -> int:
 def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, told: Told) -> Playoff:
     """Train the last subnets of a search for `search.finalists_epochs` each, and rank them.
 
-    They train on the threads of the search. Each loss is kept in the run folder as it comes, and each training has a
-    checkpoint: a run that is killed goes on from the last one, one that a signal ends with the update that it was in.
+    They train on the threads of the retraining. Each loss is kept in the run folder as it comes, and each training has
+    a checkpoint: a run that is killed goes on from the last one, one that a signal ends with the update that it was in.
 
     Args:
         prepared: What the search stands on.
@@ -278,18 +279,20 @@ def _loss_of(
     kept = kept_losses(path)
     if key not in kept:
         checkpoint = config.out / f"finalist-{key}.ckpt"
+        threads = retraining_threads(settings, config.out, build, data, begun=checkpoint.exists(), says=False)
         try:
-            trained = train(
-                build,
-                data,
-                settings,
-                seed=config.seed,
-                checkpoint=checkpoint,
-                on_place=lambda place: told.at(PHASE, before + place),
-                identity=identity,
-                teacher=teacher,
-            ).model
-            found = retraining_loss(trained, data, settings, teacher)
+            with threads.used():
+                trained = train(
+                    build,
+                    data,
+                    settings,
+                    seed=config.seed,
+                    checkpoint=checkpoint,
+                    on_place=lambda place: told.at(PHASE, before + place),
+                    identity=identity,
+                    teacher=teacher,
+                ).model
+                found = retraining_loss(trained, data, settings, teacher)
             # one may be finite in training alone, by the moments of its batches
             kept[key] = found if math.isfinite(found) else None
         except TrainingError as error:

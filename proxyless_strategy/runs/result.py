@@ -112,6 +112,7 @@ class SearchResult:
             "warnings": list(self.warnings),
             "search_loss": self.search_loss,
             "knapsack_loss": self.knapsack_loss,
+            "finalists_epochs": self.config.search.finalists_epochs,
             **self._int8(),
         }
 

@@ -347,8 +347,7 @@ def search_supernet(
     derived, contest = module.derive(), module.contest
     record = search_record(module, prepared, history=log.history, film=log.film)
     if settings.finalists_epochs:
-        with threads.used():
-            playoff = play_off(prepared, module, start, told)
+        playoff = play_off(prepared, module, start, told)
         derived, contest = playoff.best, playoff.contest(SENSITIVITY)
         told_of = sentences(playoff.warnings())
         for sentence in told_of:

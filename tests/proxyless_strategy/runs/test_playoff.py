@@ -264,7 +264,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Noted:
     train = playoff.train
 
     def noted(build: Any, data: ImageData, recipe: Any, **others: Any) -> Any:
-        found.append({"data": data, "recipe": recipe, "start": build().state_dict(), **others})
+        given = {"data": data, "recipe": recipe, "start": build().state_dict(), "threads": torch.get_num_threads()}
+        found.append({**given, **others})
         return train(build, data, recipe, **others)
 
     monkeypatch.setattr(playoff, "train", noted)
@@ -280,10 +281,11 @@ def test_the_one_of_least_loss_is_exported_and_finalists_are_trained_as_it_will_
     weights: Path, tmp_path: Path, trainings: Noted, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     losses(monkeypatch, 0.9, 0.8, 0.4)
-    config = settings(weights, tmp_path / "run")
+    config = settings(weights, tmp_path / "run", search={"threads": 2}, retrain={"threads": 1})
     result = run_search(config)
     assert len(trainings) == 3
     for given in trainings:
+        assert given["threads"] == 1
         data, recipe = given["data"], given["recipe"]
         seen, judged = set(data.training.indices), set(data.test.indices)
         assert seen == set(data.weights.indices)
@@ -447,7 +449,7 @@ def test_a_start_from_sensitivities_is_held_against_the_trained_knapsack(
     by_source = {source: f["loss"] for f in record["finalists"][::-1] for source in f["found_by"]}
     assert (own, knapsack) == (by_source[SEARCHED], by_source[SENSITIVITY])
     row = json.loads((tmp_path / "run" / "row.json").read_text())
-    assert (row["search_loss"], row["knapsack_loss"]) == (own, knapsack)
+    assert (row["search_loss"], row["knapsack_loss"], row["finalists_epochs"]) == (own, knapsack, 2)
     # which is no contender under the supernet's weights then, nor said to have won there
     assert "start" in options[0]
     assert "contender" not in options[0]
