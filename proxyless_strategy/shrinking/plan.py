@@ -27,8 +27,9 @@ IMAGES_SEEN = 60_000
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
 START, SEARCH = 0.25, 0.35
 """Share of all epochs that the original has before the search, and length of the search as such a share."""
-FINALISTS, FEWEST_FINALIST_EPOCHS = 0.1, 2
-"""Length of each finalist's training as such a share, and the least: after one epoch losses are largely chance."""
+FINALISTS, FEWEST_FINALIST_EPOCHS = 0.25, 4
+"""Length of each finalist's training as such a share, and the least: after two epochs losses still tell how near a
+subnet is to the original, which those of most multiply-accumulates are not, rather than what it can learn."""
 ARCHITECTURE_STEPS = 150
 """That a search has where there are images enough."""
 OPTIONS = {"kernels": [3], "expansions": [2, 4]}
@@ -211,11 +212,11 @@ def _epochs(config: SearchConfig, images: int, *, knows: bool, keeps_weights: bo
         after = search.epochs if "epochs" in search.model_fields_set else max(1, length - warmup)
         schedule = {"warmup_epochs": warmup, "epochs": after}
     searched = sum(schedule.values()) if keeps_weights else 0
-    if schedule and not keeps_weights and search.finalists_dtype == "float32":
-        schedule["finalists_epochs"] = max(FEWEST_FINALIST_EPOCHS, round(FINALISTS * total))
     tuned = max(1, total - start - searched)
     if retrain is not None and "epochs" in retrain.model_fields_set:
         tuned = retrain.epochs
+    if schedule and not keeps_weights and search.finalists_dtype == "float32":
+        schedule["finalists_epochs"] = min(tuned, max(FEWEST_FINALIST_EPOCHS, round(FINALISTS * total)))
     return {
         "search": schedule,
         "retrain": {"epochs": tuned},

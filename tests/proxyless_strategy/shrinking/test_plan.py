@@ -99,6 +99,17 @@ def test_both_networks_are_trained_equally_long(
             assert getattr(getattr(config, section), key) == value
 
 
+@pytest.mark.parametrize(("epochs", "finalists"), [(4, 3), (8, 4), (16, 4), (40, 10)])
+def test_finalists_are_trained_for_a_quarter_and_no_longer_than_the_subnet(
+    root: Path, weights: Path, tmp_path: Path, epochs: int, finalists: int
+) -> None:
+    space = {"name": f"timm:{NAME}", "options": {"weights": str(weights)}}
+    config = plan(bare(root, tmp_path / "out", space=space, shrink={"epochs": epochs}))
+    assert config.search.finalists_epochs == finalists <= config.retrain.epochs
+    kept = plan(bare(root, tmp_path / "out", space=space, shrink={"epochs": epochs}, retrain={"weights": "supernet"}))
+    assert kept.search.finalists_epochs == 0
+
+
 def test_a_network_without_weights_keeps_those_of_the_search(root: Path, tmp_path: Path) -> None:
     config = plan(bare(root, tmp_path, shrink={"epochs": 9}))
     assert config.retrain.weights == "supernet"
