@@ -231,15 +231,22 @@ def test_another_processor_of_the_phone_is_the_tables_place(
 # ---- int8 ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def int8(tmp_path: Path) -> Bench:
-    """With a whole kit in int8, whose .tflite files are stand-ins."""
+@pytest.fixture(scope="module")
+def written_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixed, edges = SMALL
     ops = [*fixed, *(op for options in edges.values() for op in options.values())]
-    nets, out = draw_nets(fixed, edges, 8, seed=1), tmp_path / "kit"
+    nets, out = draw_nets(fixed, edges, 8, seed=1), tmp_path_factory.mktemp("int8") / "kit"
     write_kit(ops, nets, out, input_size=16, space="tiny", android=True, dtype="int8")
     for graph in (out / "graphs").iterdir():
         shutil.copy(graph, graph.with_suffix(".tflite"))
+    return out
+
+
+@pytest.fixture
+def int8(written_int8: Path, tmp_path: Path) -> Bench:
+    """With a whole kit in int8, whose .tflite files are stand-ins."""
+    out = tmp_path / "kit"
+    shutil.copytree(written_int8, out)
     made = Bench(tmp_path, out)
     made.plug()
     return made
@@ -247,7 +254,11 @@ def int8(tmp_path: Path) -> Bench:
 
 @pytest.mark.parametrize(
     ("program", "delegate", "word"),
-    [(ONNX, "cpu", "-e cpu"), (TFLITE, "xnnpack", "--use_xnnpack=true"), (TFLITE, "nnapi", "--nnapi_allow_fp16=false")],
+    [
+        (ONNX, "cpu", "-e cpu"),
+        pytest.param(TFLITE, "xnnpack", "--use_xnnpack=true", marks=pytest.mark.slow),
+        (TFLITE, "nnapi", "--nnapi_allow_fp16=false"),
+    ],
     ids=["onnxruntime", "xnnpack", "nnapi"],
 )
 def test_a_kit_in_int8_becomes_a_table_of_int8(int8: Bench, program: Path, delegate: str, word: str) -> None:

@@ -94,7 +94,11 @@ def test_a_family_that_timm_lacks_round_trips_and_brings_its_file(tmp_path: Path
 
 @pytest.mark.parametrize(
     "subnet",
-    [pytest.param(a_subnet(stem_stride=1), marks=pytest.mark.slow), a_subnet(), a_tree()],
+    [
+        pytest.param(a_subnet(stem_stride=1), marks=pytest.mark.slow),
+        a_subnet(),
+        pytest.param(a_tree(), marks=pytest.mark.slow),
+    ],
     ids=["stem_stride 1", "stem_stride 2", "tree"],
 )
 def test_hub_needs_nothing_of_this_project(tmp_path: Path, subnet: Subnet) -> None:

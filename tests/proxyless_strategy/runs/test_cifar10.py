@@ -149,6 +149,7 @@ def test_a_cutout_as_large_as_the_image_is_refused() -> None:
 # --- a search -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_over_tree_cells_ends_in_their_timm_model(drawn: Path, tmp_path: Path) -> None:
     config = load_config(
         SEARCH,

@@ -160,6 +160,7 @@ def test_a_trial_killed_in_its_search_ends_as_it_did_then(ended: tuple[Path, lis
     same_json(run / "gradient_killed" / "result.json", FIXTURE / "gradient" / "result.json", rough=ROUGH)
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_bit_for_bit(ended: tuple[Path, list[str]]) -> None:
     found, recorded = ended[0] / "reinforce_killed", FIXTURE / "reinforce"
     if EXACT:

@@ -327,14 +327,21 @@ def test_finalists_start_from_the_weights_that_the_subnet_will_start_from(
         torch.testing.assert_close(value, own[name], rtol=0, atol=0)
 
 
-def test_a_killed_comparison_goes_on_with_what_was_trained(
-    weights: Path, tmp_path: Path, trainings: Noted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(out: Path) -> Any:
-        return json.loads((out / "search.json").read_text())["finalists"]
+def finalists_of(out: Path) -> Any:
+    return json.loads((out / "search.json").read_text())["finalists"]
 
-    run_search(settings(weights, tmp_path / "whole"))
-    assert len(trainings) == 3
+
+@pytest.fixture(scope="module")
+def undisturbed(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The finalists of a search that nothing has ended."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_search(settings(weights, out))
+    return finalists_of(out)
+
+
+def test_a_killed_comparison_goes_on_with_what_was_trained(
+    weights: Path, undisturbed: Any, tmp_path: Path, trainings: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = playoff.write_atomically
 
     def killed(*given: Any, **others: Any) -> None:
@@ -345,21 +352,17 @@ def test_a_killed_comparison_goes_on_with_what_was_trained(
         patch.setattr(playoff, "write_atomically", killed)
         with pytest.raises(Killed):
             run_search(settings(weights, tmp_path / "run"))
-    assert len(trainings) == 4
+    assert len(trainings) == 1
     run_search(settings(weights, tmp_path / "run"))
-    assert len(trainings) == 6
-    assert read(tmp_path / "run") == read(tmp_path / "whole")
+    assert len(trainings) == 3
+    assert finalists_of(tmp_path / "run") == undisturbed
     # the first one's checkpoint was there when its loss was written
     assert not list((tmp_path / "run").glob("finalist-*"))
 
 
 def test_one_that_is_killed_in_its_training_goes_on_from_its_checkpoint(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(out: Path) -> Any:
-        return json.loads((out / "search.json").read_text())["finalists"]
-
-    run_search(settings(weights, tmp_path / "whole"))
     train, places = playoff.train, []
 
     def killed(*given: Any, on_place: Any, **others: Any) -> Any:
@@ -377,7 +380,7 @@ def test_one_that_is_killed_in_its_training_goes_on_from_its_checkpoint(
             run_search(settings(weights, tmp_path / "run"))
     assert list((tmp_path / "run").glob("finalist-*.ckpt"))
     run_search(settings(weights, tmp_path / "run"))
-    assert read(tmp_path / "run") == read(tmp_path / "whole")
+    assert finalists_of(tmp_path / "run") == undisturbed
     assert not list((tmp_path / "run").glob("finalist-*"))
 
 
