@@ -281,11 +281,11 @@ def test_the_one_of_least_loss_is_exported_and_finalists_are_trained_as_it_will_
     weights: Path, tmp_path: Path, trainings: Noted, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     losses(monkeypatch, 0.9, 0.8, 0.4)
-    config = settings(weights, tmp_path / "run", search={"threads": 2}, retrain={"threads": 1})
+    config = settings(weights, tmp_path / "run", search={"threads": 1}, retrain={"threads": 3})
     result = run_search(config)
     assert len(trainings) == 3
     for given in trainings:
-        assert given["threads"] == 1
+        assert given["threads"] == 3
         data, recipe = given["data"], given["recipe"]
         seen, judged = set(data.training.indices), set(data.test.indices)
         assert seen == set(data.weights.indices)
