@@ -22,12 +22,12 @@ from ..retraining.folder import INHERITED
 from ..retraining.recipe import load_recipe
 from .layout import TABLE_FILE
 
-IMAGES_SEEN = 60_000
+IMAGES_SEEN = 50_000
 """Images times epochs that each network is trained with by default: on two cores minutes at 128 pixels, not hours."""
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
 START, SEARCH = 0.25, 0.35
 """Share of all epochs that the original has before the search, and length of the search as such a share."""
-FINALISTS, FEWEST_FINALIST_EPOCHS = 0.25, 4
+FINALISTS, FEWEST_FINALIST_EPOCHS = 0.2, 4
 """Length of each finalist's training as such a share, and the least: after two epochs losses still tell how near a
 subnet is to the original, which those of most multiply-accumulates are not, rather than what it can learn."""
 ARCHITECTURE_STEPS = 150
@@ -185,7 +185,7 @@ def epochs_for(images: int) -> int:
     """Return how long each network is trained by default.
 
     >>> [epochs_for(images) for images in (100, 2000, 100_000)]
-    [60, 30, 8]
+    [60, 25, 8]
     """
     return max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(IMAGES_SEEN / images)))
 
