@@ -188,32 +188,31 @@ def play_off(prepared: Prepared, module: Any, start: SensitivityStart | None, to
     Raises:
         TrainingError: No subnet has a finite loss.
     """
-    config, settings = prepared.config, prepared.config.search
+    config, epochs = prepared.config, prepared.config.search.finalists_epochs
     field = candidates(prepared, module, start)
-    # what is to be said of it the retraining says
-    teacher = retraining_teacher(config, prepared.space, prepared.data, says=False)
+    training = _Training.of(prepared)
     keeps = starting_weights(config, prepared.space) == "supernet"
     played = []
-    told.stage(f"finalists: {len(field)} are trained for {epochs_in_words(settings.finalists_epochs)} each")
+    told.stage(f"finalists: {len(field)} are trained for {epochs_in_words(epochs)} each")
     for number, (derived, sources) in enumerate(field):
         sample = module.architecture.export(derived.choice)
         subnet = Subnet(prepared.space, {label: str(choice) for label, choice in sample.items()})
         weights: Mapping[str, Tensor] = {}
         if keeps:
             weights = prepared.space.timm_names(module.derived_network(derived).state_dict(), subnet.choices)
-        loss = _loss_of(prepared, subnet, weights, teacher, told, before=number * settings.finalists_epochs)
+        loss = _loss_of(prepared, subnet, weights, training, told, before=number * epochs)
         told.say(f"  {' and '.join(sources)}: {derived.cost:.4g} {prepared.cost.unit}, loss {loss:.4g}")
         played.append(Played(derived, sources, loss))
     if not any(math.isfinite(each.loss) for each in played):
         raise TrainingError(
-            f"none of {len(played)} finalists has a finite loss after {epochs_in_words(settings.finalists_epochs)}; "
-            "lower retrain.learning_rate"
+            f"none of {len(played)} finalists has a finite loss after {epochs_in_words(epochs)}; lower "
+            "retrain.learning_rate"
         )
     # those too of a start that was killed between a loss and this
     for left in config.out.glob("finalist-*.ckpt*"):
         left.unlink(missing_ok=True)
     played.sort(key=lambda each: each.loss if math.isfinite(each.loss) else math.inf)
-    return Playoff(settings.finalists_epochs, tuple(played))
+    return Playoff(epochs, tuple(played))
 
 
 def candidates(
@@ -255,26 +254,44 @@ def most_macs(edges: Sequence[Edge], cost: CostModel, macs: CostModel, target: f
     return Deriver(edges, gains, cells(edges, cost), cost.fixed, gap=GAP).within(target)
 
 
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What the trainings of all finalists have in common.
+
+    Attributes:
+        data: Their images.
+        settings: Their recipe.
+        teacher: What teaches them; None: nothing.
+        identity: What tells these trainings from others, of any network.
+    """
+
+    data: ImageData
+    settings: RetrainSettings
+    teacher: nn.Module | None
+    identity: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> _Training:
+        config = prepared.config
+        data, settings = training_of(config, prepared.data)
+        # what is to be said of it the retraining says
+        teacher = retraining_teacher(config, prepared.space, prepared.data, says=False)
+        recipe = settings.model_dump(mode="json", exclude={"checkpoint_every", "threads"})
+        taught_by = None if teacher is None else teacher_digest(teacher)
+        return cls(data, settings, teacher, (recipe, config.seed, taught_by, data_digest(data)))
+
+
 def _loss_of(
     prepared: Prepared,
     subnet: Subnet,
     weights: Mapping[str, Tensor],
-    teacher: nn.Module | None,
+    training: _Training,
     told: Told,
     before: int,
 ) -> float:
-    config = prepared.config
-    data, settings = training_of(config, prepared.data)
+    config, data, settings, teacher = prepared.config, training.data, training.settings, training.teacher
     build, identity = builder(prepared, subnet, weights, settings)
-    key = short_digest(
-        [
-            identity,
-            settings.model_dump(mode="json", exclude={"checkpoint_every", "threads"}),
-            config.seed,
-            None if teacher is None else teacher_digest(teacher),
-            data_digest(data),
-        ]
-    )
+    key = short_digest([identity, *training.identity])
     path = config.out / FINALISTS_FILE
     kept = kept_losses(path)
     if key not in kept:

@@ -535,18 +535,14 @@ def jobs_of(setting: Setting) -> list[Job]:
     """Return every network of a run, in the order in which they are needed."""
     jobs = []
     for seed in setting.every_seed:
-        others = seed < setting.seeds
+        whole = seed < setting.seeds
+        mine = range(1 + seed, 1 + setting.randoms, setting.seeds) if whole else ()
         for share in setting.shares:
-            jobs.append(Job(setting, "found", seed, share))
-            jobs += [Job(setting, name, seed, share) for name in CHEAP if others or name in CLOSE]
-            if not others:
-                continue
-            mine = range(1 + seed, 1 + setting.randoms, setting.seeds)
+            jobs += [Job(setting, name, seed, share) for name in ("found", *(CHEAP if whole else CLOSE))]
             jobs += [Job(setting, "random", seed, share, number) for number in mine]
-        if not others:
-            continue
-        jobs.append(Job(setting, "supernet_weights", seed, setting.shares[0]))
-        jobs += [Job(setting, "curve", seed, share) for share in setting.curve]
+        if whole:
+            jobs.append(Job(setting, "supernet_weights", seed, setting.shares[0]))
+            jobs += [Job(setting, "curve", seed, share) for share in setting.curve]
     return jobs
 
 
@@ -655,9 +651,9 @@ def summary(setting: Setting, jobs: Sequence[Job]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one share, small images, few epochs")
-    numbers = ("seeds", "close-seeds", "size", "epochs", "images", "randoms")
+    numbers = ("seeds", "size", "epochs", "images", "randoms", "close_seeds")
     for name in numbers:
-        parser.add_argument(f"--{name}", type=int, default=None)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE.safetensors")
     parser.add_argument("--fashion-mnist", type=Path, default=FASHION_MNIST, metavar="ROOT")
@@ -672,9 +668,8 @@ def main() -> None:
             raise SystemExit(f"there are no {what} at {path}; see --help")
     out = (arguments.out or ROOT / "runs" / ("shrink_quick" if arguments.quick else "shrink")).absolute()
     setting = Setting(out, arguments.weights.absolute(), **(QUICK if arguments.quick else {}))
-    given = {name: vars(arguments)[name.replace("-", "_")] for name in numbers}
-    given = {name: value for name, value in given.items() if value is not None}
-    setting = replace(setting, **{name.replace("-", "_"): value for name, value in given.items()})
+    given = {name: value for name, value in vars(arguments).items() if name in numbers and value is not None}
+    setting = replace(setting, **given)
     if not (out / "pictures").exists():
         write_folder(arguments.fashion_mnist, out / "pictures", train=setting.images, test=10_000, seed=0)
     jobs = jobs_of(setting)
@@ -689,7 +684,7 @@ def main() -> None:
             print(f"{progress}: seed {job.seed} {job.key}: {said}, {row['minutes']} minutes", flush=True)
     last = summary(setting, jobs)
     if arguments.save:
-        options = [f" --{name} {value}" for name, value in given.items()]
+        options = [f" --{name.replace('_', '-')} {value}" for name, value in given.items()]
         command = "python -m tests.benchmarks.shrink" + " --quick" * arguments.quick + "".join(options)
         shown = {key: value for key, value in asdict(setting).items() if key not in ("out", "weights")}
         write_atomically(RESULT, json.dumps({**origin(command), "setting": shown, **last}, indent=1) + "\n")
